@@ -1,0 +1,1 @@
+"""The sendvae command, one module per verb."""

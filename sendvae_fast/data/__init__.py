@@ -1,0 +1,1 @@
+"""What images and latents there are, in which order they come, and how they are read."""

@@ -1,0 +1,1 @@
+"""What drives training: DeepSpeed and DDP engines, checkpoints, run directory, metrics."""

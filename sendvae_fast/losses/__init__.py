@@ -1,0 +1,1 @@
+"""Every loss of both stages."""

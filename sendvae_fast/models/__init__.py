@@ -1,0 +1,1 @@
+"""The networks: autoencoder, discriminator, mapper, SiT and the frozen foundation models."""

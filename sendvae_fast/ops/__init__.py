@@ -1,0 +1,1 @@
+"""Fused operations: one module per op, with reference, autograd and backend dispatch."""

@@ -1,0 +1,79 @@
+"""Progress of a long step: a live bar on a terminal, plain lines elsewhere."""
+
+import os
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+PLAIN_INTERVAL_S = 10.0
+
+
+class Progress:
+    """Counts `total` units of work on rank 0 and shows rate, time left and named values.
+
+    with Progress("training vae", total=500, unit="step", start=100) as progress:
+        progress.advance(1, loss=0.31)
+
+    On a terminal it is a live bar; elsewhere a plain line at most every `PLAIN_INTERVAL_S` seconds and one at the
+    end. Ranks other than 0 print nothing.
+    """
+
+    def __init__(self, title: str, total: int, unit: str = "it", start: int = 0) -> None:
+        self.title, self.total, self.unit, self.done = title, total, unit, start
+        self._start = start
+        self._silent = int(os.environ.get("RANK", "0")) != 0
+        self._bar: RichProgress | None = None
+        self._values: dict[str, float] = {}
+
+    def __enter__(self) -> "Progress":
+        self._began_s = self._last_line_s = time.monotonic()
+        if not self._silent and sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
+            )
+            self._bar = RichProgress(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, rate="", values="")
+        return self
+
+    def advance(self, count: int = 1, **values: float) -> None:
+        """Report `count` more units done, with values to show beside the bar."""
+        self.done += count
+        self._values.update(values)
+        if self._silent:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, rate=self._rate_text(), values=self._values_text())
+        elif time.monotonic() - self._last_line_s >= PLAIN_INTERVAL_S:
+            self._print_line()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif not self._silent and kind is None:
+            self._print_line()
+
+    @property
+    def rate_per_s(self) -> float:
+        """Units per second since the start of this process's work."""
+        return (self.done - self._start) / max(time.monotonic() - self._began_s, 1e-9)
+
+    def _rate_text(self) -> str:
+        return f"{self.rate_per_s:.1f} {self.unit}/s"
+
+    def _values_text(self) -> str:
+        return " ".join(f"{name} {value:.4g}" for name, value in self._values.items())
+
+    def _print_line(self) -> None:
+        self._last_line_s = time.monotonic()
+        left_s = (self.total - self.done) / self.rate_per_s if self.rate_per_s > 0 else float("inf")
+        left = f"{left_s:.0f} s left" if self.done < self.total else f"took {self._last_line_s - self._began_s:.1f} s"
+        parts = (f"{self.title}: {self.done}/{self.total} {self.unit}", self._rate_text(), left, self._values_text())
+        print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
