@@ -1,0 +1,136 @@
+"""Configs: nested dataclasses, read from YAML with dotted overrides, strict about every key.
+
+A YAML file may start from another one with `base: other.yaml` (relative to itself); its own keys win. An override is
+`--data.image_size=256` or `--data.image_size 256`.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from sendvae_fast.errors import UserError
+
+T = TypeVar("T")
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The nested dict in `path`, merged over its `base` file if it names one."""
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}; give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold `key: value` pairs, not a {type(content).__name__}")
+    base = content.pop("base", None)
+    return merge(read_yaml(path.parent / base), content) if base else content
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`below` with every key of `above` put over it, dict by dict."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """`["--a.b=1", "--c", "2"]` as `{"a": {"b": "1"}, "c": "2"}`; values stay text until the dataclass types them."""
+    nested: dict[str, Any] = {}
+    pending = list(arguments)
+    while pending:
+        argument = pending.pop(0)
+        if not argument.startswith("--"):
+            raise UserError(f"unexpected argument {argument!r}; options look like --key.subkey=value")
+        key, equals, value = argument[2:].partition("=")
+        if not equals:
+            if not pending or pending[0].startswith("--"):
+                raise UserError(f"--{key} needs a value, as in --{key}=VALUE")
+            value = pending.pop(0)
+        nested = merge(nested, _nest(key.split("."), value))
+    return nested
+
+
+def _nest(keys: list[str], value: Any) -> dict[str, Any]:
+    return {keys[0]: _nest(keys[1:], value) if len(keys) > 1 else value}
+
+
+def build_config(config_class: type[T], content: dict[str, Any], where: str = "the config") -> T:
+    """An instance of the dataclass `config_class` from a nested dict, types checked.
+
+    Raises UserError naming the key that is unknown (and the nearest known one), missing, or of the wrong type.
+    """
+    _check_keys(config_class, content, prefix="", where=where)
+    parser = config_parser(config_class)
+    try:
+        return config_class(**vars(parser.instantiate(parser.parse_object(content))))
+    except (ArgumentError, ValueError) as error:
+        # jsonargparse wraps what a nested __post_init__ raises: the check's own line is the one to show.
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise UserError(f"{where}: {_one_line(error)}") from error
+
+
+def load_config(config_class: type[T], files: list[Path], overrides: list[str]) -> T:
+    """Read `files` in order, each over the one before, then `overrides`, into an instance of `config_class`."""
+    content: dict[str, Any] = {}
+    for file in files:
+        content = merge(content, read_yaml(file))
+    where = " + ".join(str(file) for file in files) or "the command line"
+    return build_config(config_class, merge(content, parse_overrides(overrides)), where)
+
+
+def config_parser(config_class: type, prog: str | None = None, description: str | None = None) -> ArgumentParser:
+    """The jsonargparse parser of a config dataclass, also used to print every option with its docstring."""
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain dicts, lists and scalars, ready for YAML or JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def to_yaml(config: Any) -> str:
+    """A config as YAML text that `load_config` reads back to an equal instance."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def config_hash(config: Any) -> str:
+    """The sha256 (16 hex digits) of a config's content, independent of key order."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_keys(config_class: type, content: dict[str, Any], prefix: str, where: str) -> None:
+    types_by_name = typing.get_type_hints(config_class)
+    known = [field.name for field in dataclasses.fields(config_class)]
+    for key, value in content.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key {prefix}{key}; {hint}")
+        nested = _dataclass_of(types_by_name[key])
+        if nested is not None and isinstance(value, dict):
+            _check_keys(nested, value, f"{prefix}{key}.", where)
+
+
+def _dataclass_of(annotation: Any) -> type | None:
+    """The dataclass in `X` or `X | None`, if any."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).replace("Parser key ", "key ")
