@@ -45,8 +45,11 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse_overrides(arguments: list[str]) -> dict[str, Any]:
-    """`["--a.b=1", "--c", "2"]` as `{"a": {"b": "1"}, "c": "2"}`; values stay text until the dataclass types them."""
+def parse_overrides(arguments: list[str], flags: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """`["--a.b=1", "--c", "2"]` as `{"a": {"b": "1"}, "c": "2"}`; values stay text until the dataclass types them.
+
+    Dashes in a key read as underscores. A key in `flags` needs no value: alone it means true.
+    """
     nested: dict[str, Any] = {}
     pending = list(arguments)
     while pending:
@@ -54,12 +57,20 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
         if not argument.startswith("--"):
             raise UserError(f"unexpected argument {argument!r}; options look like --key.subkey=value")
         key, equals, value = argument[2:].partition("=")
-        if not equals:
-            if not pending or pending[0].startswith("--"):
-                raise UserError(f"--{key} needs a value, as in --{key}=VALUE")
+        key = key.replace("-", "_")
+        if not equals and pending and not pending[0].startswith("--"):
             value = pending.pop(0)
+        elif not equals and key in flags:
+            value = "true"
+        elif not equals:
+            raise UserError(f"--{key} needs a value, as in --{key}=VALUE")
         nested = merge(nested, _nest(key.split("."), value))
     return nested
+
+
+def flag_keys(config_class: type) -> frozenset[str]:
+    """The top-level boolean keys of a config dataclass, which the command line takes without a value."""
+    return frozenset(name for name, kind in typing.get_type_hints(config_class).items() if kind is bool)
 
 
 def _nest(keys: list[str], value: Any) -> dict[str, Any]:
@@ -88,7 +99,7 @@ def load_config(config_class: type[T], files: list[Path], overrides: list[str]) 
     for file in files:
         content = merge(content, read_yaml(file))
     where = " + ".join(str(file) for file in files) or "the command line"
-    return build_config(config_class, merge(content, parse_overrides(overrides)), where)
+    return build_config(config_class, merge(content, parse_overrides(overrides, flag_keys(config_class))), where)
 
 
 def config_parser(config_class: type, prog: str | None = None, description: str | None = None) -> ArgumentParser:

@@ -1,0 +1,128 @@
+"""The sendvae command: finds the verb, reads its config, calls it, and turns failures into one line.
+
+A verb is a module in this package with a docstring (its help), a dataclass `Config` (its options), `run(config)`, and
+optionally `POSITIONAL`, the name of the option that may be given bare.
+"""
+
+import difflib
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from sendvae_fast import __version__
+from sendvae_fast.config import config_parser, load_config
+from sendvae_fast.errors import UserError
+
+VERBS = {
+    "demo": "run everything end to end on a small scale and write a report",
+    "doctor": "say what this machine has and which backend each op uses",
+    "data synth": "render a JPEG ImageFolder of scenes with known attributes",
+    "train vae": "stage 1: fine-tune (or train) an autoencoder, aligned with a foundation model",
+    "cache-latents": "encode an ImageFolder once into latent shards",
+    "train sit": "stage 2: train a SiT flow transformer with REPA on cached latents",
+    "sample": "draw pictures from a trained SiT",
+    "evaluate": "measure reconstructions, attribute probes and generation distance",
+    "report": "write a run's offline HTML report",
+    "config show": "print a fully resolved config",
+}
+USAGE = "usage: sendvae VERB [--config FILE.yaml ...] [--key.subkey=value ...] [--debug] [--help]"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code: 0 done, 2 the user can mend it, 75 stopped by a signal and saved."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        return _dispatch([argument for argument in arguments if argument != "--debug"])
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        line = " ".join(str(error).split()) or "no message"
+        print(f"error: unexpected {type(error).__name__}: {line} (run again with --debug for details)", file=sys.stderr)
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"sendvae_fast {__version__}")
+        return 0
+    words = 2 if " ".join(arguments[:2]) in VERBS else 1
+    verb = " ".join(arguments[:words])
+    if verb not in VERBS:
+        raise UserError(_unknown(arguments[0]))
+    module = importlib.import_module("sendvae_fast.cli." + verb.replace(" ", "_").replace("-", "_"))
+    return _run_verb(verb, module, arguments[words:])
+
+
+def _run_verb(verb: str, module: ModuleType, arguments: list[str]) -> int:
+    if "-h" in arguments or "--help" in arguments:
+        print(_help(verb, module))
+        return 0
+    positional = getattr(module, "POSITIONAL", None)
+    if positional and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{positional}={arguments[0]}", *arguments[1:]]
+    files, overrides = _split_config_files(arguments)
+    return module.run(load_config(module.Config, files, overrides)) or 0
+
+
+def _split_config_files(arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """The values of every `--config FILE` and the other arguments."""
+    files, others = [], []
+    pending = list(arguments)
+    while pending:
+        argument = pending.pop(0)
+        if argument == "--config" and not pending:
+            raise UserError("--config needs a file, as in --config configs/demo/vae.yaml")
+        if argument == "--config":
+            files.append(Path(pending.pop(0)))
+        elif argument.startswith("--config="):
+            files.append(Path(argument.partition("=")[2]))
+        else:
+            others.append(argument)
+    return files, others
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    title = f"sendvae_fast {__version__}: train Send-VAE autoencoders and the generators on top of them"
+    lines = [title, "", USAGE, ""]
+    lines += [f"  {verb:<{width}}  {help_line}" for verb, help_line in VERBS.items()]
+    lines += ["", "`sendvae VERB --help` lists a verb's options."]
+    lines += ["On several ranks: torchrun --nproc-per-node N -m sendvae_fast VERB ..."]
+    return "\n".join(lines)
+
+
+def _help(verb: str, module: ModuleType) -> str:
+    positional = getattr(module, "POSITIONAL", None)
+    bare = f"[{positional.upper()}] " if positional else ""
+    parser = config_parser(module.Config, prog=f"sendvae {verb}")
+    options = parser.format_help().partition("options:")[2]
+    # jsonargparse offers a config file per nested group; here files are read once, by --config.
+    kept = [line for line in options.splitlines() if "--help" not in line and " CONFIG " not in line]
+    shared = ["  --config FILE         a YAML file with any of the keys below; may be given several times",
+              "  --debug               on a failure, show the traceback"]
+    head = f"usage: sendvae {verb} {bare}[--config FILE ...] [--key.subkey=value ...]"
+    return "\n".join([head, "", (module.__doc__ or "").strip(), "", "options:", *shared, *[x for x in kept if x]])
+
+
+def _unknown(word: str) -> str:
+    near = difflib.get_close_matches(word, VERBS, n=1)
+    hint = f"did you mean `sendvae {near[0]}`?" if near else "`sendvae --help` lists the verbs"
+    return f"there is no verb {word!r}; {hint}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
