@@ -1,0 +1,93 @@
+"""The mapper h_φ of Send-VAE: from noised latents to the feature space of a frozen foundation model.
+
+Section 3.2 of the paper: "a patch embedding layer, followed by" transformer layers "and an MLP projector". It sees
+neither the noise level nor the class, and is dropped after stage 1.
+
+Shape letters: B batch, C latent channels, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.positions import sincos_2d
+from sendvae_fast.models.transformer import Attention, Mlp, PatchEmbed, init_transformer, projector
+
+
+@dataclass(kw_only=True)
+class MapperConfig:
+    """Sizes of a `Mapper`. Raises `UserError` for sizes that do not fit together."""
+
+    latent_channels: int
+    """Channels of the latent."""
+    grid_size: int
+    """Patch tokens per side; must equal the foundation model's. The latent has ``grid_size * patch_size`` per side."""
+    target_dim: int
+    """Width of the foundation model's features."""
+    width: int = 768
+    """Width of the transformer; the paper takes the foundation model's (768 or 1024)."""
+    depth: int = 1
+    """Transformer layers: 0, 1 (the paper's best) or more. 0 leaves patch embedding and projector."""
+    num_heads: int = 12
+    """Attention heads: 12 for width 768, 16 for 1024."""
+    patch_size: int = 1
+    """Latent positions per token and side: 1 for f16 latents, 2 for f8."""
+    projector_width: int = 2048
+    """Hidden width of the MLP projector."""
+
+    def __post_init__(self):
+        for name in ("latent_channels", "grid_size", "target_dim", "num_heads", "patch_size", "projector_width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"mapper {name} is {getattr(self, name)}: it must be at least 1")
+        if self.depth < 0:
+            raise UserError(f"mapper depth is {self.depth}: it must be 0 or more")
+        if self.width < 4 or self.width % 4 or self.width % self.num_heads:
+            raise UserError(
+                f"mapper width={self.width} must be a multiple of 4 (sine-cosine positions) and of "
+                f"num_heads={self.num_heads}"
+            )
+
+
+class Mapper(nn.Module):
+    """Noised, normalised latents [B, C, grid P, grid P] to features [B, N, target_dim], one per patch, row-major."""
+
+    def __init__(self, config: MapperConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config.patch_size, config.latent_channels, config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.num_heads) for _ in range(config.depth))
+        self.projector = projector(config.width, config.projector_width, config.target_dim)
+        init_transformer(self)
+        # A function of the configuration, so it is neither trained nor saved.
+        self.register_buffer("pos_embed", sincos_2d(config.width, config.grid_size), persistent=False)  # [N, D]
+
+    def forward(self, z_t: Tensor) -> Tensor:
+        size = self.config.grid_size * self.config.patch_size
+        if z_t.shape[-2:] != (size, size):
+            raise UserError(
+                f"the mapper was built for latents of {size} x {size} but got {z_t.shape[-2]} x {z_t.shape[-1]}: set "
+                f"mapper grid_size * patch_size to the latent size (image size / downsampling)"
+            )
+        x = self.patch_embed(z_t)
+        x = x + self.pos_embed.to(x.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return self.projector(x)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer layer [B, N, D] to [B, N, D], as timm's ``Block``."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, approximate="none")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))

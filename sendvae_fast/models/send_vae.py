@@ -1,0 +1,108 @@
+"""The network of stage 1: an autoencoder whose noised latents are mapped to a foundation model's features.
+
+Equations 1-3 of the paper, without the losses. Shape letters: B batch, C latent channels, H W latent size, N tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sendvae_fast.models.autoencoder import Autoencoder
+from sendvae_fast.models.mapper import Mapper
+from sendvae_fast.ops import noise_inject
+
+LatentNormKind = Literal["running", "fixed", "none"]
+
+
+class LatentNorm(nn.Module):
+    """Per-channel mean and standard deviation of the latents, by which they are normalised before noise is added.
+
+    `running` follows the training latents (momentum 0.1, as REPA-E's BatchNorm without affine parameters); the first
+    batch sets them, and on several ranks they are those of the global batch. `fixed` keeps the statistics loaded with
+    the autoencoder. `none` leaves latents as they are. No gradient flows through the statistics.
+    """
+
+    MOMENTUM = 0.1
+    EPS = 1e-4
+
+    def __init__(self, latent_channels: int, kind: LatentNormKind = "running") -> None:
+        super().__init__()
+        self.kind = kind
+        self.register_buffer("running_mean", torch.zeros(latent_channels))
+        self.register_buffer("running_var", torch.ones(latent_channels))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+
+    def set_statistics(self, latent_mean: Tensor, latent_std: Tensor) -> None:
+        """Start from known per-channel statistics, each [C]."""
+        self.running_mean.copy_(latent_mean)
+        self.running_var.copy_(latent_std.square())
+        self.num_batches_tracked.fill_(1)
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """(mean, standard deviation), each [C] float32."""
+        if self.kind == "none":
+            return torch.zeros_like(self.running_mean).float(), torch.ones_like(self.running_var).float()
+        return self.running_mean.float(), (self.running_var.float() + self.EPS).sqrt()
+
+    @torch.no_grad()
+    def update(self, mean: Tensor, logvar: Tensor) -> None:
+        """Move the running statistics towards those of the posterior samples of a batch, moments [B, C, H, W] each.
+
+        The variance of a sample is the variance of its mean plus its own: the statistics need no draw.
+        """
+        mean, variance = mean.float(), logvar.float().clamp(-30.0, 20.0).exp()
+        count = mean.new_full((1,), mean.numel() / mean.shape[1])
+        sums = torch.cat([mean.sum((0, 2, 3)), (mean.square() + variance).sum((0, 2, 3)), count])
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(sums)
+        first, second = (sums[:-1] / sums[-1]).chunk(2)
+        # Decided on the device: the first batch sets the statistics, later ones move them.
+        momentum = torch.where(self.num_batches_tracked == 0, 1.0, self.MOMENTUM)
+        self.running_mean.lerp_(first.to(self.running_mean), momentum.to(self.running_mean))
+        self.running_var.lerp_((second - first.square()).to(self.running_var), momentum.to(self.running_var))
+        self.num_batches_tracked += 1
+
+
+class SendVAEOutput(NamedTuple):
+    """What stage 1's losses need of one forward pass."""
+
+    reconstruction: Tensor  # [B, 3, S, S]
+    moments: Tensor  # [B, 2C, H, W]
+    features: Tensor | None  # [B, N, target_dim]; None without a mapper
+
+
+class SendVAE(nn.Module):
+    """Autoencoder and mapper trained as one network; a run without alignment has no mapper.
+
+    Args:
+        autoencoder: the autoencoder to train.
+        mapper: h of Equation 2, or None for a run without alignment.
+        latent_norm: see `LatentNorm`.
+        noise: whether the mapper sees noised latents (Equation 1) or clean ones (the paper's Table 3, "w/o noise").
+    """
+
+    def __init__(
+        self, autoencoder: Autoencoder, mapper: Mapper | None, latent_norm: LatentNormKind = "running",
+        noise: bool = True,
+    ) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.mapper = mapper
+        self.latent_norm = LatentNorm(autoencoder.config.latent_channels, latent_norm)
+        self.noise = noise
+
+    def forward(self, x: Tensor, key: Tensor, sample_ids: Tensor) -> SendVAEOutput:
+        """Images [B, 3, S, S] in [-1, 1], the step's random key and the samples' ids [B] to a `SendVAEOutput`."""
+        moments = self.autoencoder.encode(x)
+        mean, logvar = moments.chunk(2, dim=1)
+        if self.training and self.latent_norm.kind == "running":
+            self.latent_norm.update(mean.detach(), logvar.detach())
+        latent_mean, latent_std = self.latent_norm.statistics()
+        t = None if self.noise else torch.zeros(x.shape[0], device=x.device)
+        noised = noise_inject(mean, logvar, latent_mean, latent_std, key, sample_ids, t)
+        features = None if self.mapper is None else self.mapper(noised.z_t)
+        return SendVAEOutput(self.autoencoder.decode(noised.z), moments, features)
