@@ -1,0 +1,147 @@
+"""From noise to latents: the Euler-Maruyama SDE sampler of the paper's numbers, and two ODE samplers.
+
+Noise depends on (seed, step, sample id) alone, so a sample is the same in any batch and on any number of ranks.
+
+Shape letters: B batch, C latent channels, H W latent height and width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.ops import philox
+from sendvae_fast.sampling import path
+from sendvae_fast.sampling.guidance import GuidedVelocity
+
+# (x [B, C, H, W] in the model's dtype, t float64 scalar on the CPU) -> velocity [B, C, H, W]
+Velocity = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(kw_only=True)
+class SamplerConfig:
+    """How the reverse process is integrated."""
+
+    kind: Literal["sde", "euler", "heun"] = "sde"
+    """`sde`: Euler-Maruyama, as REPA, REPA-E and Send-VAE sample; `euler`, `heun`: the probability-flow ODE."""
+    num_steps: int = 250
+    """Steps. The model runs once a step; with `heun`, twice in every step but the last."""
+    last_step: float = 0.04
+    """`sde` only: noise level from which the final, noise-free step goes to 0."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """Precision of the state between steps. The network always sees its own dtype."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("sde", "euler", "heun"):
+            raise UserError(f"sampler kind is {self.kind!r}; give sde, euler or heun")
+        if self.dtype not in ("float64", "float32"):
+            raise UserError(f"sampler dtype is {self.dtype!r}; give float64 or float32")
+        least = 2 if self.kind == "sde" else 1
+        if self.num_steps < least:
+            raise UserError(f"sampler num_steps is {self.num_steps}; {self.kind} takes {least} or more")
+        if not 0 < self.last_step < 1:
+            raise UserError(f"sampler last_step is {self.last_step}; give a noise level between 0 and 1")
+
+
+def time_grid(config: SamplerConfig) -> Tensor:
+    """The noise levels that a sampler visits, from 1 down to 0: float64 [num_steps + 1] on the CPU.
+
+    `sde`: linspace(1, last_step, num_steps), then 0. ODE: linspace(1, 0, num_steps + 1).
+    """
+    if config.kind == "sde":
+        levels = torch.linspace(1, config.last_step, config.num_steps, dtype=torch.float64)
+        return torch.cat([levels, levels.new_zeros(1)])
+    return torch.linspace(1, 0, config.num_steps + 1, dtype=torch.float64)
+
+
+def initial_noise(seed: int, sample_ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal float32 [B, *shape] to start from at t = 1. sample_ids int64 [B], on the device to sample on."""
+    return philox.normal(philox.make_key(seed, 0, sample_ids.device), philox.Stream.SAMPLER_INIT, sample_ids, shape)
+
+
+@torch.no_grad()
+def euler_maruyama(
+    velocity: Velocity,
+    z: Tensor,
+    sample_ids: Tensor,
+    seed: int,
+    config: SamplerConfig,
+    on_step: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """The reverse SDE: x <- x + d(x, t) Δt + sqrt(w(t) |Δt|) ε, and x <- x + d(x, t) Δt in the last step.
+
+    The same numbers of steps, grid, precision and order of operations as REPA's and REPA-E's sampler
+    (`path.sde_drift`, `path.sde_diffusion`); only the noise comes from elsewhere. Arguments as in `sample`.
+    """
+    times = time_grid(config)
+    x = z.to(getattr(torch, config.dtype))
+    for step in range(config.num_steps):
+        t, dt = times[step], times[step + 1] - times[step]
+        x = x + path.sde_drift(x, velocity(x.to(z.dtype), t).to(x.dtype), t) * dt
+        if step < config.num_steps - 1:
+            key = philox.make_key(seed, step, z.device)
+            noise = philox.normal(key, philox.Stream.SAMPLER_STEP, sample_ids, tuple(z.shape[1:]))
+            x = x + torch.sqrt(path.sde_diffusion(t) * dt.abs()) * noise.to(x.dtype)
+        on_step()
+    return x.to(z.dtype)
+
+
+@torch.no_grad()
+def euler(velocity: Velocity, z: Tensor, config: SamplerConfig, on_step: Callable[[], object] = lambda: None) -> Tensor:
+    """The probability-flow ODE dx = v dt by Euler's method, of first order. Arguments as in `sample`."""
+    times = time_grid(config)
+    x = z.to(getattr(torch, config.dtype))
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        x = x + velocity(x.to(z.dtype), t).to(x.dtype) * (t_next - t)
+        on_step()
+    return x.to(z.dtype)
+
+
+@torch.no_grad()
+def heun(velocity: Velocity, z: Tensor, config: SamplerConfig, on_step: Callable[[], object] = lambda: None) -> Tensor:
+    """The probability-flow ODE by Heun's method, of second order; the last step is Euler's, as in REPA's sampler.
+
+    Both halves of a step are guided, or neither is, by the step's first noise level. Arguments as in `sample`.
+    """
+    times = time_grid(config)
+    x = z.to(getattr(torch, config.dtype))
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        of_step = velocity.decide_at(float(t)) if isinstance(velocity, GuidedVelocity) else velocity
+        slope = of_step(x.to(z.dtype), t).to(x.dtype)
+        if t_next > 0:
+            ahead = x + slope * (t_next - t)
+            slope = (slope + of_step(ahead.to(z.dtype), t_next).to(x.dtype)) / 2
+        x = x + slope * (t_next - t)
+        on_step()
+    return x.to(z.dtype)
+
+
+def sample(
+    velocity: Velocity,
+    z: Tensor,
+    sample_ids: Tensor,
+    seed: int,
+    config: SamplerConfig,
+    on_step: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """Integrate from noise at t = 1 to latents at t = 0, with the sampler that `config.kind` names.
+
+    velocity: (x [B, C, H, W] in z's dtype, t float64 scalar on the CPU) -> [B, C, H, W]; often `guidance.guided(...)`.
+    z: [B, C, H, W], `initial_noise(...)` in the dtype that the network wants. sample_ids: int64 [B] on z's device.
+    on_step: called after each of the `num_steps` steps (`Progress.advance`, say).
+    Returns [B, C, H, W] in z's dtype. Raises UserError where the result is not finite.
+    """
+    if config.kind == "sde":
+        latents = euler_maruyama(velocity, z, sample_ids, seed, config, on_step)
+    else:
+        latents = {"euler": euler, "heun": heun}[config.kind](velocity, z, config, on_step)
+    broken = ~latents.flatten(1).isfinite().all(dim=1)
+    if broken.any():
+        raise UserError(
+            f"the generator's output is not finite for sample ids {sample_ids[broken][:5].tolist()}; "
+            "the checkpoint is damaged or diverged, or its numbers overflow in this precision: sample in float32"
+        )
+    return latents

@@ -1,0 +1,137 @@
+"""Pictures out: rounding to uint8, a folder of PNGs that resumes, the npz of the ADM evaluator, and image grids.
+
+Shape letters: B batch, N images, H W picture height and width. Pictures are uint8 [B, 3, H, W].
+"""
+
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sendvae_fast.errors import UserError
+
+Rounding = Literal["truncate", "round"]
+GRID_GAP_PX = 2
+
+
+def to_uint8(x: Tensor, rounding: Rounding = "truncate") -> Tensor:
+    """Pictures in [-1, 1], clamped, to uint8 of the same shape.
+
+    `truncate`: floor(255 (x + 1) / 2), as REPA and REPA-E write; `round`: floor(127.5 x + 128), half up, as SiT, DiT
+    and LightningDiT write. They differ by half a grey level on average, which FID sees.
+    """
+    if rounding not in ("truncate", "round"):
+        raise UserError(f"rounding is {rounding!r}; give truncate or round")
+    x = x.float()
+    levels = 255 * (x + 1) / 2 if rounding == "truncate" else 127.5 * x + 128
+    return levels.clamp(0, 255).to(torch.uint8)
+
+
+class PngFolder:
+    """A folder of samples, `%06d.png` by sample id. Files appear whole or not at all, so an interrupted run resumes.
+
+    Raises UserError if `root` is a file.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"{self.root} is a file; give a folder for the PNG files")
+
+    def path(self, sample_id: int) -> Path:
+        return self.root / f"{sample_id:06d}.png"
+
+    def write(self, sample_ids: Sequence[int], images: Tensor) -> None:
+        """images uint8 [B, 3, H, W], one per id, on any device."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        pixels = images.permute(0, 2, 3, 1).cpu().numpy()  # [B, H, W, 3]
+        pairs = list(zip(sample_ids, pixels, strict=True))
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            # list(): an iterator would keep the exceptions of the threads to itself
+            list(pool.map(lambda pair: self._write_one(*pair), pairs))
+
+    def missing(self, sample_ids: Iterable[int]) -> list[int]:
+        """Those of the ids that have no PNG yet, or a damaged one."""
+        return [sample_id for sample_id in sample_ids if not _is_whole_png(self.path(sample_id))]
+
+    def sample_ids(self) -> list[int]:
+        """Ids of the PNGs there are, ascending."""
+        names = (re.fullmatch(r"(\d{6,})\.png", path.name) for path in self.root.glob("*.png"))
+        return sorted(int(name[1]) for name in names if name)
+
+    def batches(self, sample_ids: Sequence[int], batch_size: int) -> Iterator[Tensor]:
+        """The pictures of the ids in that order: uint8 [<= batch_size, 3, H, W]. A missing file is a UserError."""
+        for first in range(0, len(sample_ids), batch_size):
+            yield torch.stack([self._read_one(sample_id) for sample_id in sample_ids[first : first + batch_size]])
+
+    def _write_one(self, sample_id: int, pixels: np.ndarray) -> None:
+        path = self.path(sample_id)
+        unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        Image.fromarray(pixels).save(unfinished, format="PNG")
+        os.replace(unfinished, path)
+
+    def _read_one(self, sample_id: int) -> Tensor:
+        path = self.path(sample_id)
+        try:
+            with Image.open(path) as image:
+                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        except OSError as error:
+            raise UserError(f"cannot read {path} ({error}); sample again to fill the gap") from error
+
+
+def _is_whole_png(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.verify()  # walks every chunk and its checksum without decoding
+            return image.format == "PNG"
+    except (OSError, SyntaxError):
+        return False
+
+
+def write_npz(path: str | os.PathLike[str], batches: Iterable[Tensor], num_images: int) -> None:
+    """Write the sample file of the ADM evaluator: `arr_0`, uint8 [num_images, H, W, 3], uncompressed, as np.savez does.
+
+    batches: uint8 [B, 3, H, W] each, `num_images` in all; only one is in memory at a time. The file appears under
+    `path` when it is complete. Raises ValueError if the pictures are not `num_images` or differ in size.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with zipfile.ZipFile(unfinished, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as array:
+            size, written = None, 0
+            for images in batches:
+                if size is None:
+                    size = images.shape[2:]
+                    shape = (num_images, *size, 3)
+                    header = {"descr": "|u1", "fortran_order": False, "shape": tuple(int(n) for n in shape)}
+                    np.lib.format.write_array_header_1_0(array, header)
+                if images.shape[2:] != size:
+                    raise ValueError(f"pictures of {tuple(size)} and {tuple(images.shape[2:])} in one npz")
+                array.write(images.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
+                written += len(images)
+            if written != num_images:
+                raise ValueError(f"npz of {num_images} pictures was given {written}")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def image_grid(images: Tensor, columns: int) -> np.ndarray:
+    """Lay pictures out row by row: uint8 [N, 3, H, W] to uint8 HWC, with a white gap of `GRID_GAP_PX` between them."""
+    num, channels, height, width = images.shape
+    rows = -(-num // columns)
+    gap = GRID_GAP_PX
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, dtype=np.uint8)
+    for index, picture in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = picture
+    return sheet

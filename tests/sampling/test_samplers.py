@@ -1,0 +1,243 @@
+"""Samplers against closed forms: where the data are Gaussian (or a mixture), the exact velocity is known."""
+
+import math
+
+import pytest
+import torch
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.ops import philox
+from sendvae_fast.sampling.guidance import guided
+from sendvae_fast.sampling.samplers import SamplerConfig, initial_noise, sample, time_grid
+
+MEAN = torch.tensor([0.8, -0.5], dtype=torch.float64)
+COVARIANCE = torch.tensor([[0.9, 0.35], [0.35, 0.3]], dtype=torch.float64)
+EYE = torch.eye(2, dtype=torch.float64)
+
+
+def gaussian_velocity_matrix(t):
+    """A, b of E[ε - z | x_t = x] = A x + b for z ~ N(MEAN, COVARIANCE)."""
+    t = float(t)
+    spread = (1 - t) ** 2 * COVARIANCE + t**2 * EYE
+    matrix = (t * EYE - (1 - t) * COVARIANCE) @ torch.linalg.inv(spread)
+    return matrix, -MEAN - (1 - t) * matrix @ MEAN
+
+
+def gaussian_velocity(x, t):
+    """x [B, 2, 1, 1]."""
+    matrix, offset = gaussian_velocity_matrix(t)
+    return (x.flatten(1).double() @ matrix.T + offset).reshape(x.shape).to(x.dtype)
+
+
+def start(num, seed=0, shape=(2, 1, 1)):
+    ids = torch.arange(num)
+    return ids, initial_noise(seed, ids, shape).double()
+
+
+def euler_maruyama_moments(config):
+    """Mean and covariance that the discretised SDE has for Gaussian data: all its steps are affine."""
+    mean, covariance = torch.zeros(2, dtype=torch.float64), EYE.clone()
+    times = time_grid(config).tolist()
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        dt = t_next - t
+        matrix, offset = gaussian_velocity_matrix(t)
+        step = EYE + ((2 - t) * matrix + EYE) * dt
+        mean = step @ mean + (2 - t) * offset * dt
+        covariance = step @ covariance @ step.T
+        if t_next > 0:
+            covariance = covariance + 2 * t * abs(dt) * EYE
+    return mean, covariance
+
+
+def assert_moments_close(samples, mean, covariance, deviations=4.0):
+    """Within `deviations` standard errors of a sample of this size."""
+    num = len(samples)
+    variances = covariance.diagonal()
+    assert ((samples.mean(0) - mean).abs() < deviations * (variances / num).sqrt()).all()
+    error = ((variances[:, None] * variances + covariance**2) / num).sqrt()
+    assert ((samples.T.cov() - covariance).abs() < deviations * error).all()
+
+
+def test_sde_reaches_the_discrete_process_exactly_and_the_data_nearly():
+    config = SamplerConfig(num_steps=250)
+    ids, noise = start(20_000)
+    samples = sample(gaussian_velocity, noise, ids, seed=0, config=config).flatten(1)
+    mean, covariance = euler_maruyama_moments(config)
+    assert_moments_close(samples, mean, covariance)
+    # 250 steps and a noise-free last one leave this much between the process and the data
+    torch.testing.assert_close(mean, MEAN, rtol=0, atol=0.01)
+    torch.testing.assert_close(covariance, COVARIANCE, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["euler", "heun"])
+def test_ode_reaches_mean_and_covariance(kind):
+    ids, noise = start(20_000)
+    samples = sample(gaussian_velocity, noise, ids, seed=0, config=SamplerConfig(kind=kind, num_steps=250)).flatten(1)
+    assert_moments_close(samples, MEAN, COVARIANCE)
+
+
+@pytest.mark.parametrize(("kind", "order"), [("euler", 1), ("heun", 2)])
+def test_order_of_convergence(kind, order):
+    ids, noise = start(16)
+    eigenvalues, axes = torch.linalg.eigh(COVARIANCE)
+    root = axes @ eigenvalues.sqrt().diag() @ axes.T
+    exact = MEAN + noise.flatten(1) @ root  # the flow carries ε to m + S^(1/2) ε
+
+    def error(num_steps):
+        config = SamplerConfig(kind=kind, num_steps=num_steps)
+        return (sample(gaussian_velocity, noise, ids, 0, config).flatten(1) - exact).abs().max().item()
+
+    observed = math.log2(error(100) / error(200))
+    assert abs(observed - order) < 0.15
+
+
+@pytest.mark.parametrize("kind", ["sde", "heun"])
+def test_mixture_weights(kind):
+    means, weights, variance = torch.tensor([-1.0, 1.0]).double(), torch.tensor([0.3, 0.7]).double(), 0.04
+
+    def velocity(x, t):
+        spread = (1 - t) ** 2 * variance + t**2
+        centred = x - (1 - t) * means.reshape(2, 1, 1, 1, 1)  # [2, B, 1, 1, 1]
+        log_share = weights.log().reshape(2, 1, 1, 1, 1) - centred**2 / (2 * spread)
+        of_component = (t - (1 - t) * variance) / spread * centred - means.reshape(2, 1, 1, 1, 1)
+        return (log_share.softmax(0) * of_component).sum(0)
+
+    ids, noise = start(10_000, shape=(1, 1, 1))
+    samples = sample(velocity, noise, ids, seed=0, config=SamplerConfig(kind=kind, num_steps=100)).flatten()
+    share = (samples > 0).double().mean().item()
+    assert abs(share - 0.7) < 4 * math.sqrt(0.3 * 0.7 / len(samples))
+
+
+def test_sde_agrees_with_a_plain_writing_of_the_published_sampler():
+    ids, noise = torch.tensor([5, 2]), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+
+    def velocity(x, t):
+        return torch.tanh(x) * (1 + t) - 0.3
+
+    x, times = noise, torch.cat([torch.linspace(1, 0.04, 50, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+    for step in range(50):
+        t, dt = times[step], times[step + 1] - times[step]
+        v = velocity(x, t)
+        alpha_ratio = (1 - t) / -1
+        variance = t**2 - alpha_ratio * 1 * t
+        score = (alpha_ratio * v - x) / variance
+        drift = v - 0.5 * (2 * t) * score
+        x = x + drift * dt
+        if step < 49:
+            eps = philox.normal(philox.make_key(11, step, "cpu"), philox.Stream.SAMPLER_STEP, ids, (3, 4, 4)).double()
+            x = x + torch.sqrt(2 * t) * eps * torch.sqrt(dt.abs())
+    torch.testing.assert_close(sample(velocity, noise, ids, 11, SamplerConfig(num_steps=50)), x, rtol=1e-9, atol=1e-9)
+
+
+def test_sde_has_250_evaluations_and_249_noises(monkeypatch):
+    seen, drawn = [], []
+    true_normal = philox.normal
+
+    def counted_normal(key, *args):
+        drawn.append(key)
+        return true_normal(key, *args)
+
+    monkeypatch.setattr(philox, "normal", counted_normal)
+    steps = []
+
+    def velocity(x, t):
+        seen.append(float(t))
+        return torch.zeros_like(x)
+
+    ids = torch.arange(2)
+    sample(velocity, torch.randn(2, 1, 2, 2), ids, 3, SamplerConfig(), on_step=lambda: steps.append(1))
+    torch.testing.assert_close(torch.tensor(seen).double(), torch.linspace(1, 0.04, 250).double(), rtol=0, atol=1e-6)
+    assert seen[-1] == 0.04 and len(seen) == len(steps) == 250
+    assert len(drawn) == 249
+    assert all(torch.equal(key, philox.make_key(3, step, "cpu")) for step, key in enumerate(drawn))
+
+
+def test_sde_last_step_is_deterministic():
+    """From two steps, the first noisy and the last not: x_0 is the drift of the state that the first one left."""
+    ids, noise = torch.arange(4), torch.randn(4, 1, 2, 2, dtype=torch.float64)
+    states = []
+
+    def velocity(x, t):
+        states.append(x)
+        return torch.zeros_like(x)
+
+    result = sample(velocity, noise, ids, 0, SamplerConfig(num_steps=2))
+    torch.testing.assert_close(result, states[1] - 0.04 * states[1])  # drift is x where the velocity is 0
+
+
+@pytest.mark.parametrize(("kind", "evaluations"), [("euler", 10), ("heun", 19)])
+def test_ode_evaluations(kind, evaluations):
+    seen = []
+
+    def velocity(x, t):
+        seen.append(float(t))
+        return torch.zeros_like(x)
+
+    sample(velocity, torch.randn(2, 1, 2, 2), torch.arange(2), 3, SamplerConfig(kind=kind, num_steps=10))
+    assert len(seen) == evaluations
+    assert min(seen) == pytest.approx(0.1) and max(seen) == 1
+
+
+@pytest.mark.parametrize("kind", ["sde", "heun"])
+def test_a_sample_is_the_same_in_any_batch_and_on_any_rank(kind):
+    config = SamplerConfig(kind=kind, num_steps=5)
+
+    def draw(ids):
+        ids = torch.tensor(ids)
+        return sample(lambda x, t: torch.sin(x) - t * x, initial_noise(7, ids, (3, 4, 4)), ids, 7, config)
+
+    together = draw([0, 1, 2, 3, 4, 5])
+    for rank in range(2):
+        assert torch.equal(draw(list(range(rank, 6, 2))), together[rank::2])
+    assert torch.equal(draw([4, 1]), together[[4, 1]])
+    assert not torch.equal(together[0], together[1])
+
+
+def test_another_seed_gives_other_samples():
+    ids, noise = start(1)
+    one, other = (sample(gaussian_velocity, noise, ids, seed, SamplerConfig(num_steps=5)) for seed in (0, 1))
+    assert not torch.equal(one, other)
+    assert not torch.equal(initial_noise(0, ids, (2, 1, 1)), initial_noise(1, ids, (2, 1, 1)))
+
+
+@pytest.mark.parametrize("kind", ["sde", "euler", "heun"])
+def test_the_state_keeps_its_precision_while_the_network_sees_its_own(kind):
+    noise = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0)).bfloat16()
+    ids = torch.arange(4)
+
+    def velocity(x, t):
+        assert x.dtype == noise.dtype or x.dtype == torch.float64
+        return torch.full_like(x, 0.125)
+
+    config = SamplerConfig(kind=kind, num_steps=200)
+    result = sample(velocity, noise, ids, 0, config)
+    assert result.dtype == torch.bfloat16
+    assert torch.equal(result, sample(velocity, noise.double(), ids, 0, config).bfloat16())
+
+
+def test_heun_guides_both_halves_of_a_step_or_neither():
+    sizes = []
+
+    def model(x, t, labels):
+        sizes.append((round(float(t[0]), 3), len(x)))
+        return torch.zeros_like(x), None
+
+    velocity = guided(model, torch.tensor([0]), 2.0, (0.0, 0.75), 10)
+    sample(velocity, torch.randn(1, 1, 2, 2), torch.arange(1), 0, SamplerConfig(kind="heun", num_steps=4))
+    assert sizes == [(1.0, 1), (0.75, 1), (0.75, 2), (0.5, 2), (0.5, 2), (0.25, 2), (0.25, 2)]
+
+
+def test_samples_that_are_not_finite_are_named():
+    def velocity(x, t):
+        return torch.where(torch.arange(3)[:, None, None, None] == 1, torch.nan, x)
+
+    with pytest.raises(UserError, match=r"not finite for sample ids \[20\]"):
+        sample(velocity, torch.randn(3, 1, 2, 2), torch.tensor([10, 20, 30]), 0, SamplerConfig(num_steps=3))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kind": "dopri5"}, {"num_steps": 1}, {"last_step": 0.0}, {"last_step": 1.0}, {"dtype": "bfloat16"}]
+)
+def test_config_refuses_what_cannot_run(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        SamplerConfig(**wrong)
