@@ -1,0 +1,241 @@
+"""Checkpoints that are whole or not there.
+
+A checkpoint is a directory `step_00001000` with a `manifest.json` that lists every other file with its size and sha256.
+It is written under another name and renamed when all of it is on the disk, so a kill at any instant leaves the
+checkpoints before it as they were. There is no pointer file: the directories themselves are the truth.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from sendvae_fast import __version__
+from sendvae_fast.engine.distributed import Distributed, current_distributed
+from sendvae_fast.engine.files import fsync_path, write_atomic
+from sendvae_fast.errors import UserError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+FINAL_NAME = re.compile(r"step_(\d{8,})")
+STAGED_NAME = re.compile(r"step_\d{8,}\.tmp-[0-9a-f]+")
+
+
+class CorruptCheckpointError(Exception):
+    """A checkpoint is not what its manifest says; the message names the file."""
+
+
+class Checkpointer:
+    """Saves and finds the checkpoints of one run. Every rank makes one and calls it at the same steps.
+
+    Args:
+        directory: where the `step_*` directories are; on a file system all ranks see.
+        keep: number of newest checkpoints kept.
+        config_hash: fingerprint of the settings a checkpoint belongs to; see `run.config_hash`.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2, config_hash: str = "") -> None:
+        if keep < 1:
+            raise UserError(f"keep is {keep}: at least 1 checkpoint must be kept")
+        self.directory, self.keep, self.config_hash = Path(directory), keep, config_hash
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Path | None:
+        """Write one checkpoint. Collective.
+
+        `write(path)` runs on every rank and puts that rank's files (names no other rank uses) under `path`. Gather
+        tensors in it before writing files, so that a full disk on one rank leaves no other rank waiting in a gather.
+
+        Returns the checkpoint's directory; or None, with a warning, when the disk failed (full, read-only, I/O error):
+        training may go on and the checkpoints before stay as they were. A valid checkpoint of the same step is kept
+        and nothing is written.
+
+        Raises:
+            whatever `write` raises, other than a failure of the disk; RuntimeError on the other ranks.
+        """
+        ranks = current_distributed()
+        final = self.directory / f"step_{step:08d}"
+        if ranks.broadcast_object(ranks.is_main and _is_valid(final)):
+            return final
+        staged = ranks.broadcast_object(self.directory / f"{final.name}.tmp-{uuid.uuid4().hex}")
+
+        if not self._all_succeed(ranks, step, lambda: self._write_share(staged, write)):
+            return None
+        if not self._all_succeed(ranks, step, lambda: self._finish(staged, final, step, ranks)):
+            return None
+        return final
+
+    def load_latest(self) -> tuple[int, Path] | None:
+        """Step and directory of the newest checkpoint whose every byte is as written, or None. Collective.
+
+        A damaged one is passed over with a warning that names the file.
+
+        Raises:
+            UserError: the newest sound checkpoint was written with another configuration.
+        """
+        ranks = current_distributed()
+        found, problem = ranks.broadcast_object(self._find_latest() if ranks.is_main else None)
+        if problem is not None:
+            raise UserError(problem)
+        return found
+
+    def _write_share(self, staged: Path, write: Callable[[Path], None]) -> None:
+        staged.mkdir(parents=True, exist_ok=True)
+        write(staged)
+        for path in _files(staged):
+            fsync_path(path)
+
+    def _finish(self, staged: Path, final: Path, step: int, ranks: Distributed) -> None:
+        """Rank 0, once every rank's files are on the disk: manifest, rename, verify, purge."""
+        if not ranks.is_main:
+            return
+        write_manifest(staged, step=step, config_hash=self.config_hash, world_size=ranks.world_size)
+        for directory in [path for path in staged.rglob("*") if path.is_dir()]:
+            fsync_path(directory)
+        if final.exists():
+            # A damaged checkpoint of this step: out of the way under a name that the purge below removes.
+            os.rename(final, final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex}"))
+        os.rename(staged, final)
+        fsync_path(self.directory)
+        try:
+            verify(final)
+        except CorruptCheckpointError as error:
+            raise OSError(f"it does not read back as written: {error}") from error
+        self._purge(step)
+
+    def _purge(self, step: int) -> None:
+        """Remove all but the newest checkpoints up to `step`, and what killed saves left behind."""
+        older = [directory for number, directory in self._newest_first() if number <= step]
+        left_over = [path for path in self.directory.iterdir() if STAGED_NAME.fullmatch(path.name)]
+        for directory in older[self.keep:] + left_over:
+            # One that cannot be removed costs disk space, not the training.
+            shutil.rmtree(directory, onerror=lambda _, path, error: _warn(f"cannot remove {path}: {error[1]}"))
+
+    def _newest_first(self) -> list[tuple[int, Path]]:
+        if not self.directory.is_dir():
+            return []
+        matches = [(FINAL_NAME.fullmatch(path.name), path) for path in self.directory.iterdir()]
+        return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+    def _find_latest(self) -> tuple[tuple[int, Path] | None, str | None]:
+        """What rank 0 found and, instead, what is wrong with it for the user."""
+        for step, directory in self._newest_first():
+            try:
+                manifest = verify(directory)
+            except CorruptCheckpointError as error:
+                _warn(f"passing over damaged checkpoint {directory}: {error}")
+                continue
+            if manifest["config_hash"] != self.config_hash:
+                return None, (
+                    f"checkpoint {directory} was written with other settings (config hash {manifest['config_hash']}, "
+                    f"this command has {self.config_hash}): use the settings in "
+                    f"{self.directory.parent / 'config.yaml'}, or start a new run directory"
+                )
+            return (step, directory), None
+        return None, None
+
+    def _all_succeed(self, ranks: Distributed, step: int, work: Callable[[], None]) -> bool:
+        """Run `work` on every rank; True when all did it, False when a disk failed somewhere."""
+        failure: Exception | None = None
+        try:
+            work()
+        except Exception as error:
+            failure = error
+        disk_failed = isinstance(failure, (OSError, SafetensorError))
+        outcomes = ranks.gather_objects((failure is None, disk_failed, str(failure)))
+        if failure is not None and not disk_failed:
+            raise failure
+        for rank, (succeeded, was_disk, message) in enumerate(outcomes):
+            if succeeded:
+                continue
+            if not was_disk:
+                raise RuntimeError(f"rank {rank} failed to save the checkpoint of step {step}: {message}")
+            if ranks.is_main:
+                _warn(f"the checkpoint of step {step} was not saved (rank {rank}: {message}); training goes on")
+            return False
+        return True
+
+
+def write_manifest(directory: Path, *, step: int, config_hash: str, world_size: int) -> None:
+    """List every file under `directory` in its manifest, which is sealed with its own sha256."""
+    paths = _files(directory)
+    with ThreadPoolExecutor() as pool:
+        sums = list(pool.map(_sha256, paths))
+    manifest = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "step": step,
+        "config_hash": config_hash,
+        "world_size": world_size,
+        "files": {
+            path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+            for path, digest in zip(paths, sums, strict=True)
+        },
+    }
+    manifest["seal"] = _seal(manifest)
+    write_atomic(directory / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def verify(directory: Path) -> dict:
+    """The manifest of a checkpoint, after comparing every file with it.
+
+    Raises:
+        CorruptCheckpointError: a file is missing or differs, or the manifest itself does.
+    """
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        seal = manifest.pop("seal")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CorruptCheckpointError(f"{MANIFEST} cannot be read ({type(error).__name__})") from error
+    if seal != _seal(manifest):
+        raise CorruptCheckpointError(f"{MANIFEST} was changed after it was written")
+    if f"step_{manifest['step']:08d}" != directory.name:
+        raise CorruptCheckpointError(f"{MANIFEST} is that of step {manifest['step']}")
+
+    def check(item: tuple[str, dict]) -> str | None:
+        name, wanted = item
+        path = directory / name
+        try:
+            if path.stat().st_size != wanted["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, not {wanted['bytes']}"
+            return None if _sha256(path) == wanted["sha256"] else f"{name} has other content than was written"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+
+    with ThreadPoolExecutor() as pool:
+        for problem in pool.map(check, manifest["files"].items()):
+            if problem is not None:
+                raise CorruptCheckpointError(problem)
+    return manifest
+
+
+def _is_valid(directory: Path) -> bool:
+    try:
+        verify(directory)
+    except CorruptCheckpointError:
+        return False
+    return True
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _seal(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)

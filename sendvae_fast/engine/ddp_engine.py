@@ -1,0 +1,72 @@
+"""The yardstick engine: DistributedDataParallel, or the plain module on one rank."""
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.engine import Engine, EngineConfig
+from sendvae_fast.engine.optimizer import OptimizerConfig
+
+
+class DDPEngine(Engine):
+    """Every rank holds everything; gradients are averaged by DDP's buckets."""
+
+    def __init__(
+        self, module: nn.Module, optimizer_config: OptimizerConfig, config: EngineConfig, distributed: Distributed
+    ) -> None:
+        super().__init__(module, optimizer_config, config, distributed)
+        # Buffers are kept equal by RunningStatistics; DDP's own broadcast would keep rank 0's statistics only.
+        self._forward = (
+            DistributedDataParallel(self.module, broadcast_buffers=False) if distributed.world_size > 1 else self.module
+        )
+        self.optimizer.init_state(self.trained.values())
+        self._num_backward = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # DDP decides in the forward whether the coming backward will synchronise.
+        accumulating = self._num_backward + 1 < self.config.accumulation_steps
+        no_sync = accumulating and isinstance(self._forward, DistributedDataParallel)
+        autocast = torch.autocast(
+            self.distributed.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+        )
+        with self._forward.no_sync() if no_sync else nullcontext(), autocast:
+            return self._forward(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.config.accumulation_steps).backward()
+        self._num_backward += 1
+
+    def _apply_gradients(self) -> float:
+        if self._num_backward != self.config.accumulation_steps:
+            raise RuntimeError(
+                f"step after {self._num_backward} backward passes; accumulation_steps is "
+                f"{self.config.accumulation_steps}"
+            )
+        self._num_backward = 0
+        params = [param for param in self.trained.values() if param.grad is not None]
+        norm = nn.utils.get_total_norm([param.grad for param in params])
+        grad_norm = norm.item()
+        if math.isfinite(grad_norm):
+            if self.optimizer_config.max_grad_norm:
+                nn.utils.clip_grads_with_norm_(params, self.optimizer_config.max_grad_norm, norm)
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return grad_norm
+
+    def gather(self, name: str, kind: str) -> Tensor:
+        param = self.module.get_parameter(name)
+        return param.detach() if kind == "model" else self.optimizer.state[param][kind]
+
+    def scatter(self, name: str, kind: str, value: Tensor) -> None:
+        self.gather(name, kind).copy_(value)
+
+    def optimizer_params(self) -> list[Tensor]:
+        return list(self.trained.values())
+
+    def close(self) -> None:
+        self._forward = self.module

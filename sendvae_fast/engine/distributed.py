@@ -1,0 +1,100 @@
+"""The process group: who am I, where do I compute, and the few collectives the engine's callers need."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sendvae_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """This process among its peers. Every method but `close` is a collective: all ranks must call it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on rank 0, which writes what is written once."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for every rank, on the host (a GPU's queued work is not waited for)."""
+        self.all_reduce_sum(torch.zeros(1))
+
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
+        """Give every rank the value that rank `source` passed (picklable; from our own processes only)."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=source)
+        return box[0]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's value on every rank, in rank order (picklable; from our own processes only)."""
+        values: list[Any] = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place. A CPU tensor travels by gloo and costs no GPU synchronisation."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def all_reduce_mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Mean over ranks of a floating tensor, in place."""
+        return self.all_reduce_sum(tensor).div_(self.world_size)
+
+    def close(self) -> None:
+        """Destroy the process group; call it last, before the process exits."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def init_distributed(device: str | None = None, timeout_s: float = 1800.0) -> Distributed:
+    """Join the process group: torchrun's when its environment is set, else a group of one that needs no port.
+
+    Safe to call again: the existing group is kept. `device` is "cpu" or "cuda" (default: CUDA where there is one); with
+    CUDA each local rank takes its own GPU. CPU tensors always travel by gloo, CUDA tensors by NCCL.
+
+    Raises:
+        UserError: CUDA was asked for and there is none, or there are more local ranks than GPUs.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("device cuda was asked for and PyTorch sees no GPU: use device cpu")
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"local rank {local_rank} has no GPU of its own (this machine has {torch.cuda.device_count()}): "
+                "start torchrun with fewer --nproc_per_node"
+            )
+        place = torch.device("cuda", local_rank)
+        torch.cuda.set_device(place)
+    else:
+        place = torch.device("cpu")
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+        timeout = timedelta(seconds=timeout_s)
+        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+    return Distributed(rank=dist.get_rank(), world_size=dist.get_world_size(), local_rank=local_rank, device=place)
+
+
+def current_distributed() -> Distributed:
+    """The group this process is in, or a group of one when `init_distributed` has not been called."""
+    if dist.is_initialized():
+        return init_distributed("cuda" if "nccl" in dist.get_backend_config() else "cpu")
+    return Distributed(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))

@@ -1,0 +1,162 @@
+"""The directory of a run: what was asked, where it ran, what came out."""
+
+import dataclasses
+import enum
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from sendvae_fast import __version__
+from sendvae_fast.engine.distributed import current_distributed
+from sendvae_fast.engine.files import write_atomic
+from sendvae_fast.errors import UserError
+
+PACKAGES = ("torch", "torchvision", "triton", "deepspeed", "timm", "numpy", "pillow", "safetensors")
+NUM_CHANGES_SHOWN = 3
+
+
+class RunDirectory:
+    """`runs/<name>`: made on first use, resumed by giving it again with the same configuration. Collective.
+
+        config.yaml  environment.json  metrics.jsonl  tensorboard/  samples/  checkpoints/
+
+    Args:
+        path: the directory.
+        config: the resolved configuration, a dataclass of plain values and further dataclasses.
+        may_change: dotted keys (or whole sections) that may differ when resuming, such as "num_steps" or "engine":
+            what decides how or how long to compute rather than what.
+
+    Raises:
+        UserError: the directory holds checkpoints of another configuration, or cannot be written.
+    """
+
+    def __init__(self, path: Path | str, config: Any, may_change: Collection[str] = ()) -> None:
+        self.path = Path(path)
+        self.config = plain(config)
+        self.config_hash = config_hash(config, may_change)
+        ranks = current_distributed()
+        problem = ranks.broadcast_object(self._prepare(may_change) if ranks.is_main else None)
+        if problem is not None:
+            raise UserError(problem)
+
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    samples = property(lambda self: self.path / "samples")
+    tensorboard = property(lambda self: self.path / "tensorboard")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+
+    def _prepare(self, may_change: Collection[str]) -> str | None:
+        """Rank 0: make and fill the directory; returns what is wrong, for the user."""
+        try:
+            for directory in (self.checkpoints, self.samples):
+                directory.mkdir(parents=True, exist_ok=True)
+            recorded = self.path / "config.yaml"
+            if recorded.exists() and any(self.checkpoints.glob("step_*/manifest.json")):
+                changes = _changes(yaml.safe_load(recorded.read_text(encoding="utf-8")), self.config, may_change)
+                if changes:
+                    return (
+                        f"{self.path} was started with other settings ({_describe(changes)}): repeat the settings in "
+                        f"{recorded}, or start a new run directory"
+                    )
+            write_atomic(recorded, yaml.safe_dump(self.config, sort_keys=False))
+            write_atomic(self.path / "environment.json", json.dumps(environment(), indent=1) + "\n")
+        except OSError as error:
+            return f"cannot use run directory {self.path} ({error.strerror}): choose another place"
+        except yaml.YAMLError:
+            return f"{self.path / 'config.yaml'} is not YAML any more: repair it, or start a new run directory"
+        return None
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, enums, paths and tuples as the dicts, strings and lists that YAML and JSON have."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+def config_hash(config: Any, may_change: Collection[str] = ()) -> str:
+    """Sixteen hex digits that differ when the configuration does, `may_change` keys and sections left out."""
+    kept = {key: value for key, value in _flat(plain(config)).items() if not _covers(may_change, key)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides its configuration: versions, machine, devices, code, command."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "sendvae_fast": __version__,
+        "git_commit": _git_commit(),
+        "command": shlex.join(sys.argv),
+        "python": platform.python_version(),
+        "packages": versions,
+        "cuda": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "platform": platform.platform(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "num_threads": torch.get_num_threads(),
+        "world_size": current_distributed().world_size,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of this package's checkout, marked when files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        answers = [
+            subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=10, check=True).stdout
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answers[0].strip() + (" (modified)" if answers[1].strip() else "")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def _covers(keys: Collection[str], key: str) -> bool:
+    return any(key == covered or key.startswith(covered + ".") for covered in keys)
+
+
+def _changes(old: Any, new: dict[str, Any], may_change: Collection[str]) -> dict[str, tuple[Any, Any]]:
+    flat_old, flat_new = _flat(old if isinstance(old, dict) else {}), _flat(new)
+    return {
+        key: (flat_old.get(key), flat_new.get(key))
+        for key in sorted(flat_old.keys() | flat_new.keys())
+        if flat_old.get(key) != flat_new.get(key) and not _covers(may_change, key)
+    }
+
+
+def _describe(changes: dict[str, tuple[Any, Any]]) -> str:
+    shown = [f"{key} was {old}, now {new}" for key, (old, new) in list(changes.items())[:NUM_CHANGES_SHOWN]]
+    more = len(changes) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,56 @@
+"""Stopping on a signal: finish the step, save, exit with a code that asks to be started again."""
+
+import signal
+import sys
+from types import FrameType, TracebackType
+
+import torch
+
+from sendvae_fast.engine.distributed import Distributed
+
+EXIT_REQUEUE = 75
+"""Exit code of a run that stopped on a signal and resumes when the same command is run again (EX_TEMPFAIL)."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopOnSignal:
+    """Remembers a SIGTERM, SIGINT or SIGUSR1 (batch systems send it before the time limit) for the training loop.
+
+        with StopOnSignal(distributed) as stop:
+            for step in ...:
+                ...
+                if stop.requested():
+                    checkpointer.save(step, write)
+                    raise SystemExit(EXIT_REQUEUE)
+
+    A second SIGINT interrupts at once. The handlers there were before come back at the end.
+    """
+
+    def __init__(self, distributed: Distributed) -> None:
+        self._distributed = distributed
+        self._received = False
+
+    def __enter__(self) -> "StopOnSignal":
+        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def requested(self) -> bool:
+        """Whether any rank was asked to stop. Collective: all ranks get the same answer at the same step.
+
+        A tensor on the CPU carries the answer, so that it costs no GPU synchronisation.
+        """
+        return self._distributed.all_reduce_sum(torch.tensor(int(self._received))).item() > 0
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if not self._received and self._distributed.is_main:
+            print(f"{signal.Signals(number).name}: stopping after this step", file=sys.stderr, flush=True)
+        self._received = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
