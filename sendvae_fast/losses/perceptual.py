@@ -1,0 +1,85 @@
+"""LPIPS, the learned perceptual distance of Zhang et al. (2018), from local weight files only."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import lpips
+from torch import Tensor, nn
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.weights import load_weights, read_weights
+
+_BACKBONE_FILES = {
+    "vgg": "vgg16-397923af.pth",
+    "alex": "alexnet-owt-7be5be79.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
+
+
+@dataclass(kw_only=True)
+class PerceptualConfig:
+    """Which LPIPS. Raises `UserError` for an unknown network."""
+
+    net: Literal["vgg", "alex", "squeeze"] = "vgg"
+    """Backbone: ``vgg`` for training (REPA-E, LDM)."""
+    weights: str
+    """Local file of torchvision's ImageNet weights of the backbone (vgg16, alexnet or squeezenet1_1), whole network or
+    features alone."""
+    heads: str | None = None
+    """Local file of the v0.1 linear heads; by default those that come with the lpips package."""
+
+    def __post_init__(self):
+        if self.net not in _BACKBONE_FILES:
+            raise UserError(f"perceptual net is {self.net!r}: choose one of {', '.join(_BACKBONE_FILES)}")
+
+
+class Perceptual(nn.Module):
+    """LPIPS distance between images [B, 3, H, W] in [-1, 1] (not [0, 1]: the package rescales from [-1, 1] itself).
+
+    Frozen: no weight takes a gradient and evaluation mode stays, but the images do take one.
+    """
+
+    def __init__(self, config: PerceptualConfig):
+        super().__init__()
+        with warnings.catch_warnings():
+            # lpips uses deprecated torchvision arguments. They ask for random weights: nothing is fetched.
+            warnings.filterwarnings("ignore", module="torchvision")
+            self.lpips = lpips.LPIPS(net=config.net, pretrained=False, pnet_rand=True, verbose=False)
+        load_weights(self.lpips.net, _backbone_state(config, self.lpips.net), config.weights)
+        heads = config.heads or Path(lpips.__file__).parent / "weights" / "v0.1" / f"{config.net}.pth"
+        self._load_heads(heads)
+        self.requires_grad_(False).eval()
+
+    def _load_heads(self, path: str | Path) -> None:
+        # The package registers each head twice, as `lin0` and as `lins.0`; the file names it once.
+        heads = nn.ModuleDict({f"lin{i}": head for i, head in enumerate(self.lpips.lins)})
+        load_weights(heads, read_weights(path), path)
+
+    def train(self, mode: bool = True) -> Perceptual:
+        """Frozen: part of a module that trains, it stays in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """The distance of each pair, float [B]; symmetric in its arguments."""
+        return self.lpips(x, x_hat).flatten()
+
+
+def _backbone_state(config: PerceptualConfig, net: nn.Module) -> dict[str, Tensor]:
+    """The file's tensors under lpips' names: feature module 3 of torchvision is, say, ``slice2.3``."""
+    state = read_weights(config.weights)
+    slices = {key.split(".")[1]: key.split(".")[0] for key in net.state_dict()}
+    renamed = {}
+    for key, value in state.items():
+        module, _, rest = key.removeprefix("features.").partition(".")
+        if module in slices:
+            renamed[f"{slices[module]}.{module}.{rest}"] = value
+    if not renamed:
+        raise UserError(
+            f"{config.weights} holds no features of LPIPS-{config.net}'s backbone: give torchvision's "
+            f"{_BACKBONE_FILES[config.net]}"
+        )
+    return renamed

@@ -1,0 +1,67 @@
+"""Weight files: reading them without running anything in them, and putting them into a module or saying why not."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sendvae_fast.errors import UserError
+
+_NAMED_KEYS = 3  # keys of each kind that an error message spells out
+
+
+def read_weights(path: str | Path) -> dict:
+    """The content of a ``.safetensors`` file, or of another one through ``torch.load(weights_only=True)``, on the CPU.
+
+    Usually a state dict; published ``.pth`` files may wrap theirs in another dict. `UserError` where the file is
+    missing, broken, or would need to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"weight file {path} does not exist: give the path of a .safetensors or .pth file")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"weight file {path} is broken or holds more than tensors: fetch it again, or convert it to .safetensors"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"weight file {path} holds a {type(content).__name__}, not named tensors: save a state dict")
+    return content
+
+
+def load_weights(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+    """Load `state` into `module`; every key and shape must match.
+
+    Raises `UserError` in one line that names `source` and the first few missing, unexpected and mis-shaped keys. The
+    module's own weights are then partly replaced: discard it.
+    """
+    own = module.state_dict()
+    misshaped = {key for key in own.keys() & state.keys() if own[key].shape != getattr(state[key], "shape", None)}
+    result = module.load_state_dict({key: value for key, value in state.items() if key not in misshaped}, strict=False)
+    shapes = [f"{key} {_shape(state[key])} instead of {_shape(own[key])}" for key in own if key in misshaped]
+    missing = [key for key in result.missing_keys if key not in misshaped]
+    problems = [("missing", missing), ("unexpected", result.unexpected_keys), ("of another shape", shapes)]
+    found = [f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in problems if keys]
+    if found:
+        raise UserError(
+            f"{source} does not fit {type(module).__name__}: {'; '.join(found)}. Use the configuration that these "
+            "weights were made with"
+        )
+
+
+def _torch_load(path: Path):
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _shape(tensor) -> str:
+    return "x".join(map(str, getattr(tensor, "shape", ()))) or "scalar"
+
+
+def _first(keys: list[str]) -> str:
+    return ", ".join(keys[:_NAMED_KEYS]) + (", ..." if len(keys) > _NAMED_KEYS else "")
