@@ -1,0 +1,167 @@
+"""The DeepSpeed engine: ZeRO stages 0 to 3 behind the engine interface.
+
+Parameters stay fp32 at every stage (bf16 is autocast), so the module holds the true weights at stages 0 to 2; at stages
+1 and 2 the optimizer works on a flat fp32 copy of this rank's part, at stage 3 the module's own tensors are split.
+"""
+
+import contextlib
+import logging
+import math
+import os
+from collections import defaultdict
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.engine import Engine, EngineConfig
+from sendvae_fast.engine.optimizer import OptimizerConfig
+
+# Elements reduced at once. DeepSpeed's default of 5e8 is a 2 GB buffer per engine, whatever the model's size.
+MAX_BUCKET_ELEMENTS = 100_000_000
+
+
+def import_deepspeed(device: torch.device) -> ModuleType:
+    """DeepSpeed, told which device to use before it guesses, and quiet unless something is wrong."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed insists on it even when the process group exists; a process outside torchrun is local rank 0.
+    os.environ.setdefault("LOCAL_RANK", "0")
+    # On a machine with nvcc and no GPU, torch's extension builder, which DeepSpeed imports, remarks on it.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    import deepspeed
+    import deepspeed.ops
+
+    # None of its compiled ops is used. On a CPU it would compile one for half a minute and announce it on stdout.
+    deepspeed.ops.__compatible_ops__ = defaultdict(bool)
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(_is_worth_saying)
+    return deepspeed
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    # It calls any optimizer not on its own list untested; ours is tested with every stage.
+    return "untested optimizer" not in record.getMessage()
+
+
+class DeepSpeedEngine(Engine):
+    """Every step equals plain AdamW + EMA at every stage, up to the order of summation over ranks."""
+
+    def __init__(
+        self, module: nn.Module, optimizer_config: OptimizerConfig, config: EngineConfig, distributed: Distributed
+    ) -> None:
+        super().__init__(module, optimizer_config, config, distributed)
+        deepspeed = import_deepspeed(distributed.device)
+        self._gathered_parameters = deepspeed.zero.GatheredParameters
+        self._fragments = deepspeed.utils
+        self._engine, *_ = deepspeed.initialize(
+            model=self.module,
+            optimizer=self.optimizer,
+            config=self._deepspeed_config(),
+            dist_init_required=False,
+        )
+        # DeepSpeed fills optimizer state at the first step; here it is readable and loadable from the start. Anything
+        # a trial step of its initialisation left there (some versions make one with zero gradients) goes.
+        self.optimizer.state.clear()
+        self.optimizer.init_state(self.optimizer_params())
+        if config.zero_stage in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        self._num_backward = 0
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        stage = self.config.zero_stage
+        num_elements = sum(param.numel() for param in self.trained.values())
+        settings = {
+            # Only DeepSpeed's own throughput line would use it, and that is off.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": self.config.accumulation_steps,
+            # At stage 0 DeepSpeed would neither report the norm nor skip a bad step: see _apply_gradients.
+            "gradient_clipping": self.optimizer_config.max_grad_norm if stage > 0 else 0.0,
+            "zero_optimization": {"stage": stage, "reduce_bucket_size": min(num_elements, MAX_BUCKET_ELEMENTS)},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": None,
+        }
+        if self.config.precision == "bf16":
+            # No "lower precision safe" modules: gradients are reduced, and ZeRO 3 gathers weights, in fp32.
+            settings["torch_autocast"] = {
+                "enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []
+            }
+        return settings
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
+        self._num_backward += 1
+        if self._num_backward < self.config.accumulation_steps:
+            # Counts the micro-batch, no more.
+            self._engine.step()
+
+    def _apply_gradients(self) -> float:
+        if self._num_backward != self.config.accumulation_steps:
+            raise RuntimeError(
+                f"step after {self._num_backward} backward passes; accumulation_steps is "
+                f"{self.config.accumulation_steps}"
+            )
+        self._num_backward = 0
+        if self.config.zero_stage == 0:
+            return self._clip_and_step()
+        self._engine.step()
+        # A skipped step leaves the norm at inf; otherwise it is the norm before clipping.
+        return math.inf if self._engine.optimizer.overflow else float(self._engine.get_global_grad_norm())
+
+    def _clip_and_step(self) -> float:
+        """Stage 0, where DeepSpeed only averages: gradients are whole on every rank."""
+        params = [param for param in self.trained.values() if param.grad is not None]
+        norm = nn.utils.get_total_norm([param.grad for param in params])
+        grad_norm = norm.item()
+        if not math.isfinite(grad_norm):
+            # The optimizer leaves parameters without a gradient alone.
+            for param in params:
+                param.grad = None
+        elif self.optimizer_config.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(params, self.optimizer_config.max_grad_norm, norm)
+        self._engine.step()
+        return grad_norm
+
+    def gather(self, name: str, kind: str) -> Tensor:
+        param = self.module.get_parameter(name)
+        if kind == "model":
+            with self._whole(param):
+                return param.detach().clone() if self.config.zero_stage == 3 else param.detach()
+        if self.config.zero_stage == 0:
+            return self.optimizer.state[param][kind]
+        return self._fragments.safe_get_full_optimizer_state(param, kind)
+
+    @torch.no_grad()
+    def scatter(self, name: str, kind: str, value: Tensor) -> None:
+        param = self.module.get_parameter(name)
+        if kind == "model":
+            with self._whole(param, modifier_rank=0):
+                param.copy_(value)
+            if self.config.zero_stage > 0 and name in self.trained:
+                self._fragments.safe_set_full_fp32_param(param, value)
+        elif self.config.zero_stage == 0:
+            self.optimizer.state[param][kind].copy_(value)
+        else:
+            self._fragments.safe_set_full_optimizer_state(param, value, kind)
+
+    def optimizer_params(self) -> list[Tensor]:
+        if self.config.zero_stage == 0:
+            return list(self.trained.values())
+        if self.config.zero_stage == 3:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return list(self._engine.optimizer.single_partition_of_fp32_groups)
+
+    def _whole(self, param: nn.Parameter, modifier_rank: int | None = None) -> contextlib.AbstractContextManager:
+        """Within it a ZeRO 3 parameter is whole on this rank; what `modifier_rank` wrote is then split again."""
+        if self.config.zero_stage < 3:
+            return contextlib.nullcontext()
+        return self._gathered_parameters([param], modifier_rank=modifier_rank)
+
+    def close(self) -> None:
+        self._engine.destroy()
