@@ -1,1 +1,18 @@
-"""Fused operations: one module per op, with reference, autograd and backend dispatch."""
+"""Fused operations and the random numbers they draw. See docs/design.md, "Op" and "Randomness"."""
+
+from sendvae_fast.ops import philox
+from sendvae_fast.ops.cosine_align import cosine_align, cosine_align_reference
+from sendvae_fast.ops.dispatch import available_backends, chosen_backend, use_backend
+from sendvae_fast.ops.noise_inject import NoiseInjectOutput, noise_inject, noise_inject_reference
+
+__all__ = [
+    "NoiseInjectOutput",
+    "available_backends",
+    "chosen_backend",
+    "cosine_align",
+    "cosine_align_reference",
+    "noise_inject",
+    "noise_inject_reference",
+    "philox",
+    "use_backend",
+]

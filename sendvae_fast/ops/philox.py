@@ -10,7 +10,7 @@ the batch, and there is no state to save. This module is the definition; C++, CU
 
 All arithmetic runs on int64 tensors on the key's device, without a host synchronisation, so it is safe to capture in a
 CUDA graph and to trace with torch.compile. A product of two 32-bit words wraps around in int64, which leaves all 64 bits
-of the true product in place. A word takes about 200 bytes of temporary memory: this is the reference, not the fast path.
+of the true product in place. It is the reference, not the fast path: a word costs tens of bytes of temporary memory.
 """
 
 import math

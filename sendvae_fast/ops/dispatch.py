@@ -1,0 +1,121 @@
+"""Which backend runs an op, and why.
+
+    reference   plain PyTorch, any device, any dtype
+    cpu, cuda   the compiled libraries, `torch.ops.sendvae.*`
+    triton      the Triton kernels, `torch.ops.sendvae_triton.*`; on a CPU only under TRITON_INTERPRET=1
+
+Unless forced, a CUDA tensor takes cuda, else triton, else the reference; a CPU tensor takes cpu, else the reference.
+`SENDVAE_BACKEND=<name>` or `use_backend(name)` forces one; a forced backend that cannot run is an error, never a silent
+fall-back. float64 tensors always take the reference, which is the ground truth of the others.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.ops import library
+
+OPS = ("noise_inject", "cosine_align")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+ENVIRONMENT_VARIABLE = "SENDVAE_BACKEND"
+
+_AUTOMATIC = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}  # device type: in order of preference
+_forced: str | None = None  # set by use_backend; torch.compile guards on it
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force the backend of every op inside the `with` block; it outranks SENDVAE_BACKEND, blocks nest.
+
+    The setting is the process's, not the thread's. It decides forward calls; a backward pass runs on the backend of
+    its forward pass, wherever it is called.
+
+    Raises:
+        UserError: `name` is not a backend. That the backend cannot run is reported by the op that needs it.
+    """
+    global _forced
+    _check_name(name, "use_backend")
+    previous, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def available_backends(op: str) -> dict[str, str | None]:
+    """Every backend of `op`, in the order of `BACKENDS`: None if it can run here, else the reason why it cannot."""
+    if op not in OPS:
+        raise ValueError(f"no op {op!r}; the ops are {', '.join(OPS)}")
+    compiled = library.status()
+    return {"reference": None, "cpu": compiled["cpu"], "triton": _triton_status(), "cuda": compiled["cuda"]}
+
+
+def chosen_backend(op: str, device: torch.device | str) -> str:
+    """The backend that `op` takes for tensors on `device` (float64 apart).
+
+    Raises:
+        UserError: the forced backend is unknown or cannot run, and why.
+    """
+    return _choose(op, torch.device(device).type, _forced)
+
+
+def backend_for(op: str, tensor: torch.Tensor) -> str:
+    """`chosen_backend` for one tensor's device and dtype. Under torch.compile the choice is made while tracing."""
+    if tensor.dtype == torch.float64:
+        return "reference"
+    return _choose(op, tensor.device.type, _forced)
+
+
+def has_triton() -> bool:
+    """Whether the Triton package is installed, so that the kernels can be defined."""
+    return importlib.util.find_spec("triton") is not None
+
+
+# Dynamo calls this while tracing and burns the answer into the graph; `forced` is an argument so that it is guarded.
+@torch.compiler.assume_constant_result
+def _choose(op: str, device_type: str, forced: str | None) -> str:
+    source = "use_backend"
+    if forced is None and (forced := os.environ.get(ENVIRONMENT_VARIABLE)):
+        source = ENVIRONMENT_VARIABLE
+        _check_name(forced, source)
+    reasons = available_backends(op)
+    if forced:
+        reason = _unusable(forced, device_type) or reasons[forced]
+        if reason is not None:
+            raise UserError(f"{op}: backend {forced!r} is forced by {source} but cannot run: {reason}")
+        return forced
+    candidates = _AUTOMATIC.get(device_type, ("reference",))
+    return next(name for name in candidates if reasons[name] is None)
+
+
+def _unusable(backend: str, device_type: str) -> str | None:
+    """Why `backend` cannot take tensors of this device, or None."""
+    if backend in ("cpu", "cuda") and backend != device_type:
+        return f"it takes {backend} tensors, these are on {device_type!r}"
+    if backend == "triton" and device_type == "cpu" and not interpreting_triton():
+        return "on CPU tensors it needs TRITON_INTERPRET=1, set before Triton is imported"
+    return None
+
+
+def interpreting_triton() -> bool:
+    """Whether Triton kernels run in its CPU interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def _triton_status() -> str | None:
+    if not has_triton():
+        return "the triton package is not installed"
+    if not torch.cuda.is_available() and not interpreting_triton():
+        return "no CUDA device (on a CPU it runs only under TRITON_INTERPRET=1, for tests)"
+    return None
+
+
+def _check_name(name: str, source: str) -> None:
+    if name not in BACKENDS:
+        raise UserError(f"{source}: unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")

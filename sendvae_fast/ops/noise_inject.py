@@ -1,0 +1,197 @@
+"""Sample a latent, normalise it, and noise it: one pass over the encoder's output.
+
+B batch, C latent channels, H W latent height and width.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from sendvae_fast.ops import library, philox
+from sendvae_fast.ops.dispatch import backend_for, has_triton
+from sendvae_fast.ops.philox import Stream
+
+LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0
+
+
+class NoiseInjectOutput(NamedTuple):
+    """What `noise_inject` returns; every tensor is contiguous."""
+
+    z: torch.Tensor
+    """Sampled latent, not normalised (what the decoder takes), [B, C, H, W], dtype of mean."""
+    z_t: torch.Tensor
+    """Normalised latent at noise level t (what the mapper or SiT takes), [B, C, H, W], dtype of mean."""
+    velocity: torch.Tensor
+    """Flow target ε₂ - n, [B, C, H, W], dtype of mean."""
+    t: torch.Tensor
+    """Noise level of each sample, float32 [B], no gradient."""
+
+
+def noise_inject(
+    mean: torch.Tensor,
+    spread: torch.Tensor,
+    latent_mean: torch.Tensor,
+    latent_std: torch.Tensor,
+    key: torch.Tensor,
+    sample_ids: torch.Tensor,
+    t: torch.Tensor | None = None,
+    *,
+    spread_is_std: bool = False,
+) -> NoiseInjectOutput:
+    """Reparameterise, normalise by the latent statistics, and interpolate with noise.
+
+        std = exp(0.5 clamp(spread, -30, 20)), or spread with spread_is_std
+        z = mean + std ε₁
+        n = (z - latent_mean) / latent_std
+        z_t = (1 - t) n + t ε₂
+        velocity = ε₂ - n
+
+    This is Eq. 1 of the Send-VAE paper with α = 1 - t. ε₁, ε₂ ~ N(0, 1) and t ~ U(0, 1) are Philox numbers of
+    (seed, step, sample id, element), see `philox`, on the streams POSTERIOR, INTERPOLANT and TIME: a sample draws the
+    same noise whatever batch or rank it is in. Arithmetic is float32 inside, float64 for float64 inputs.
+
+    Gradients reach mean and spread, once (no double backward; the reference has it). With g the gradient of z plus
+    ((1 - t) grad_z_t - grad_velocity) / latent_std: grad_mean = g, and grad_spread = g 0.5 std ε₁ where the clamp does
+    not bind (else 0), or g ε₁ with spread_is_std. The noise is drawn again in the backward pass, never saved; key,
+    sample_ids and the rest must not be modified in place in between.
+
+    Memory traffic of the compiled and Triton backends, s the bytes of an element: 5 s B C H W forward (mean, spread in;
+    three out), 4 s B C H W and up backward (spread and one to three gradients in; two out). The compiled backward
+    reads all three gradients; missing ones are zeros expanded from one element.
+
+    Args:
+        mean: [B, C, H, W], float32, bfloat16, float16 or float64 (reference only); any layout, B may be 0.
+        spread: like mean; the log-variance, or the standard deviation with spread_is_std.
+        latent_mean: float32 [C], mean of the latents over the data.
+        latent_std: float32 [C], their standard deviation, positive.
+        key: int64 [2], (seed, step), see `philox.make_key`; read on the device, so safe in a CUDA graph.
+        sample_ids: int64 [B].
+        t: float32 [B] to use instead of the drawn noise level; zeros give z_t = n.
+        spread_is_std: what spread means.
+    Raises:
+        ValueError: a wrong shape, dtype or device, C, H or W of 0, or C H W of 2^31 and more.
+        UserError: the forced backend cannot run, see `dispatch`.
+    """
+    _check(mean, spread, latent_mean, latent_std, key, sample_ids, t)
+    backend = backend_for("noise_inject", mean)
+    if backend == "reference":
+        return noise_inject_reference(
+            mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std=spread_is_std
+        )
+    ops = torch.ops.sendvae_triton if backend == "triton" else torch.ops.sendvae
+    return NoiseInjectOutput(
+        *ops.noise_inject(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std)
+    )
+
+
+def noise_inject_reference(
+    mean: torch.Tensor,
+    spread: torch.Tensor,
+    latent_mean: torch.Tensor,
+    latent_std: torch.Tensor,
+    key: torch.Tensor,
+    sample_ids: torch.Tensor,
+    t: torch.Tensor | None = None,
+    *,
+    spread_is_std: bool = False,
+) -> NoiseInjectOutput:
+    """`noise_inject` in plain, differentiable PyTorch; float64 inputs are computed in float64 throughout."""
+    compute = torch.promote_types(mean.dtype, torch.float32)
+    if spread_is_std:
+        std = spread.to(compute)
+    else:
+        std = torch.exp(0.5 * spread.to(compute).clamp(LOGVAR_MIN, LOGVAR_MAX))
+    shape = mean.shape[1:]
+    posterior_noise = philox.normal(key, Stream.POSTERIOR, sample_ids, shape, dtype=compute)
+    noise = philox.normal(key, Stream.INTERPOLANT, sample_ids, shape, dtype=compute)
+    t = philox.uniform(key, Stream.TIME, sample_ids, 1)[:, 0] if t is None else t.detach().clone()
+    level = t.to(compute)[:, None, None, None]  # [B, 1, 1, 1]
+    z = mean.to(compute) + std * posterior_noise
+    offset, scale = (x.detach().to(compute)[:, None, None] for x in (latent_mean, latent_std))  # [C, 1, 1]
+    normalised = (z - offset) / scale
+    z_t = (1.0 - level) * normalised + level * noise
+    velocity = noise - normalised
+    return NoiseInjectOutput(*(x.to(mean.dtype).contiguous() for x in (z, z_t, velocity)), t)
+
+
+def _check(
+    mean: torch.Tensor,
+    spread: torch.Tensor,
+    latent_mean: torch.Tensor,
+    latent_std: torch.Tensor,
+    key: torch.Tensor,
+    sample_ids: torch.Tensor,
+    t: torch.Tensor | None,
+) -> None:
+    if mean.dim() != 4 or 0 in mean.shape[1:] or mean.shape[1:].numel() >= 2**31:
+        raise ValueError(f"mean must be [B, C, H, W] with 0 < C H W < 2^31, got {list(mean.shape)}")
+    if mean.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"mean must be float32, bfloat16, float16 or float64, got {mean.dtype}")
+    batch, channels = mean.shape[:2]
+    expected = [
+        ("spread", spread, tuple(mean.shape), mean.dtype),
+        ("latent_mean", latent_mean, (channels,), torch.float32),
+        ("latent_std", latent_std, (channels,), torch.float32),
+        ("key", key, (2,), torch.int64),
+        ("sample_ids", sample_ids, (batch,), torch.int64),
+    ]
+    if t is not None:
+        expected.append(("t", t, (batch,), torch.float32))
+    for name, tensor, shape, dtype in expected:
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise ValueError(
+                f"{name} must be {dtype} {list(shape)} for mean {list(mean.shape)}, "
+                f"got {tensor.dtype} {list(tensor.shape)}"
+            )
+        if tensor.device != mean.device:
+            raise ValueError(f"{name} is on {tensor.device}, mean on {mean.device}: put all on one device")
+
+
+def _fake(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std):
+    like_mean = [torch.empty_like(mean, memory_format=torch.contiguous_format) for _ in range(3)]
+    return *like_mean, latent_mean.new_empty(mean.shape[0])
+
+
+def _fake_backward(
+    grad_z, grad_z_t, grad_velocity, spread, latent_std, key, sample_ids, t, spread_is_std
+):
+    return tuple(torch.empty_like(spread, memory_format=torch.contiguous_format) for _ in range(2))
+
+
+def _setup_context(ctx, inputs, output):
+    _, spread, _, latent_std, key, sample_ids, _, spread_is_std = inputs
+    t = output[3]
+    ctx.save_for_backward(spread, latent_std, key, sample_ids, t)
+    ctx.spread_is_std = spread_is_std
+    ctx.mark_non_differentiable(t)
+    # Stage 1 uses z and z_t, stage 2 z_t and velocity: zeros for the other would be a needless pass over memory.
+    ctx.set_materialize_grads(False)
+
+
+def _backward(op, ctx, grad_z, grad_z_t, grad_velocity, _grad_t):
+    spread, latent_std, key, sample_ids, t = ctx.saved_tensors
+    grads = [
+        spread.new_zeros(()).expand(spread.shape) if grad is None else grad
+        for grad in (grad_z, grad_z_t, grad_velocity)
+    ]
+    grad_mean, grad_spread = op(*grads, spread, latent_std, key, sample_ids, t, ctx.spread_is_std)
+    return grad_mean, grad_spread, None, None, None, None, None, None
+
+
+def _register(namespace: str) -> None:
+    """Give the ops of a namespace, which share one schema, their fake implementation and autograd formula."""
+    backward_op = getattr(torch.ops, namespace).noise_inject_backward
+    torch.library.register_fake(f"{namespace}::noise_inject", _fake)
+    torch.library.register_fake(f"{namespace}::noise_inject_backward", _fake_backward)
+    torch.library.register_autograd(
+        f"{namespace}::noise_inject", partial(_backward, backward_op), setup_context=_setup_context
+    )
+
+
+if library.load():
+    _register("sendvae")
+if has_triton():
+    from sendvae_fast.ops.triton import noise_inject as _  # noqa: F401  defines the ops
+
+    _register("sendvae_triton")

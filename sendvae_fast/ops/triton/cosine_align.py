@@ -1,0 +1,139 @@
+"""Triton kernels of `cosine_align`: one launch forward, one backward.
+
+A program takes NUM_ROWS rows (patches) and walks over their D columns in steps of NUM_COLUMNS, one warp per row at a
+time, accumulating in float32. Rows are read through a row stride.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch.library import custom_op, triton_op, wrap_triton
+
+from sendvae_fast.ops.dispatch import interpreting_triton
+
+# D of the usual foundation models (384, 768, 1024) is a small multiple of 128 or 256; 4 warps read 4 rows at a time.
+NUM_ROWS, NUM_COLUMNS, NUM_WARPS = 8, 256, 4
+
+_define_op = custom_op if interpreting_triton() else triton_op
+
+
+@triton.jit
+def _forward_kernel(
+    features_ptr, target_ptr, distance_ptr, stats_ptr,
+    num_rows, num_columns, features_stride, target_stride, eps,
+    NUM_ROWS: tl.constexpr, NUM_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * NUM_ROWS + tl.arange(0, NUM_ROWS)
+    row_mask = row < num_rows
+    eps = tl.cast(eps, tl.float32)  # Inductor may pass a float64 scalar
+    dot = tl.zeros([NUM_ROWS, NUM_COLUMNS], tl.float32)
+    features_square = tl.zeros([NUM_ROWS, NUM_COLUMNS], tl.float32)
+    target_square = tl.zeros([NUM_ROWS, NUM_COLUMNS], tl.float32)
+    for start in range(0, num_columns, NUM_COLUMNS):
+        column = start + tl.arange(0, NUM_COLUMNS)
+        mask = row_mask[:, None] & (column < num_columns)[None, :]
+        features = tl.load(features_ptr + row[:, None] * features_stride + column[None, :], mask=mask, other=0.0)
+        target = tl.load(target_ptr + row[:, None] * target_stride + column[None, :], mask=mask, other=0.0)
+        features, target = features.to(tl.float32), target.to(tl.float32)
+        dot += features * target
+        features_square += features * features
+        target_square += target * target
+    dot = tl.sum(dot, axis=1)
+    features_norm = tl.sqrt_rn(tl.sum(features_square, axis=1))
+    target_norm = tl.sqrt_rn(tl.sum(target_square, axis=1))
+    # Comparisons, not maximum: they pass NaN on.
+    features_floored = tl.where(features_norm < eps, eps, features_norm)
+    target_floored = tl.where(target_norm < eps, eps, target_norm)
+    # Two divisions: the product of the norms can overflow where the cosine does not.
+    distance = 1.0 - tl.div_rn(tl.div_rn(dot, features_floored), target_floored)
+    tl.store(distance_ptr + row, distance, mask=row_mask)
+    tl.store(stats_ptr + row * 3, dot, mask=row_mask)
+    tl.store(stats_ptr + row * 3 + 1, features_norm, mask=row_mask)
+    tl.store(stats_ptr + row * 3 + 2, target_norm, mask=row_mask)
+
+
+@triton.jit
+def _backward_kernel(
+    grad_ptr, features_ptr, target_ptr, stats_ptr, grad_features_ptr, grad_target_ptr,
+    num_rows, num_columns, grad_stride, features_stride, target_stride, eps,
+    NEED_TARGET: tl.constexpr, NUM_ROWS: tl.constexpr, NUM_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * NUM_ROWS + tl.arange(0, NUM_ROWS)
+    row_mask = row < num_rows
+    eps = tl.cast(eps, tl.float32)  # Inductor may pass a float64 scalar
+    grad = tl.load(grad_ptr + row * grad_stride, mask=row_mask, other=0.0)
+    dot = tl.load(stats_ptr + row * 3, mask=row_mask, other=0.0)
+    features_norm = tl.load(stats_ptr + row * 3 + 1, mask=row_mask, other=1.0)
+    target_norm = tl.load(stats_ptr + row * 3 + 2, mask=row_mask, other=1.0)
+    features_floored = tl.where(features_norm < eps, eps, features_norm)
+    target_floored = tl.where(target_norm < eps, eps, target_norm)
+    cosine = tl.div_rn(tl.div_rn(dot, features_floored), target_floored)
+    across = tl.div_rn(tl.div_rn(-grad, features_floored), target_floored)
+    # Below eps the norm is a constant, and this term is gone.
+    features_along = tl.where(
+        features_norm < eps, 0.0, tl.div_rn(tl.div_rn(grad * cosine, features_floored), features_floored)
+    )
+    target_along = tl.where(
+        target_norm < eps, 0.0, tl.div_rn(tl.div_rn(grad * cosine, target_floored), target_floored)
+    )
+    for start in range(0, num_columns, NUM_COLUMNS):
+        column = start + tl.arange(0, NUM_COLUMNS)
+        mask = row_mask[:, None] & (column < num_columns)[None, :]
+        features = tl.load(features_ptr + row[:, None] * features_stride + column[None, :], mask=mask, other=0.0)
+        target = tl.load(target_ptr + row[:, None] * target_stride + column[None, :], mask=mask, other=0.0)
+        features, target = features.to(tl.float32), target.to(tl.float32)
+        offset = row[:, None] * num_columns + column[None, :]
+        tl.store(grad_features_ptr + offset, across[:, None] * target + features_along[:, None] * features, mask=mask)
+        if NEED_TARGET:
+            tl.store(grad_target_ptr + offset, across[:, None] * features + target_along[:, None] * target, mask=mask)
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """`x` [M, D] with unit stride along D, copied only if it has another."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+@_define_op("sendvae_triton::cosine_align", mutates_args=())
+def cosine_align(features: torch.Tensor, target: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(distance [M], stats [M, 3] = (dot, |features|, |target|)), float32, of features and target [M, D]."""
+    num_rows, num_columns = features.shape
+    distance = features.new_empty(num_rows, dtype=torch.float32)
+    stats = features.new_empty((num_rows, 3), dtype=torch.float32)
+    if num_rows == 0:
+        return distance, stats
+    features, target = _rows(features), _rows(target)
+    kernel = _forward_kernel if interpreting_triton() else wrap_triton(_forward_kernel)
+    with torch.cuda.device_of(features):
+        kernel[(triton.cdiv(num_rows, NUM_ROWS),)](
+            features, target, distance, stats, num_rows, num_columns, features.stride(0), target.stride(0), eps,
+            NUM_ROWS=NUM_ROWS, NUM_COLUMNS=NUM_COLUMNS, num_warps=NUM_WARPS,
+        )  # fmt: skip
+    return distance, stats
+
+
+@_define_op("sendvae_triton::cosine_align_backward", mutates_args=())
+def cosine_align_backward(
+    grad: torch.Tensor,
+    features: torch.Tensor,
+    target: torch.Tensor,
+    stats: torch.Tensor,
+    eps: float,
+    need_target: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(grad_features [M, D], grad_target [M, D], or [0] unless need_target); grad is float32 [M]."""
+    num_rows, num_columns = features.shape
+    grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
+    grad_target = (
+        torch.empty_like(target, memory_format=torch.contiguous_format) if need_target else target.new_empty(0)
+    )
+    if num_rows == 0:
+        return grad_features, grad_target
+    features, target = _rows(features), _rows(target)
+    kernel = _backward_kernel if interpreting_triton() else wrap_triton(_backward_kernel)
+    with torch.cuda.device_of(features):
+        kernel[(triton.cdiv(num_rows, NUM_ROWS),)](
+            grad, features, target, stats.contiguous(), grad_features, grad_target,
+            num_rows, num_columns, grad.stride(0), features.stride(0), target.stride(0), eps,
+            NEED_TARGET=need_target, NUM_ROWS=NUM_ROWS, NUM_COLUMNS=NUM_COLUMNS, num_warps=NUM_WARPS,
+        )  # fmt: skip
+    return grad_features, grad_target
