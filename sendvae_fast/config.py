@@ -6,8 +6,6 @@ A YAML file may start from another one with `base: other.yaml` (relative to itse
 
 import dataclasses
 import difflib
-import hashlib
-import json
 import types
 import typing
 from pathlib import Path
@@ -107,21 +105,6 @@ def config_parser(config_class: type, prog: str | None = None, description: str 
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_class_arguments(config_class, as_group=False)
     return parser
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain dicts, lists and scalars, ready for YAML or JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def to_yaml(config: Any) -> str:
-    """A config as YAML text that `load_config` reads back to an equal instance."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
-
-
-def config_hash(config: Any) -> str:
-    """The sha256 (16 hex digits) of a config's content, independent of key order."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _check_keys(config_class: type, content: dict[str, Any], prefix: str, where: str) -> None:

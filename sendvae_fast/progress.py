@@ -15,7 +15,7 @@ PLAIN_INTERVAL_S = 10.0
 class Progress:
     """Counts `total` units of work on rank 0 and shows rate, time left and named values.
 
-    with Progress("training vae", total=500, unit="step", start=100) as progress:
+    with Progress("train vae", total=500, unit="step", start=100) as progress:
         progress.advance(1, loss=0.31)
 
     On a terminal it is a live bar; elsewhere a plain line at most every `PLAIN_INTERVAL_S` seconds and one at the
@@ -42,7 +42,7 @@ class Progress:
         return self
 
     def advance(self, count: int = 1, **values: float) -> None:
-        """Report `count` more units done, with values to show beside the bar."""
+        """Report `count` more units done, with named values to show beside the bar from now on."""
         self.done += count
         self._values.update(values)
         if self._silent:

@@ -112,21 +112,15 @@ class Checkpointer:
 
     def _purge(self, step: int) -> None:
         """Remove all but the newest checkpoints up to `step`, and what killed saves left behind."""
-        older = [directory for number, directory in self._newest_first() if number <= step]
+        older = [directory for number, directory in _newest_first(self.directory) if number <= step]
         left_over = [path for path in self.directory.iterdir() if STAGED_NAME.fullmatch(path.name)]
         for directory in older[self.keep:] + left_over:
             # One that cannot be removed costs disk space, not the training.
             shutil.rmtree(directory, onerror=lambda _, path, error: _warn(f"cannot remove {path}: {error[1]}"))
 
-    def _newest_first(self) -> list[tuple[int, Path]]:
-        if not self.directory.is_dir():
-            return []
-        matches = [(FINAL_NAME.fullmatch(path.name), path) for path in self.directory.iterdir()]
-        return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
-
     def _find_latest(self) -> tuple[tuple[int, Path] | None, str | None]:
         """What rank 0 found and, instead, what is wrong with it for the user."""
-        for step, directory in self._newest_first():
+        for step, directory in _newest_first(self.directory):
             try:
                 manifest = verify(directory)
             except CorruptCheckpointError as error:
@@ -161,6 +155,11 @@ class Checkpointer:
                 _warn(f"the checkpoint of step {step} was not saved (rank {rank}: {message}); training goes on")
             return False
         return True
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The newest sound checkpoint under `directory`, whatever configuration wrote it; None where there is none."""
+    return next((path for _, path in _newest_first(Path(directory)) if _is_valid(path)), None)
 
 
 def write_manifest(directory: Path, *, step: int, config_hash: str, world_size: int) -> None:
@@ -214,6 +213,13 @@ def verify(directory: Path) -> dict:
             if problem is not None:
                 raise CorruptCheckpointError(problem)
     return manifest
+
+
+def _newest_first(directory: Path) -> list[tuple[int, Path]]:
+    if not directory.is_dir():
+        return []
+    matches = [(FINAL_NAME.fullmatch(path.name), path) for path in directory.iterdir()]
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
 
 
 def _is_valid(directory: Path) -> bool:

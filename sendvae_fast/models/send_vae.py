@@ -11,30 +11,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sendvae_fast.models.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder import LOGVAR_RANGE, Autoencoder
 from sendvae_fast.models.mapper import Mapper
 from sendvae_fast.ops import noise_inject
 
 LatentNormKind = Literal["running", "fixed", "none"]
 
 
-class LatentNorm(nn.Module):
+class LatentNorm(nn.BatchNorm2d):
     """Per-channel mean and standard deviation of the latents, by which they are normalised before noise is added.
 
-    `running` follows the training latents (momentum 0.1, as REPA-E's BatchNorm without affine parameters); the first
+    `running` follows the training latents (momentum 0.1, eps 1e-4, no affine parameters, as REPA-E's `bn`); the first
     batch sets them, and on several ranks they are those of the global batch. `fixed` keeps the statistics loaded with
     the autoencoder. `none` leaves latents as they are. No gradient flows through the statistics.
+
+    It is a BatchNorm2d for its buffers, so that engines treat them as what they are; the normalisation itself is fused
+    into `noise_inject`.
     """
 
-    MOMENTUM = 0.1
-    EPS = 1e-4
-
     def __init__(self, latent_channels: int, kind: LatentNormKind = "running") -> None:
-        super().__init__()
+        super().__init__(latent_channels, eps=1e-4, momentum=0.1, affine=False)
         self.kind = kind
-        self.register_buffer("running_mean", torch.zeros(latent_channels))
-        self.register_buffer("running_var", torch.ones(latent_channels))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
 
     def set_statistics(self, latent_mean: Tensor, latent_std: Tensor) -> None:
         """Start from known per-channel statistics, each [C]."""
@@ -45,8 +42,9 @@ class LatentNorm(nn.Module):
     def statistics(self) -> tuple[Tensor, Tensor]:
         """(mean, standard deviation), each [C] float32."""
         if self.kind == "none":
-            return torch.zeros_like(self.running_mean).float(), torch.ones_like(self.running_var).float()
-        return self.running_mean.float(), (self.running_var.float() + self.EPS).sqrt()
+            return torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
+        # Clones: backward reads them after the next forward of an accumulated step has moved the buffers.
+        return self.running_mean.clone(), (self.running_var + self.eps).sqrt()
 
     @torch.no_grad()
     def update(self, mean: Tensor, logvar: Tensor) -> None:
@@ -54,16 +52,16 @@ class LatentNorm(nn.Module):
 
         The variance of a sample is the variance of its mean plus its own: the statistics need no draw.
         """
-        mean, variance = mean.float(), logvar.float().clamp(-30.0, 20.0).exp()
+        mean, variance = mean.float(), logvar.float().clamp(*LOGVAR_RANGE).exp()
         count = mean.new_full((1,), mean.numel() / mean.shape[1])
         sums = torch.cat([mean.sum((0, 2, 3)), (mean.square() + variance).sum((0, 2, 3)), count])
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)
         first, second = (sums[:-1] / sums[-1]).chunk(2)
         # Decided on the device: the first batch sets the statistics, later ones move them.
-        momentum = torch.where(self.num_batches_tracked == 0, 1.0, self.MOMENTUM)
-        self.running_mean.lerp_(first.to(self.running_mean), momentum.to(self.running_mean))
-        self.running_var.lerp_((second - first.square()).to(self.running_var), momentum.to(self.running_var))
+        momentum = torch.where(self.num_batches_tracked == 0, 1.0, self.momentum).to(self.running_mean)
+        self.running_mean.lerp_(first, momentum)
+        self.running_var.lerp_(second - first.square(), momentum)
         self.num_batches_tracked += 1
 
 

@@ -135,3 +135,9 @@ def image_grid(images: Tensor, columns: int) -> np.ndarray:
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         sheet[top : top + height, left : left + width] = picture
     return sheet
+
+
+def save_grid(path: str | os.PathLike[str], images: Tensor, columns: int) -> None:
+    """Write `image_grid` of uint8 [N, 3, H, W] as a PNG, making its folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image_grid(images, columns)).save(path, format="PNG")

@@ -1,0 +1,44 @@
+# `make demo` and `make test` do everything on a fresh machine: they make .venv, install the pinned dependencies and
+# build the package with its compiled ops. Both are safe to run again.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Everything a rebuild of the package depends on; Python files do not, because the install is editable.
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint gpu-check clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: env  ## run everything end to end on synthetic pictures and write runs/demo/report.html
+	$(BIN)/sendvae demo $(ARGS)
+
+test: env  ## lint, then the whole test suite
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: env  ## ruff only
+	$(BIN)/ruff check .
+
+env: $(VENV)/.package  ## make .venv, install the pinned dependencies, build the package
+
+$(VENV)/.dependencies: requirements.txt requirements-deepspeed.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+		-r requirements-deepspeed.txt
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.dependencies $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# On a machine with a GPU: uses the interpreter that is there (its torch, its CUDA), installs nothing from a network.
+gpu-check:  ## build the CUDA ops for this GPU, test them, run a short demo on it, print a table
+	$(PYTHON) -m bench.gpu_check $(ARGS)
+
+clean:  ## remove what the build made; .venv and runs stay
+	rm -rf build sendvae_fast/_lib *.egg-info .pytest_cache .ruff_cache $(VENV)/.package

@@ -1,0 +1,132 @@
+"""What both stages need: training images by step, micro-batches, and small helpers on tensors and state dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sendvae_fast.data.catalog import Catalog
+from sendvae_fast.data.loader import ImageBatch, ImageLoader, LoaderConfig
+from sendvae_fast.data.order import BatchSchedule
+from sendvae_fast.engine.checkpoint import newest_checkpoint
+from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.autoencoder_io import CONFIG_FILE
+from sendvae_fast.models.foundation import Foundation, FoundationConfig, load_foundation
+
+Batch = TypeVar("Batch", bound=tuple)
+
+
+@dataclass(kw_only=True)
+class ImageDataConfig(LoaderConfig):
+    """The training images and how many of them make a step."""
+
+    root: str
+    """ImageFolder: `root/<class>/<image>`."""
+    image_size: int = 256
+    """Side of the ADM centre crop in pixels."""
+    global_batch: int = 1024
+    """Images per optimizer step over all ranks and accumulation steps. The paper: 1024 in stage 1, 256 in stage 2."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("image_size", "global_batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}: it must be at least 1")
+
+
+class TrainingImages:
+    """This rank's share of the images of every step.
+
+    Raises:
+        UserError: the folder is missing or empty, or the global batch does not divide by ranks x accumulation steps.
+    """
+
+    def __init__(
+        self, config: ImageDataConfig, seed: int, accumulation_steps: int, distributed: Distributed
+    ) -> None:
+        parts = distributed.world_size * accumulation_steps
+        if config.global_batch % parts:
+            raise UserError(
+                f"data.global_batch={config.global_batch} must be a multiple of ranks x accumulation steps = "
+                f"{distributed.world_size} x {accumulation_steps}"
+            )
+        self.catalog = Catalog.from_folder(config.root)
+        self.schedule = BatchSchedule(len(self.catalog), config.global_batch, seed)
+        self._loader = ImageLoader(self.catalog, config.image_size, config)
+        self._ranks = distributed
+
+    def batches(self, start_step: int) -> Iterator[ImageBatch]:
+        """This rank's image batches from `start_step` on, for ever."""
+        return self._loader.batches(
+            self.schedule, start=start_step, rank=self._ranks.rank, world_size=self._ranks.world_size
+        )
+
+    def ids(self, step: int) -> Tensor:
+        """This rank's sample ids at `step`, int64 [B]: those `batches` reads."""
+        return torch.from_numpy(self.schedule.ids(step, self._ranks.rank, self._ranks.world_size))
+
+    def spread(self, num: int) -> Tensor:
+        """`num` images spread evenly over the catalog, for previews: uint8 [num, 3, S, S]."""
+        ids = np.linspace(0, len(self.catalog) - 1, min(num, len(self.catalog)), dtype=np.int64)
+        return torch.cat([batch.images for i in ids for batch in self._loader.in_order(1, start=i, stop=i + 1)])
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """uint8 images [B, 3, S, S] as float32 in [-1, 1], channels last."""
+    return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def micro_batches(batch: Batch, num: int, device: torch.device) -> Iterator[Batch]:
+    """Split a named tuple of tensors (None stays None) into `num` equal parts on `device`."""
+    parts = [
+        part.to(device, non_blocking=True).chunk(num) if isinstance(part, Tensor) else [part] * num for part in batch
+    ]
+    return (type(batch)(*micro) for micro in zip(*parts, strict=True))
+
+
+def add_means(logged: dict[str, Tensor | float], values: dict[str, Tensor], num: int) -> None:
+    """Add `values` / `num` to the scalars in `logged`: after `num` calls it holds their means."""
+    for name, value in values.items():
+        logged[name] = logged.get(name, 0.0) + value.detach() / num
+
+
+def build_foundation(weight: float, config: FoundationConfig, device: torch.device) -> Foundation | None:
+    """The frozen foundation model on `device`, or None when the alignment weight is 0 and nothing would look at it."""
+    return load_foundation(config).to(device) if weight > 0 else None
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """The module with 4-D weights in channels-last layout, which convolutions on GPUs and CPUs prefer."""
+    return module.to(memory_format=torch.channels_last)
+
+
+def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries under `prefix.`, without it."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+
+
+def without(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries not under `prefix.`."""
+    return {name: value for name, value in state.items() if not name.startswith(f"{prefix}.")}
+
+
+def resolve_weights(path: str | Path) -> Path:
+    """A folder of weights (one with config.json): `path` itself, or the newest checkpoint of the run at `path`.
+
+    Raises UserError when it is neither.
+    """
+    path = Path(path)
+    if (path / CONFIG_FILE).is_file():
+        return path
+    newest = newest_checkpoint(path / "checkpoints")
+    if newest is None:
+        raise UserError(f"{path} is neither a weight folder ({CONFIG_FILE}) nor a run with a finished checkpoint")
+    return newest

@@ -1,0 +1,124 @@
+"""The training loop that both stages share: resume, step, log, preview, save, stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from sendvae_fast.engine.checkpoint import Checkpointer
+from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.metrics import MetricsLogger
+from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.signals import EXIT_REQUEUE, StopOnSignal
+from sendvae_fast.errors import UserError
+from sendvae_fast.progress import Progress
+
+SHOWN = ("loss", "reconstruction", "velocity", "align")
+"""Values shown beside the progress bar."""
+
+
+@dataclass(kw_only=True)
+class LoopConfig:
+    """How long to train and how often to report."""
+
+    num_steps: int = 100_080
+    """Optimizer steps. The paper: 80 epochs x 1251 steps for stage 1, 400,320 or 4,003,200 for stage 2."""
+    log_every: int = 50
+    """Steps between lines in metrics.jsonl; values are means over those steps."""
+    save_every: int = 5_000
+    """Steps between checkpoints; the last step is always saved."""
+    preview_every: int = 5_000
+    """Steps between preview pictures in samples/; the last step always has one."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept; the oldest goes once a newer one is verified."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "log_every", "save_every", "preview_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(f"loop.{name} is {getattr(self, name)}: it must be at least 1")
+
+
+class Stage(Protocol):
+    """What the loop needs of a training stage."""
+
+    title: str
+
+    def train_step(self, step: int, batch: object) -> dict[str, Tensor | float]:
+        """One optimizer step on this rank's share of the global batch; returns scalars to log."""
+
+    def batches(self, start_step: int) -> Iterator[object]:
+        """This rank's batches from `start_step` on."""
+
+    def save(self, directory: Path) -> None:
+        """Write every weight and optimizer state into a checkpoint directory. Called on every rank."""
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote, whatever world size wrote it. Called on every rank."""
+
+    def preview(self, step: int, directory: Path) -> None:
+        """Write preview pictures into `directory`. Called on every rank."""
+
+
+def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, distributed: Distributed) -> int:
+    """Train `stage` from the run's newest checkpoint to the last step.
+
+    Returns the exit code: 0 when the run is complete, `EXIT_REQUEUE` when a signal stopped it after a save.
+    """
+    checkpointer = Checkpointer(run.checkpoints, config.keep_checkpoints, run.config_hash)
+    step = resume(stage, checkpointer)
+    if step >= config.num_steps:
+        return 0
+    logger, window, batches = MetricsLogger(run, last_step=step), MetricsWindow(), stage.batches(step)
+    shown: dict[str, float] = {}
+    with StopOnSignal(distributed) as stop, Progress(stage.title, config.num_steps, "step", start=step) as progress:
+        while step < config.num_steps:
+            window.add(stage.train_step(step, next(batches)))
+            step += 1
+            stopping, last = stop.requested(), step == config.num_steps
+            if last or stopping or step % config.log_every == 0:
+                values = window.mean()
+                logger.log(step, {**values, "img_per_s": progress.rate_per_s * global_batch})
+                shown = {name: values[name] for name in SHOWN if name in values}
+            progress.advance(1, **shown)
+            if last or stopping or step % config.save_every == 0:
+                checkpointer.save(step, stage.save)
+            if last or step % config.preview_every == 0:
+                stage.preview(step, run.samples)
+            if stopping and not last:
+                break
+    logger.close()
+    return 0 if step == config.num_steps else EXIT_REQUEUE
+
+
+def resume(stage: Stage, checkpointer: Checkpointer) -> int:
+    """Load the newest sound checkpoint into `stage`; the step it was written after, 0 without one."""
+    found = checkpointer.load_latest()
+    if found is None:
+        return 0
+    step, directory = found
+    stage.load(directory)
+    return step
+
+
+class MetricsWindow:
+    """Means of logged scalars since the last report, kept on the device so that no step waits for the host."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor | float]) -> None:
+        for name, value in values.items():
+            value = value.detach().float() if isinstance(value, Tensor) else float(value)
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def mean(self) -> dict[str, float]:
+        """The means, as numbers; starts a new window."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means

@@ -1,0 +1,229 @@
+"""Stage 2: train a SiT flow transformer with REPA on cached latents.
+
+L = |v̂ - v|² + λ_repa (1 - cos(projected tokens, foundation features)), as REPA trains it. Shape letters: B batch,
+C latent channels, H W latent size, N tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sendvae_fast.data.latents import LatentCache
+from sendvae_fast.engine.distributed import Distributed, init_distributed
+from sendvae_fast.engine.engine import EngineConfig, build_engine
+from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.losses.alignment import alignment_loss
+from sendvae_fast.models.autoencoder_io import WEIGHTS_FILE, load_autoencoder
+from sendvae_fast.models.foundation import FoundationConfig
+from sendvae_fast.models.sit import SiT, SiTConfig
+from sendvae_fast.models.sit_io import save_sit
+from sendvae_fast.models.weights import read_weights
+from sendvae_fast.ops import noise_inject, philox
+from sendvae_fast.sampling.generate import GenerateConfig, LatentDecoder, generate
+from sendvae_fast.sampling.writer import save_grid
+from sendvae_fast.train.common import (
+    ImageDataConfig,
+    TrainingImages,
+    add_means,
+    build_foundation,
+    micro_batches,
+    resolve_weights,
+)
+from sendvae_fast.train.loop import LoopConfig, fit
+
+
+@dataclass(kw_only=True)
+class GeneratorConfig:
+    """Sizes of the SiT; what the latents and the data decide is taken from the cache."""
+
+    preset: str | None = "SiT-XL/1"
+    """A published size, SiT-{S,B,L,XL}/{1,2,4,8}; null takes the five sizes below."""
+    patch_size: int = 1
+    """Latent positions per token and side (without a preset)."""
+    width: int = 1152
+    """Width of the transformer (without a preset)."""
+    depth: int = 28
+    """Transformer blocks (without a preset)."""
+    num_heads: int = 16
+    """Attention heads (without a preset)."""
+    label_dropout: float = 0.1
+    """Share of labels replaced by the null class, for classifier-free guidance."""
+    projector_width: int = 2048
+    """Hidden width of the REPA projector."""
+
+    def build(self, cache: LatentCache, repa_dim: int | None, repa_block: int) -> SiTConfig:
+        """The full SiT config for a latent cache."""
+        channels, size = cache.latent_shape[:2]
+        shared = dict(
+            latent_channels=channels, latent_size=size, num_classes=cache.num_classes, repa_dim=repa_dim,
+            repa_block=repa_block, label_dropout=self.label_dropout, projector_width=self.projector_width,
+        )
+        if self.preset is not None:
+            return SiTConfig.preset(self.preset, **shared)
+        return SiTConfig(
+            patch_size=self.patch_size, width=self.width, depth=self.depth, num_heads=self.num_heads, **shared
+        )
+
+
+@dataclass(kw_only=True)
+class RepaConfig:
+    """Representation alignment of the generator (REPA)."""
+
+    weight: float = 0.5
+    """λ_repa. REPA: 0.5. At 0 neither projector nor foundation model is built."""
+    foundation: FoundationConfig = field(default_factory=lambda: FoundationConfig(name="dinov2-vit-b"))
+    """The frozen foundation model."""
+    block: int = 8
+    """The projector reads the tokens after this block. REPA: 8."""
+
+
+@dataclass(kw_only=True)
+class SiTTrainConfig:
+    """A stage 2 run."""
+
+    run: str
+    """Run directory. The same command again resumes it."""
+    latents: str
+    """Latent cache folder, as `sendvae cache-latents` writes it."""
+    autoencoder: str | None = None
+    """Autoencoder folder or run that decodes the preview pictures; without it there are none."""
+    data: ImageDataConfig
+    """The photographs the cache was made from (REPA looks at them beside the latents) and the global batch."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """Sizes of the SiT."""
+    repa: RepaConfig = field(default_factory=RepaConfig)
+    """Representation alignment."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4, ema_decay=0.9999))
+    """AdamW and EMA. REPA: lr 1e-4, EMA 0.9999, clip 1.0."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """What drives training."""
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    """Length and reporting."""
+    preview: GenerateConfig = field(default_factory=lambda: GenerateConfig(num_samples=16, batch_size=16))
+    """How the preview grid is sampled from the EMA weights."""
+    seed: int = 0
+    """Seed of weights, data order, noise and label dropout."""
+
+
+class LatentBatch(NamedTuple):
+    """One rank's share of a step: latents, and the photographs beside them when REPA wants them."""
+
+    ids: Tensor  # int64 [B]
+    mean: Tensor  # [B, C, H, W]
+    std: Tensor  # [B, C, H, W]
+    labels: Tensor  # int64 [B]
+    images: Tensor | None  # uint8 [B, 3, S, S]
+
+
+class SiTStage:
+    """Stage 2 behind the loop's interface (`train.loop.Stage`)."""
+
+    title = "train sit"
+
+    def __init__(
+        self, config: SiTTrainConfig, images: TrainingImages, cache: LatentCache, distributed: Distributed
+    ) -> None:
+        self.config, self.images, self.cache, self.distributed = config, images, cache, distributed
+        self.device = distributed.device
+        self.foundation = build_foundation(config.repa.weight, config.repa.foundation, self.device)
+        torch.manual_seed(config.seed)
+        repa_dim = self.foundation.dim if self.foundation else None
+        self.model = SiT(config.generator.build(cache, repa_dim, config.repa.block))
+        if self.foundation is not None:
+            self.foundation.check_grid(self.model.config.grid_size)
+        self.engine = build_engine(self.model, config.optimizer, config.engine)
+        self.latent_mean = cache.latent_mean.to(self.device)
+        self.latent_std = cache.latent_std.to(self.device)
+
+    # -- one step, read aloud ------------------------------------------------------------------------------------
+
+    def train_step(self, step: int, batch: LatentBatch) -> dict[str, Tensor | float]:
+        """One optimizer step over the accumulated micro-batches."""
+        key = philox.make_key(self.config.seed, step, self.device)
+        logged: dict[str, Tensor | float] = {}
+        for micro in micro_batches(batch, self.config.engine.accumulation_steps, self.device):
+            target = None if self.foundation is None else self.foundation(micro.images)
+            losses = self._losses(micro, key, target)
+            self.engine.backward(losses["loss"])
+            add_means(logged, losses, self.config.engine.accumulation_steps)
+        return {**logged, "grad_norm": self.engine.step().grad_norm}
+
+    def _losses(self, batch: LatentBatch, key: Tensor, target: Tensor | None) -> dict[str, Tensor]:
+        noised = noise_inject(
+            batch.mean, batch.std, self.latent_mean, self.latent_std, key, batch.ids, spread_is_std=True
+        )
+        draw = philox.uniform(key, philox.Stream.LABEL_DROPOUT, batch.ids, 1)[:, 0]
+        drop = draw < self.config.generator.label_dropout
+        velocity, features = self.engine(
+            noised.z_t, noised.t, batch.labels, drop, return_features=target is not None
+        )
+        losses = {"velocity": F.mse_loss(velocity.float(), noised.velocity.float())}
+        loss = losses["velocity"]
+        if target is not None:
+            losses["align"] = alignment_loss(features, target)
+            loss = loss + self.config.repa.weight * losses["align"]
+        return {"loss": loss, **losses}
+
+    # -- the rest of the loop's interface ------------------------------------------------------------------------
+
+    def batches(self, start_step: int) -> Iterator[LatentBatch]:
+        """This rank's latents from `start_step` on, with the images of the same ids when REPA looks at them."""
+        if self.foundation is not None:
+            for batch in self.images.batches(start_step):
+                yield self._with_latents(batch.ids, batch.images)
+        else:
+            for step in itertools.count(start_step):
+                yield self._with_latents(self.images.ids(step), None)
+
+    def _with_latents(self, ids: Tensor, images: Tensor | None) -> LatentBatch:
+        mean, std, labels = self.cache.load(ids)
+        return LatentBatch(ids, mean, std, labels, images)
+
+    def save(self, directory: Path) -> None:
+        """A SiT folder (see `models.sit_io`) with the engine's state beside it."""
+        weights = self.engine.full_state("model")
+        ema = self.engine.full_state("ema") if "ema" in self.engine.state_keys else weights
+        self.engine.save(directory / "engine" / "sit")
+        if self.distributed.is_main:
+            save_sit(directory, self.model.config, weights, ema, self.latent_mean, self.latent_std)
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote."""
+        self.engine.load_model(read_weights(directory / WEIGHTS_FILE))
+        self.engine.load(directory / "engine" / "sit")
+
+    def preview(self, step: int, directory: Path) -> None:
+        """A grid of samples from the EMA weights, as `samples_<step>.png`, decoded by the cache's autoencoder."""
+        ema = self.engine.full_state("ema") if "ema" in self.engine.state_keys else self.engine.full_state("model")
+        if not self.distributed.is_main or self.config.autoencoder is None:
+            return
+        sit = SiT(self.model.config)
+        sit.load_state_dict(ema)
+        saved = load_autoencoder(resolve_weights(self.config.autoencoder))
+        decoder = LatentDecoder(saved.autoencoder.to(self.device), self.latent_mean, self.latent_std)
+        ids = torch.arange(self.config.preview.num_samples, device=self.device)
+        batches = generate(sit.to(self.device), decoder, ids, self.config.preview)
+        pictures = torch.cat([batch.images for batch in batches])
+        save_grid(directory / f"samples_{step:08d}.png", pictures, columns=math.isqrt(len(pictures)))
+
+
+def train_sit(config: SiTTrainConfig) -> int:
+    """Run or resume stage 2; returns the exit code (see `train.loop.fit`). Collective."""
+    distributed = init_distributed()
+    images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
+    cache = LatentCache.open(config.latents)
+    cache.check_images(images.catalog)
+    may_change = ("run", "loop", "engine", "preview", "latents", "autoencoder", "data.root")
+    run = RunDirectory(config.run, config, may_change=may_change)
+    stage = SiTStage(config, images, cache, distributed)
+    return fit(stage, config.loop, run, config.data.global_batch, distributed)
