@@ -1,0 +1,158 @@
+// cosine_align: 1 - cos(features, target) per row, without normalised copies of the rows.
+//
+//   a = max(|f|, eps);  b = max(|y|, eps);  distance = 1 - f.y / (a b)
+//   d distance / d f = -y / (a b) + [|f| > eps] f.y / (a b) f / |f|^2      and the same for y
+//
+// The sums are fp32. A norm under eps counts as the constant eps, in the gradient too. Shapes: M rows, D width.
+#pragma once
+
+#include <cmath>
+#include <tuple>
+
+#include "../common/tensor.h"
+
+namespace sendvae {
+
+// ---- The arithmetic of one row ----
+
+struct RowSums {
+  float dot, features, target;  // f.y, |f|^2, |y|^2
+};
+
+// What the backward needs: f.y, |f|, |y|; stored in this order.
+struct RowStats {
+  float dot, features_norm, target_norm;
+};
+
+SENDVAE_HD float max_norm(float norm, float eps) {
+  return norm < eps ? eps : norm;  // NaN stays
+}
+
+SENDVAE_HD RowStats stats_from_sums(const RowSums& sums) {
+  return {sums.dot, sqrtf(sums.features), sqrtf(sums.target)};
+}
+
+SENDVAE_HD float cosine(const RowStats& stats, float eps) {
+  return stats.dot / max_norm(stats.features_norm, eps) / max_norm(stats.target_norm, eps);
+}
+
+// grad_features = cross y + features f;  grad_target = cross f + target y
+struct RowGradFactors {
+  float cross, features, target;
+};
+
+SENDVAE_HD RowGradFactors grad_factors(float grad, const RowStats& stats, float eps) {
+  const float scale = grad / max_norm(stats.features_norm, eps) / max_norm(stats.target_norm, eps);
+  const float cos = cosine(stats, eps);
+  const float f = stats.features_norm, y = stats.target_norm;
+  return {-scale, f <= eps ? 0.0f : grad * cos / f / f, y <= eps ? 0.0f : grad * cos / y / y};
+}
+
+// ---- What a kernel is given ----
+
+// A [M, D] tensor whose rows are packed and `stride` elements apart.
+template <typename T>
+struct Rows {
+  T* data;
+  int64_t stride;
+};
+
+template <typename T>
+struct CosineAlignArgs {
+  Rows<const T> features, target;
+  float* distance;     // [M]
+  RowStats* stats;     // [M]
+  int64_t rows, width;
+  float eps;
+};
+
+template <typename T>
+struct CosineAlignBackwardArgs {
+  const float* grad;            // [M]
+  Rows<const T> features, target;
+  const RowStats* stats;        // [M]
+  T* grad_features;             // [M, D], packed
+  T* grad_target;               // [M, D], packed, or null: not needed
+  int64_t rows, width;
+  float eps;
+};
+
+// ---- From tensors to kernel arguments ----
+
+template <typename T>
+Rows<const T> rows(const Tensor& tensor) {
+  return {data<T>(tensor), tensor.stride(0)};
+}
+
+inline void check_pair(const char* op, const Tensor& features, const Tensor& target) {
+  check_float_dtype(op, "features", features);
+  STD_TORCH_CHECK(features.dim() == 2, op, ": features must be [M, D], got ", shape_string(features));
+  check_same_device(op, "target", target, features);
+  check_dtype(op, "target", target, features.scalar_type());
+  check_shape(op, "target", target, {features.size(0), features.size(1)});
+}
+
+// Holds the checked inputs and fresh outputs of one forward call.
+struct CosineAlign {
+  static constexpr const char* kName = "cosine_align";
+  Tensor features, target;
+  float eps;
+  Tensor distance, stats;
+
+  CosineAlign(const Tensor& features_, const Tensor& target_, double eps_) : eps(static_cast<float>(eps_)) {
+    check_pair(kName, features_, target_);
+    features = inner_contiguous(features_);
+    target = inner_contiguous(target_);
+    const int64_t count = features_.size(0);
+    distance = torch::stable::new_empty(features_, {count}, ScalarType::Float);
+    stats = torch::stable::new_empty(features_, {count, 3}, ScalarType::Float);
+  }
+
+  template <typename T>
+  CosineAlignArgs<T> args() const {
+    return {rows<T>(features), rows<T>(target), mutable_data<float>(distance), mutable_data<RowStats>(stats),
+            features.size(0), features.size(1), eps};
+  }
+
+  std::tuple<Tensor, Tensor> outputs() const { return {distance, stats}; }
+};
+
+// Holds the checked inputs and fresh outputs of one backward call.
+struct CosineAlignBackward {
+  static constexpr const char* kName = "cosine_align_backward";
+  Tensor grad, features, target, stats;
+  float eps;
+  bool need_target;
+  Tensor grad_features, grad_target;
+
+  CosineAlignBackward(const Tensor& grad_, const Tensor& features_, const Tensor& target_, const Tensor& stats_,
+                      double eps_, bool need_target_)
+      : eps(static_cast<float>(eps_)), need_target(need_target_) {
+    check_pair(kName, features_, target_);
+    const int64_t count = features_.size(0), width = features_.size(1);
+    check_same_device(kName, "grad", grad_, features_);
+    check_dtype(kName, "grad", grad_, ScalarType::Float);
+    check_shape(kName, "grad", grad_, {count});
+    check_same_device(kName, "stats", stats_, features_);
+    check_dtype(kName, "stats", stats_, ScalarType::Float);
+    check_shape(kName, "stats", stats_, {count, 3});
+    grad = torch::stable::contiguous(grad_);
+    features = inner_contiguous(features_);
+    target = inner_contiguous(target_);
+    stats = torch::stable::contiguous(stats_);
+    grad_features = torch::stable::new_empty(features_, {count, width}, features_.scalar_type());
+    grad_target = need_target ? torch::stable::new_empty(target_, {count, width}, target_.scalar_type())
+                              : torch::stable::new_empty(target_, {0}, target_.scalar_type());
+  }
+
+  template <typename T>
+  CosineAlignBackwardArgs<T> args() const {
+    return {data<float>(grad), rows<T>(features), rows<T>(target), data<RowStats>(stats),
+            mutable_data<T>(grad_features), need_target ? mutable_data<T>(grad_target) : nullptr,
+            features.size(0), features.size(1), eps};
+  }
+
+  std::tuple<Tensor, Tensor> outputs() const { return {grad_features, grad_target}; }
+};
+
+}  // namespace sendvae

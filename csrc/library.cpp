@@ -1,0 +1,16 @@
+// Every schema of the namespace `sendvae`. The implementations are beside their ops: *_cpu.cpp in this library,
+// *_cuda.cu in the CUDA library, which is loaded after this one. docs/design.md explains the arguments.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(sendvae, library) {
+  library.def(
+      "noise_inject(Tensor mean, Tensor spread, Tensor latent_mean, Tensor latent_std, Tensor key, Tensor sample_ids, "
+      "Tensor? t, bool spread_is_std) -> (Tensor z, Tensor z_t, Tensor velocity, Tensor t)");
+  library.def(
+      "noise_inject_backward(Tensor grad_z, Tensor grad_z_t, Tensor grad_velocity, Tensor spread, Tensor latent_std, "
+      "Tensor key, Tensor sample_ids, Tensor t, bool spread_is_std) -> (Tensor grad_mean, Tensor grad_spread)");
+  library.def("cosine_align(Tensor features, Tensor target, float eps) -> (Tensor distance, Tensor stats)");
+  library.def(
+      "cosine_align_backward(Tensor grad, Tensor features, Tensor target, Tensor stats, float eps, bool need_target) "
+      "-> (Tensor grad_features, Tensor grad_target)");
+}

@@ -1,0 +1,206 @@
+// noise_inject: reparameterise, normalise, interpolate with noise.
+//
+//   std = exp(clamp(spread, -30, 20) / 2), or spread itself with spread_is_std
+//   z = mean + std e1;  n = (z - latent_mean) / latent_std;  z_t = (1 - t) n + t e2;  velocity = e2 - n
+//
+// e1, e2 and t come from Philox by (seed, step, sample id), and again in the backward: noise is never stored. All
+// arithmetic is fp32 and n uses the unrounded z. Shapes: B batch, C channels, H W height and width.
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include "../common/philox.h"
+#include "../common/tensor.h"
+
+namespace sendvae {
+
+// ---- The arithmetic of one element ----
+
+constexpr float kLogVarianceMin = -30.0f;
+constexpr float kLogVarianceMax = 20.0f;
+
+// NaN passes through, as with torch.clamp.
+SENDVAE_HD float clamp_log_variance(float x) {
+  x = x < kLogVarianceMin ? kLogVarianceMin : x;
+  return x > kLogVarianceMax ? kLogVarianceMax : x;
+}
+
+SENDVAE_HD float std_from_spread(float spread, bool spread_is_std) {
+  return spread_is_std ? spread : exp_bounded(0.5f * clamp_log_variance(spread));
+}
+
+struct Injected {
+  float z, z_t, velocity;
+};
+
+SENDVAE_HD Injected inject(float mean, float std, float latent_mean, float latent_std, float t, float e1, float e2) {
+  const float z = mean + std * e1;
+  const float n = (z - latent_mean) / latent_std;
+  return {z, (1.0f - t) * n + t * e2, e2 - n};
+}
+
+struct InjectedGrad {
+  float mean, spread;
+};
+
+SENDVAE_HD InjectedGrad inject_backward(float grad_z, float grad_z_t, float grad_velocity, float spread,
+                                        bool spread_is_std, float latent_std, float t, float e1) {
+  const float grad = grad_z + ((1.0f - t) * grad_z_t - grad_velocity) / latent_std;
+  // d std / d spread: std / 2 for a log-variance inside the clamp (its ends included), 0 outside.
+  const bool clamped = spread < kLogVarianceMin || spread > kLogVarianceMax;
+  const float half_std = 0.5f * std_from_spread(spread, spread_is_std);
+  const float slope = spread_is_std ? 1.0f : (clamped ? 0.0f : half_std);
+  return {grad, grad * slope * e1};
+}
+
+// ---- What a kernel is given ----
+
+// A [B, C, H, W] tensor whose samples are packed and `stride` elements apart.
+template <typename T>
+struct Samples {
+  T* data;
+  int64_t stride;
+};
+
+template <typename T>
+struct NoiseInjectArgs {
+  Samples<const T> mean, spread;
+  const float* latent_mean;     // [C]
+  const float* latent_std;      // [C]
+  const int64_t* key;           // [2]: seed, step
+  const int64_t* sample_ids;    // [B]
+  const float* given_t;         // [B], or null: draw it
+  T *z, *z_t, *velocity;        // [B, C, H, W], packed
+  float* t;                     // [B]
+  int64_t batch;
+  uint32_t elements;            // C H W
+  uint32_t plane;               // H W
+  bool spread_is_std;
+};
+
+template <typename T>
+struct NoiseInjectBackwardArgs {
+  Samples<const T> grad_z, grad_z_t, grad_velocity, spread;
+  const float* latent_std;      // [C]
+  const int64_t* key;           // [2]: seed, step
+  const int64_t* sample_ids;    // [B]
+  const float* t;               // [B]
+  T *grad_mean, *grad_spread;   // [B, C, H, W], packed
+  int64_t batch;
+  uint32_t elements;            // C H W
+  uint32_t plane;               // H W
+  bool spread_is_std;
+};
+
+// ---- From tensors to kernel arguments ----
+
+template <typename T>
+Samples<const T> samples(const Tensor& tensor) {
+  return {data<T>(tensor), tensor.stride(0)};
+}
+
+inline void check_noise_shape(const char* op, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.dim() == 4, op, ": expected [B, C, H, W], got ", shape_string(tensor));
+  const int64_t elements = tensor.size(1) * tensor.size(2) * tensor.size(3);
+  STD_TORCH_CHECK(elements < (int64_t{1} << 31), op, ": a sample must have fewer than 2^31 elements, got ", elements);
+}
+
+// Checks `tensor` against the first [B, C, H, W] argument and returns it with packed samples.
+inline Tensor checked_samples(const char* op, const char* name, const Tensor& tensor, const Tensor& first) {
+  check_same_device(op, name, tensor, first);
+  check_dtype(op, name, tensor, first.scalar_type());
+  check_shape(op, name, tensor, {first.size(0), first.size(1), first.size(2), first.size(3)});
+  return inner_contiguous(tensor);
+}
+
+inline Tensor checked_vector(const char* op, const char* name, const Tensor& tensor, const Tensor& first,
+                             ScalarType dtype, int64_t length) {
+  check_same_device(op, name, tensor, first);
+  check_dtype(op, name, tensor, dtype);
+  check_shape(op, name, tensor, {length});
+  return torch::stable::contiguous(tensor);
+}
+
+inline Tensor empty_packed(const Tensor& like) {
+  return torch::stable::new_empty(like, like.sizes(), like.scalar_type());
+}
+
+// Holds the checked inputs and fresh outputs of one forward call.
+struct NoiseInject {
+  static constexpr const char* kName = "noise_inject";
+  Tensor mean, spread, latent_mean, latent_std, key, sample_ids;
+  std::optional<Tensor> given_t;
+  bool spread_is_std;
+  Tensor z, z_t, velocity, t;
+
+  NoiseInject(const Tensor& mean_, const Tensor& spread_, const Tensor& latent_mean_, const Tensor& latent_std_,
+              const Tensor& key_, const Tensor& sample_ids_, const std::optional<Tensor>& t_, bool spread_is_std_)
+      : spread_is_std(spread_is_std_) {
+    check_float_dtype(kName, "mean", mean_);
+    check_noise_shape(kName, mean_);
+    const int64_t batch = mean_.size(0), channels = mean_.size(1);
+    mean = inner_contiguous(mean_);
+    spread = checked_samples(kName, "spread", spread_, mean_);
+    latent_mean = checked_vector(kName, "latent_mean", latent_mean_, mean_, ScalarType::Float, channels);
+    latent_std = checked_vector(kName, "latent_std", latent_std_, mean_, ScalarType::Float, channels);
+    key = checked_vector(kName, "key", key_, mean_, ScalarType::Long, 2);
+    sample_ids = checked_vector(kName, "sample_ids", sample_ids_, mean_, ScalarType::Long, batch);
+    if (t_.has_value()) given_t = checked_vector(kName, "t", *t_, mean_, ScalarType::Float, batch);
+    z = empty_packed(mean_);
+    z_t = empty_packed(mean_);
+    velocity = empty_packed(mean_);
+    t = torch::stable::new_empty(latent_mean, {batch}, ScalarType::Float);
+  }
+
+  template <typename T>
+  NoiseInjectArgs<T> args() const {
+    return {samples<T>(mean), samples<T>(spread), data<float>(latent_mean), data<float>(latent_std),
+            data<int64_t>(key), data<int64_t>(sample_ids), given_t.has_value() ? data<float>(*given_t) : nullptr,
+            mutable_data<T>(z), mutable_data<T>(z_t), mutable_data<T>(velocity), mutable_data<float>(t),
+            mean.size(0), static_cast<uint32_t>(mean.size(1) * mean.size(2) * mean.size(3)),
+            static_cast<uint32_t>(mean.size(2) * mean.size(3)), spread_is_std};
+  }
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor> outputs() const { return {z, z_t, velocity, t}; }
+};
+
+// Holds the checked inputs and fresh outputs of one backward call.
+struct NoiseInjectBackward {
+  static constexpr const char* kName = "noise_inject_backward";
+  Tensor grad_z, grad_z_t, grad_velocity, spread, latent_std, key, sample_ids, t;
+  bool spread_is_std;
+  Tensor grad_mean, grad_spread;
+
+  NoiseInjectBackward(const Tensor& grad_z_, const Tensor& grad_z_t_, const Tensor& grad_velocity_,
+                      const Tensor& spread_, const Tensor& latent_std_, const Tensor& key_, const Tensor& sample_ids_,
+                      const Tensor& t_, bool spread_is_std_)
+      : spread_is_std(spread_is_std_) {
+    check_float_dtype(kName, "grad_z", grad_z_);
+    check_noise_shape(kName, grad_z_);
+    const int64_t batch = grad_z_.size(0), channels = grad_z_.size(1);
+    grad_z = inner_contiguous(grad_z_);
+    grad_z_t = checked_samples(kName, "grad_z_t", grad_z_t_, grad_z_);
+    grad_velocity = checked_samples(kName, "grad_velocity", grad_velocity_, grad_z_);
+    spread = checked_samples(kName, "spread", spread_, grad_z_);
+    latent_std = checked_vector(kName, "latent_std", latent_std_, grad_z_, ScalarType::Float, channels);
+    key = checked_vector(kName, "key", key_, grad_z_, ScalarType::Long, 2);
+    sample_ids = checked_vector(kName, "sample_ids", sample_ids_, grad_z_, ScalarType::Long, batch);
+    t = checked_vector(kName, "t", t_, grad_z_, ScalarType::Float, batch);
+    grad_mean = empty_packed(grad_z_);
+    grad_spread = empty_packed(grad_z_);
+  }
+
+  template <typename T>
+  NoiseInjectBackwardArgs<T> args() const {
+    return {samples<T>(grad_z), samples<T>(grad_z_t), samples<T>(grad_velocity), samples<T>(spread),
+            data<float>(latent_std), data<int64_t>(key), data<int64_t>(sample_ids), data<float>(t),
+            mutable_data<T>(grad_mean), mutable_data<T>(grad_spread), spread.size(0),
+            static_cast<uint32_t>(spread.size(1) * spread.size(2) * spread.size(3)),
+            static_cast<uint32_t>(spread.size(2) * spread.size(3)), spread_is_std};
+  }
+
+  std::tuple<Tensor, Tensor> outputs() const { return {grad_mean, grad_spread}; }
+};
+
+}  // namespace sendvae
