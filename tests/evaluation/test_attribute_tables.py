@@ -1,0 +1,65 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.attribute_tables import (
+    read_attribute_csv,
+    read_awa2_attributes,
+    read_celeba_attributes,
+)
+
+TEST_DATA = os.environ.get("SENDVAE_TEST_DATA")
+needs_data = pytest.mark.skipif(not TEST_DATA, reason="SENDVAE_TEST_DATA is not set: no real attribute files")
+
+
+@needs_data
+def test_celeba():
+    folder = Path(TEST_DATA) / "attributes/celeba"
+    table = read_celeba_attributes(folder / "list_attr_celeba.txt")
+    assert table.values.shape == (559, 40) and len(table.keys) == 559
+    assert all((folder / "img_align_celeba" / key).is_file() for key in table.keys)
+    first = dict(zip(table.names, table.values[0].tolist(), strict=True))
+    assert table.keys[0] == "000001.jpg" and first["Smiling"] == first["Young"] == 1 and first["Male"] == 0
+
+
+@needs_data
+def test_awa2():
+    table = read_awa2_attributes(Path(TEST_DATA) / "attributes/awa2")
+    assert table.values.shape == (50, 85)
+    row = dict(zip(table.names, table.values[table.keys.index("giant+panda")].tolist(), strict=True))
+    assert row["black"] == row["white"] == row["furry"] == 1 and row["flys"] == row["ocean"] == 0
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "attributes.csv"
+    path.write_text("file,red,large\na/0.jpg,1,0\n\"b, c/1.jpg\",0,1\n")
+    table = read_attribute_csv(path)
+    assert table.keys == ("a/0.jpg", "b, c/1.jpg") and table.names == ("red", "large")
+    assert table.values.tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("reader", "text", "said"),
+    [
+        (read_celeba_attributes, "Smiling Young\n1.jpg 1 -1\n", "number of pictures"),
+        (read_celeba_attributes, "2\nSmiling Young\n1.jpg 1 -1\n", "announces 2 pictures but lists 1"),
+        (read_celeba_attributes, "1\nSmiling Young\n1.jpg 1\n", "line 3: 1 values for 2"),
+        (read_celeba_attributes, "1\nSmiling Young\n1.jpg 1 0\n", "line 3: '0' is neither"),
+        (read_attribute_csv, "", "first line"),
+        (read_attribute_csv, "file,red\na.jpg,yes\n", "line 2: 'yes'"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, reader, text, said):
+    path = tmp_path / "attributes.txt"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said) as raised:
+        reader(path)
+    assert str(path) in str(raised.value)
+
+
+def test_absent_files_are_named(tmp_path):
+    for reader in (read_celeba_attributes, read_attribute_csv, read_awa2_attributes):
+        with pytest.raises(UserError, match="cannot read"):
+            reader(tmp_path / "absent")
