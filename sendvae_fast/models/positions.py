@@ -14,10 +14,10 @@ def sincos_2d(width: int, grid_size: int) -> Tensor:
     """
     if width % 4:
         raise ValueError(f"width must be a multiple of 4, got {width}")
-    positions = torch.arange(grid_size, dtype=torch.float64, device="cpu")
+    positions = torch.arange(grid_size, dtype=torch.float64)
     rows, columns = torch.meshgrid(positions, positions, indexing="ij")
     quarter = width // 4
-    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
+    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     halves = []
     for coordinate in (columns, rows):
         angles = coordinate.reshape(-1, 1) * frequencies  # [N, width / 4]
