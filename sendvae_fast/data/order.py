@@ -1,12 +1,10 @@
 """Which samples come when: a pure function of (seed, step, rank, world size)."""
 
 import numpy as np
+import torch
 
 from sendvae_fast.errors import UserError
-
-ORDER_STREAM = 7
-"""`Stream.ORDER` of docs/design.md."""
-_MASK_32 = np.uint64(0xFFFFFFFF)
+from sendvae_fast.ops import philox
 
 
 class BatchSchedule:
@@ -40,8 +38,9 @@ class BatchSchedule:
         """The order of all samples in `epoch`, int64 [num_samples]."""
         cached = self._permutation
         if cached is None or cached[0] != epoch:
-            words = random_words(self.seed, epoch, ORDER_STREAM, np.arange(self.num_samples, dtype=np.uint64))
-            cached = epoch, np.argsort(words, kind="stable")
+            key = philox.make_key(self.seed, epoch)
+            high, low = philox.words(key, philox.Stream.ORDER, torch.arange(self.num_samples), 2).unbind(1)
+            cached = epoch, np.argsort((high << 32 | low).numpy(), kind="stable")
             self._permutation = cached
         return cached[1]
 
@@ -59,34 +58,3 @@ class BatchSchedule:
         share = self.global_batch // world_size
         start = (step % self.steps_per_epoch) * self.global_batch + rank * share
         return self.permutation(self.epoch(step))[start:start + share].copy()
-
-
-def random_words(seed: int, step: int, stream: int, sample_ids: np.ndarray) -> np.ndarray:
-    """The first two Philox4x32-10 words of element block 0 per sample as one number, uint64 [N].
-
-    Key and counter are as docs/design.md lays down for every random number of the project, with `step` the epoch. NumPy
-    integers rather than `ops.philox` tensors: a million samples take a few tenths of a second.
-    """
-    key = _splitmix64((_splitmix64(seed) + step) % 2**64)
-    key_0, key_1 = key & 0xFFFFFFFF, key >> 32
-    ids = sample_ids.astype(np.uint64)
-    word_0, word_1 = np.zeros_like(ids), np.full_like(ids, stream)
-    word_2, word_3 = ids & _MASK_32, ids >> np.uint64(32)
-    for _ in range(10):
-        product_0, product_1 = np.uint64(0xD2511F53) * word_0, np.uint64(0xCD9E8D57) * word_2
-        word_0, word_1, word_2, word_3 = (
-            (product_1 >> np.uint64(32)) ^ word_1 ^ np.uint64(key_0),
-            product_1 & _MASK_32,
-            (product_0 >> np.uint64(32)) ^ word_3 ^ np.uint64(key_1),
-            product_0 & _MASK_32,
-        )
-        key_0, key_1 = (key_0 + 0x9E3779B9) & 0xFFFFFFFF, (key_1 + 0xBB67AE85) & 0xFFFFFFFF
-    return word_0 << np.uint64(32) | word_1
-
-
-def _splitmix64(value: int) -> int:
-    """One output of the SplitMix64 generator at state `value` (Steele et al., 2014), modulo 2^64."""
-    value = (value + 0x9E3779B97F4A7C15) % 2**64
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
-    return value ^ (value >> 31)

@@ -1,0 +1,99 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from sendvae_fast.data.catalog import Catalog
+from sendvae_fast.errors import UserError
+
+
+def save(path, size=(8, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (10, 200, 30)).save(path, format="JPEG")
+
+
+def tree(root):
+    for name in ("n02/b.JPEG", "n02/a.jpg", "n01/z.jpeg", "n01/sub/x.JpG", "n10/q.Png", "n10/.hidden.jpg"):
+        save(root / name)
+    (root / "n01" / "notes.txt").write_text("not an image")
+    (root / ".cache").mkdir()
+    return root
+
+
+def test_lists_as_torchvision_does(tmp_path):
+    root = tree(tmp_path)
+    (root / ".cache").rmdir()
+    (root / "n10" / ".hidden.jpg").unlink()
+    catalog, truth = Catalog.from_folder(root), ImageFolder(root)
+    assert list(catalog.class_names) == truth.classes == ["n01", "n02", "n10"]
+    assert list(zip(catalog.paths, catalog.labels.tolist(), strict=True)) == truth.samples
+    assert len(catalog) == 5 and catalog.labels.dtype == np.int64 and catalog.attributes is None
+
+
+def test_hidden_names_are_passed_over(tmp_path):
+    catalog = Catalog.from_folder(tree(tmp_path))
+    assert len(catalog) == 5 and catalog.class_names == ("n01", "n02", "n10")
+
+
+def test_a_flat_folder_is_one_class(tmp_path):
+    save(tmp_path / "flat" / "b.jpg")
+    save(tmp_path / "flat" / "a.jpg")
+    catalog = Catalog.from_folder(tmp_path / "flat")
+    assert catalog.class_names == ("flat",) and catalog.labels.tolist() == [0, 0]
+    assert [os.path.basename(path) for path in catalog.paths] == ["a.jpg", "b.jpg"]
+
+
+def test_attributes_are_read_by_file_name(tmp_path):
+    root = tree(tmp_path)
+    (root / "attributes.csv").write_text(
+        "file,round,warm\nn02/a.jpg,0,1\nn01/z.jpeg,1,1\nn01/sub/x.JpG,0,0\nn10/q.Png,1,0\nn02/b.JPEG,1,1\ngone.jpg,0,0\n"
+    )
+    catalog = Catalog.from_folder(root)
+    assert catalog.attributes.names == ("round", "warm")
+    by_name = {os.path.basename(path): row.tolist() for path, row in
+               zip(catalog.paths, catalog.attributes.values, strict=True)}
+    assert by_name == {"a.jpg": [False, True], "z.jpeg": [True, True], "x.JpG": [False, False],
+                       "q.Png": [True, False], "b.JPEG": [True, True]}
+
+
+@pytest.mark.parametrize("table, message", [
+    ("name,round\n", "must begin with"),
+    ("", "must begin with"),
+    ("file,round\nn01/z.jpeg,2\n", "line 2"),
+    ("file,round\nn01/z.jpeg,1,0\n", "line 2"),
+    ("file,round\nn01/z.jpeg,1\n", "no line for n01/sub/x.JpG .4 images"),
+])
+def test_bad_attribute_tables(tmp_path, table, message):
+    (tree(tmp_path) / "attributes.csv").write_text(table)
+    with pytest.raises(UserError, match=message):
+        Catalog.from_folder(tmp_path)
+
+
+def test_folder_errors(tmp_path):
+    with pytest.raises(UserError, match="nowhere does not exist; check the path"):
+        Catalog.from_folder(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        Catalog.from_folder(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no images in .*empty; expected .*<class>/<image>"):
+        Catalog.from_folder(tmp_path / "empty")
+    save(tmp_path / "part" / "full" / "a.jpg")
+    (tmp_path / "part" / "hollow").mkdir()
+    with pytest.raises(UserError, match="part/hollow holds no images"):
+        Catalog.from_folder(tmp_path / "part")
+
+
+def test_verify_names_what_is_broken(tmp_path):
+    root = tree(tmp_path)
+    (root / "n01" / "bad1.jpg").write_bytes(b"")
+    (root / "n02" / "bad2.jpg").write_text("<html>404</html>")
+    (root / "n02" / "bad3.jpg").symlink_to(root / "gone")
+    catalog = Catalog.from_folder(root)
+    with pytest.raises(UserError, match=r"3 of 8 images cannot be read .*n01/bad1.jpg, .*bad2.jpg, .*bad3.jpg"):
+        catalog.verify()
+    bad = catalog.verify(max_bad_fraction=0.4)
+    assert [os.path.basename(error.path) for error in bad] == ["bad1.jpg", "bad2.jpg", "bad3.jpg"]
+    assert Catalog.from_folder(root / "n10").verify() == []

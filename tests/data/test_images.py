@@ -1,0 +1,132 @@
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from sendvae_fast.data.images import UnreadableImage, center_crop, check_header, decode_rgb, read_crop
+
+
+def plain_adm_crop(image, size):
+    """The protocol again, written on box coordinates: Pillow crops, and halving goes through an explicit target."""
+    width, height = image.size
+    while min(width, height) >= 2 * size:
+        width, height = width // 2, height // 2
+        image = image.resize((width, height), resample=Image.BOX)
+    ratio = size / min(width, height)
+    image = image.resize((int(np.rint(width * ratio)), int(np.rint(height * ratio))), resample=Image.BICUBIC)
+    x, y = (image.size[0] - size) // 2, (image.size[1] - size) // 2
+    return np.array(image.crop((x, y, x + size, y + size)))
+
+
+def picture(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+@pytest.mark.parametrize("width, height", [
+    (64, 64), (128, 128), (127, 128), (129, 300), (300, 129), (500, 375), (333, 500), (65, 64), (63, 200), (20, 31),
+    (1, 1), (1, 50), (1000, 257),
+])
+def test_crop_follows_the_adm_protocol(width, height):
+    image = picture(width, height)
+    crop = center_crop(image, 64)
+    assert crop.shape == (64, 64, 3) and crop.dtype == np.uint8
+    assert np.array_equal(crop, plain_adm_crop(image, 64))
+
+
+def test_an_exact_size_is_left_alone():
+    image = picture(64, 64)
+    assert np.array_equal(center_crop(image, 64), np.asarray(image))
+
+
+def test_halving_is_a_box_mean():
+    image = picture(128, 128)
+    mean = np.asarray(image, np.float64).reshape(64, 2, 64, 2, 3).mean((1, 3))
+    # Pillow rounds to whole grey levels after each of its two passes, at most half a level each.
+    assert np.abs(center_crop(image, 64) - mean).max() <= 1.0
+
+
+def test_crop_takes_the_middle():
+    image = Image.new("RGB", (192, 64))
+    image.paste((255, 0, 0), (64, 0, 128, 64))
+    assert (center_crop(image, 64) == (255, 0, 0)).all()
+
+
+def test_real_photographs():
+    folder = os.environ.get("SENDVAE_TEST_DATA")
+    if not folder:
+        pytest.skip("SENDVAE_TEST_DATA is not set: no real photographs to crop")
+    paths = sorted(Path(folder, "photos", "imagenet_1each").rglob("*.JPEG"))[:6]
+    assert paths
+    for path in paths:
+        for size in (64, 256):
+            with Image.open(path) as image:
+                truth = plain_adm_crop(image.convert("RGB"), size)
+            assert np.array_equal(read_crop(path, size).transpose(1, 2, 0), truth), path
+    for name in ("Abyssinian_34.jpg", "Abyssinian_5.jpg"):  # really a GIF and an RGBA PNG
+        assert read_crop(Path(folder, "photos", "pets", "Abyssinian", name), 64).shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("mode, extension", [
+    ("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"), ("LA", "PNG"), ("1", "PNG"), ("I;16", "PNG"),
+    ("RGB", "WEBP"), ("P", "GIF"), ("RGB", "BMP"),
+])
+def test_every_mode_becomes_rgb_whatever_the_name(tmp_path, mode, extension):
+    image = Image.new("I;16", (9, 7), 300) if mode == "I;16" else picture(9, 7).convert(mode)
+    path = tmp_path / "misnamed.JPEG"
+    image.save(path, format=extension)
+    assert decode_rgb(path).mode == "RGB" and decode_rgb(path).size == (9, 7)
+
+
+def test_exif_orientation_is_ignored(tmp_path):
+    image, exif = picture(40, 20), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert decode_rgb(tmp_path / "turned.jpg").size == (40, 20)
+    with Image.open(tmp_path / "turned.jpg") as opened:
+        assert ImageOps.exif_transpose(opened).size == (20, 40)  # the file does ask to be turned
+
+
+def jpeg_bytes():
+    buffer = io.BytesIO()
+    picture(64, 64).save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"", "not an image"), (b"\xff\xd8", ""), (b"<html>404</html>", "not an image"), (jpeg_bytes()[:2000], "truncated"),
+    (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, ""), (b"\xff\xd8" + jpeg_bytes()[200:], ""),
+])
+def test_broken_files_are_named(tmp_path, content, reason):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImage) as caught:
+        decode_rgb(path)
+    message = str(caught.value)
+    assert str(path) in message and reason in message and "max_bad_fraction" in message and "\n" not in message
+
+
+def test_missing_folder_and_bomb(tmp_path, monkeypatch):
+    with pytest.raises(UnreadableImage, match="does not exist"):
+        decode_rgb(tmp_path / "gone.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(UnreadableImage, match="directory"):
+        decode_rgb(tmp_path / "folder.jpg")
+    picture(50, 50).save(tmp_path / "big.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(UnreadableImage, match="bomb"):
+            decode_rgb(tmp_path / "big.png")
+    assert "bomb" in check_header(tmp_path / "big.png").reason
+
+
+def test_header_check(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg_bytes())
+    assert check_header(path) is None
+    path.write_bytes(b"nothing")
+    assert check_header(path).path == str(path)
