@@ -1,4 +1,4 @@
-"""How one image is read: decoding and the ADM centre crop, both with Pillow, which is the truth for every other path."""
+"""How one image is read: decoding and the ADM centre crop, both with Pillow, the truth for every other path."""
 
 import os
 

@@ -61,7 +61,12 @@ class LatentSource:
 
     @classmethod
     def of_catalog(
-        cls, catalog: Catalog, image_size: int, autoencoder_sha256: str, autoencoder_config: dict[str, Any], **storage: Any
+        cls,
+        catalog: Catalog,
+        image_size: int,
+        autoencoder_sha256: str,
+        autoencoder_config: dict[str, Any],
+        **storage: Any,
     ) -> "LatentSource":
         """Describe latents of `catalog`; `storage` may hold `dtype` and `shard_size`."""
         return cls(

@@ -77,10 +77,10 @@ def draw_scene(seed: int, scene_id: int) -> Scene:
         _inside(0.5 - offset_x if attributes["left"] else 0.5 + offset_x, radius),
         _inside(0.5 - offset_y if attributes["upper"] else 0.5 + offset_y, radius),
     )
-    hue = rng.uniform(-0.1, 1.7) if attributes["warm"] else rng.uniform(2.4, 5.2)
+    hue = rng.uniform(-0.1, 1.7) if attributes["warm"] else rng.uniform(2.5, 5.1)
     contrast = rng.uniform(0.2, 0.34)
-    background_lightness = rng.uniform(0.3, 0.86 - contrast) if attributes["light"] else rng.uniform(0.3 + contrast, 0.9)
-    lightness = background_lightness + (contrast if attributes["light"] else -contrast)
+    dark, bright = rng.uniform(0.3, 0.88 - contrast) + np.array([0.0, contrast])
+    lightness, background_lightness = (bright, dark) if attributes["light"] else (dark, bright)
     background_hue = rng.uniform(0, 2 * np.pi)
     light_angle = rng.uniform(-0.85, 0.85) + (np.pi if attributes["lit_from_left"] else 0.0)
     return Scene(

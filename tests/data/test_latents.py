@@ -60,7 +60,8 @@ def test_statistics_are_those_of_sampled_latents(tmp_path):
     torch.testing.assert_close(cache.latent_mean, mean.mean((0, 2, 3)).float())
     variance = mean.var((0, 2, 3), correction=0) + (std**2).mean((0, 2, 3))
     torch.testing.assert_close(cache.latent_std, variance.sqrt().float())
-    samples = mean + std * torch.randn(2000, *mean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(2000, *mean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    samples = mean + std * noise
     torch.testing.assert_close(samples.std((0, 1, 3, 4)).float(), cache.latent_std, rtol=2e-3, atol=0)
 
 

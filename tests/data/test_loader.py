@@ -65,10 +65,9 @@ def test_resume_at_any_step(catalog):
 
 def test_ranks_split_the_global_batch(catalog):
     schedule = BatchSchedule(NUM, 4, seed=1)
-    for whole, *parts in zip(
-        ImageLoader(catalog, 16).batches(schedule, stop=6),
-        *(ImageLoader(catalog, 16).batches(schedule, stop=6, rank=rank, world_size=2) for rank in range(2)), strict=True,
-    ):
+    wholes = ImageLoader(catalog, 16).batches(schedule, stop=6)
+    halves = [ImageLoader(catalog, 16).batches(schedule, stop=6, rank=rank, world_size=2) for rank in range(2)]
+    for whole, *parts in zip(wholes, *halves, strict=True):
         assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
         assert torch.equal(whole.ids, torch.cat([part.ids for part in parts]))
 
