@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sendvae_fast.models.foundation import FoundationConfig
 
 DEMO_WEIGHTS = Path(__file__).with_name("demo_vit.safetensors")
+_SQUEEZENET_MIN_SIZE = 18  # one token after its last module
 HALF = (0.5, 0.5, 0.5)  # as mean and standard deviation: x / 127.5 - 1
 
 
@@ -144,8 +145,10 @@ def squeezenet(config: FoundationConfig) -> Backbone:
         # The first convolution is unpadded and the pools round up: this is the size that gives the grid.
         stride = 2 ** (1 + sum(isinstance(part, nn.MaxPool2d) for part in features))
         image_size = stride * config.grid_size + 2
-    if image_size < 17:
-        raise UserError(f"foundation image_size={image_size} is too small for squeezenet: give at least 17")
+    if image_size < _SQUEEZENET_MIN_SIZE:
+        raise UserError(
+            f"foundation image_size={image_size} is too small for squeezenet: give at least {_SQUEEZENET_MIN_SIZE}"
+        )
     with torch.no_grad():
         _, dim, grid_size, _ = features.eval()(torch.zeros(1, 3, image_size, image_size)).shape
     return Backbone(ConvTokens(features), image_size, grid_size, dim, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
@@ -162,6 +165,7 @@ def _generic_recipe(name: str) -> Recipe:
 
 
 def _transformer(recipe: Recipe, arguments: dict, config: FoundationConfig, weights: str | Path | None) -> Backbone:
+    state = None if weights is None else read_weights(weights)
     image_size = config.image_size or recipe.image_size
     if config.grid_size is not None:
         image_size = config.grid_size * _patch_size(recipe, arguments)
@@ -172,8 +176,8 @@ def _transformer(recipe: Recipe, arguments: dict, config: FoundationConfig, weig
             f"foundation image_size={image_size} does not divide into {config.name}'s patches: choose a multiple of "
             f"{patch_size}"
         )
-    if weights is not None:
-        load_weights(model, _convert(read_weights(weights), model), weights)
+    if state is not None:
+        load_weights(model, _convert(state, model), weights)
     tokens = TransformerTokens(model, recipe.final_norm)
     return Backbone(tokens, image_size, image_size // patch_size, model.num_features, recipe.mean, recipe.std)
 
