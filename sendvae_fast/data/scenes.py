@@ -71,7 +71,7 @@ def draw_scene(seed: int, scene_id: int) -> Scene:
         "striped": texture == "striped",
         "dotted": texture == "dotted",
     }
-    radius = rng.uniform(0.25, 0.33) if attributes["large"] else rng.uniform(0.17, 0.22)
+    radius = rng.uniform(0.3, 0.37) if attributes["large"] else rng.uniform(0.2, 0.25)
     offset_x, offset_y = rng.uniform(0.06, 0.26, 2)
     centre = (
         _inside(0.5 - offset_x if attributes["left"] else 0.5 + offset_x, radius),
@@ -120,7 +120,7 @@ def render_scene(scene: Scene, size: int) -> np.ndarray:
     image *= vignette[..., None]
     image = image.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean(axis=(1, 3))
     white_balance = rng.uniform(0.93, 1.07, 3).astype(np.float32)
-    grain = rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(rng.uniform(0.0, 0.015))
+    grain = rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(rng.uniform(0.0, 0.01))
     return (np.clip(image * white_balance + grain, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 

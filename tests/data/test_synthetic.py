@@ -101,7 +101,7 @@ def test_attributes_are_what_the_scene_shows():
         scene = draw_scene(5, scene_id)
         x, y = scene.centre
         assert scene.attributes["left"] == (x < 0.5) and scene.attributes["upper"] == (y < 0.5)
-        assert scene.attributes["large"] == (scene.radius > 0.24)
+        assert scene.attributes["large"] == (scene.radius > 0.275)
         assert scene.attributes["light"] == (scene.colour[0] > scene.background[0])
         assert scene.attributes["lit_from_left"] == (np.cos(scene.light_angle) < 0)
         assert scene.attributes["warm"] == (np.cos(scene.colour[2] - 0.8) > 0)  # 0.8 rad is orange
