@@ -91,13 +91,30 @@ def build_config(config_class: type[T], content: dict[str, Any], where: str = "t
         raise UserError(f"{where}: {_one_line(error)}") from error
 
 
-def load_config(config_class: type[T], files: list[Path], overrides: list[str]) -> T:
+def load_config(config_class: type[T], files: list[Path], overrides: dict[str, Any]) -> T:
     """Read `files` in order, each over the one before, then `overrides`, into an instance of `config_class`."""
+    where = " + ".join(str(file) for file in files) or "the command line"
+    return build_config(config_class, merge(read_files(files), overrides), where)
+
+
+def read_files(files: list[Path]) -> dict[str, Any]:
+    """The content of several YAML files, each over the one before."""
     content: dict[str, Any] = {}
     for file in files:
         content = merge(content, read_yaml(file))
-    where = " + ".join(str(file) for file in files) or "the command line"
-    return build_config(config_class, merge(content, parse_overrides(overrides, flag_keys(config_class))), where)
+    return content
+
+
+def required_keys(config_class: type, value: Any) -> dict[str, Any]:
+    """A nested dict that gives `value` to every key of `config_class` that has no default."""
+    types_by_name = typing.get_type_hints(config_class)
+    nested: dict[str, Any] = {}
+    for item in dataclasses.fields(config_class):
+        if item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING:
+            continue
+        inner = _dataclass_of(types_by_name[item.name])
+        nested[item.name] = value if inner is None else required_keys(inner, value)
+    return nested
 
 
 def config_parser(config_class: type, prog: str | None = None, description: str | None = None) -> ArgumentParser:

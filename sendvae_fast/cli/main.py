@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from sendvae_fast import __version__
-from sendvae_fast.config import config_parser, load_config
+from sendvae_fast.config import config_parser, flag_keys, load_config, parse_overrides
 from sendvae_fast.errors import UserError
 
 VERBS = {
@@ -59,23 +59,41 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"sendvae_fast {__version__}")
         return 0
+    verb, rest = _split_verb(arguments)
+    if verb == "config show" and rest and not rest[0].startswith("-"):
+        verb, rest = _split_verb(rest)
+        print(_module("config show").show(*_read_arguments(_module(verb), rest)), end="")
+        return 0
+    if "-h" in rest or "--help" in rest or verb == "config show":
+        print(_help(verb, _module(verb)))
+        return 0
+    module = _module(verb)
+    return module.run(load_config(*_read_arguments(module, rest))) or 0
+
+
+def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:
+    """The verb, one word or two, and what follows it."""
     words = 2 if " ".join(arguments[:2]) in VERBS else 1
     verb = " ".join(arguments[:words])
     if verb not in VERBS:
-        raise UserError(_unknown(arguments[0]))
-    module = importlib.import_module("sendvae_fast.cli." + verb.replace(" ", "_").replace("-", "_"))
-    return _run_verb(verb, module, arguments[words:])
+        near = difflib.get_close_matches(arguments[0], VERBS, n=1)
+        hint = f"did you mean `sendvae {near[0]}`?" if near else "`sendvae --help` lists the verbs"
+        raise UserError(f"there is no verb {arguments[0]!r}; {hint}")
+    return verb, arguments[words:]
 
 
-def _run_verb(verb: str, module: ModuleType, arguments: list[str]) -> int:
-    if "-h" in arguments or "--help" in arguments:
-        print(_help(verb, module))
-        return 0
+def _module(verb: str) -> ModuleType:
+    # Imported only now: torch and its friends take seconds, and no verb needs the others' imports.
+    return importlib.import_module("sendvae_fast.cli." + verb.replace(" ", "_").replace("-", "_"))
+
+
+def _read_arguments(module: ModuleType, arguments: list[str]) -> tuple[type, list[Path], dict]:
+    """What `load_config` takes, from a verb's command line."""
     positional = getattr(module, "POSITIONAL", None)
     if positional and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{positional}={arguments[0]}", *arguments[1:]]
-    files, overrides = _split_config_files(arguments)
-    return module.run(load_config(module.Config, files, overrides)) or 0
+    files, others = _split_config_files(arguments)
+    return module.Config, files, parse_overrides(others, flag_keys(module.Config))
 
 
 def _split_config_files(arguments: list[str]) -> tuple[list[Path], list[str]]:
@@ -106,6 +124,9 @@ def _overview() -> str:
 
 
 def _help(verb: str, module: ModuleType) -> str:
+    title = (module.__doc__ or "").strip()
+    if not hasattr(module, "Config"):
+        return f"usage: sendvae {verb} VERB [options of VERB]\n\n{title}"
     positional = getattr(module, "POSITIONAL", None)
     bare = f"[{positional.upper()}] " if positional else ""
     parser = config_parser(module.Config, prog=f"sendvae {verb}")
@@ -115,13 +136,7 @@ def _help(verb: str, module: ModuleType) -> str:
     shared = ["  --config FILE         a YAML file with any of the keys below; may be given several times",
               "  --debug               on a failure, show the traceback"]
     head = f"usage: sendvae {verb} {bare}[--config FILE ...] [--key.subkey=value ...]"
-    return "\n".join([head, "", (module.__doc__ or "").strip(), "", "options:", *shared, *[x for x in kept if x]])
-
-
-def _unknown(word: str) -> str:
-    near = difflib.get_close_matches(word, VERBS, n=1)
-    hint = f"did you mean `sendvae {near[0]}`?" if near else "`sendvae --help` lists the verbs"
-    return f"there is no verb {word!r}; {hint}"
+    return "\n".join([head, "", title, "", "options:", *shared, *[x for x in kept if x]])
 
 
 if __name__ == "__main__":

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.loader import ImageBatch, ImageLoader, LoaderConfig
 from sendvae_fast.data.order import BatchSchedule
-from sendvae_fast.engine.checkpoint import newest_checkpoint
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder_io import CONFIG_FILE
 from sendvae_fast.models.foundation import Foundation, FoundationConfig, load_foundation
 
 Batch = TypeVar("Batch", bound=tuple)
@@ -79,7 +76,11 @@ class TrainingImages:
 
 
 def to_model_range(images: Tensor) -> Tensor:
-    """uint8 images [B, 3, S, S] as float32 in [-1, 1], channels last."""
+    """uint8 images [B, 3, S, S] as float32 in [-1, 1], channels last.
+
+    The layout of the input is the layout of every activation after it. Weights keep the default layout: ZeRO holds
+    them in flat buffers, which know no other.
+    """
     return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
@@ -102,11 +103,6 @@ def build_foundation(weight: float, config: FoundationConfig, device: torch.devi
     return load_foundation(config).to(device) if weight > 0 else None
 
 
-def channels_last(module: nn.Module) -> nn.Module:
-    """The module with 4-D weights in channels-last layout, which convolutions on GPUs and CPUs prefer."""
-    return module.to(memory_format=torch.channels_last)
-
-
 def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries under `prefix.`, without it."""
     start = f"{prefix}."
@@ -116,17 +112,3 @@ def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def without(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries not under `prefix.`."""
     return {name: value for name, value in state.items() if not name.startswith(f"{prefix}.")}
-
-
-def resolve_weights(path: str | Path) -> Path:
-    """A folder of weights (one with config.json): `path` itself, or the newest checkpoint of the run at `path`.
-
-    Raises UserError when it is neither.
-    """
-    path = Path(path)
-    if (path / CONFIG_FILE).is_file():
-        return path
-    newest = newest_checkpoint(path / "checkpoints")
-    if newest is None:
-        raise UserError(f"{path} is neither a weight folder ({CONFIG_FILE}) nor a run with a finished checkpoint")
-    return newest

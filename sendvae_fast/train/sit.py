@@ -22,6 +22,7 @@ from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.engine import EngineConfig, build_engine
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.weights import resolve_weights
 from sendvae_fast.losses.alignment import alignment_loss
 from sendvae_fast.models.autoencoder_io import WEIGHTS_FILE, load_autoencoder
 from sendvae_fast.models.foundation import FoundationConfig
@@ -37,7 +38,6 @@ from sendvae_fast.train.common import (
     add_means,
     build_foundation,
     micro_batches,
-    resolve_weights,
 )
 from sendvae_fast.train.loop import LoopConfig, fit
 
@@ -61,11 +61,11 @@ class GeneratorConfig:
     projector_width: int = 2048
     """Hidden width of the REPA projector."""
 
-    def build(self, cache: LatentCache, repa_dim: int | None, repa_block: int) -> SiTConfig:
+    def build(self, cache: LatentCache, num_classes: int, repa_dim: int | None, repa_block: int) -> SiTConfig:
         """The full SiT config for a latent cache."""
         channels, size = cache.latent_shape[:2]
         shared = dict(
-            latent_channels=channels, latent_size=size, num_classes=cache.num_classes, repa_dim=repa_dim,
+            latent_channels=channels, latent_size=size, num_classes=num_classes, repa_dim=repa_dim,
             repa_block=repa_block, label_dropout=self.label_dropout, projector_width=self.projector_width,
         )
         if self.preset is not None:
@@ -138,7 +138,8 @@ class SiTStage:
         self.foundation = build_foundation(config.repa.weight, config.repa.foundation, self.device)
         torch.manual_seed(config.seed)
         repa_dim = self.foundation.dim if self.foundation else None
-        self.model = SiT(config.generator.build(cache, repa_dim, config.repa.block))
+        num_classes = len(images.catalog.class_names)
+        self.model = SiT(config.generator.build(cache, num_classes, repa_dim, config.repa.block))
         if self.foundation is not None:
             self.foundation.check_grid(self.model.config.grid_size)
         self.engine = build_engine(self.model, config.optimizer, config.engine)
@@ -222,7 +223,7 @@ def train_sit(config: SiTTrainConfig) -> int:
     distributed = init_distributed()
     images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
     cache = LatentCache.open(config.latents)
-    cache.check_images(images.catalog)
+    cache.check_catalog(images.catalog, config.data.image_size)
     may_change = ("run", "loop", "engine", "preview", "latents", "autoencoder", "data.root")
     run = RunDirectory(config.run, config, may_change=may_change)
     stage = SiTStage(config, images, cache, distributed)

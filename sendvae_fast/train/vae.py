@@ -21,6 +21,7 @@ from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.engine import EngineConfig, build_engine
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.adversarial import adaptive_weight, generator_loss, hinge_discriminator_loss
 from sendvae_fast.losses.alignment import alignment_loss
@@ -40,10 +41,8 @@ from sendvae_fast.train.common import (
     TrainingImages,
     add_means,
     build_foundation,
-    channels_last,
     micro_batches,
     part_of,
-    resolve_weights,
     to_model_range,
     without,
 )
@@ -144,10 +143,10 @@ class VAEStage:
         self.perceptual = None
         if config.loss.perceptual is not None:
             self.perceptual = Perceptual(config.loss.perceptual).to(self.device)
-        self.engine = build_engine(channels_last(self.model), config.optimizer, config.engine)
+        self.engine = build_engine(self.model, config.optimizer, config.engine)
         self.discriminator_engine = None
         if config.loss.gan_weight > 0:
-            discriminator = channels_last(Discriminator(config.discriminator))
+            discriminator = Discriminator(config.discriminator)
             self.discriminator_engine = build_engine(discriminator, config.discriminator_optimizer, config.engine)
 
     # -- one step, read aloud ------------------------------------------------------------------------------------

@@ -1,0 +1,17 @@
+"""Encode an ImageFolder once into latent shards (posterior mean and standard deviation) for stage 2.
+
+    sendvae cache-latents --autoencoder=runs/send --data=imagenet/train --out=latents/send
+
+Resumable; refuses to mix autoencoders or image folders.
+"""
+
+from sendvae_fast.train.cache import CacheConfig, cache
+
+Config = CacheConfig
+
+
+def run(config: CacheConfig) -> None:
+    """Fill the cache and say what is in it."""
+    latents = cache(config)
+    channels, height, width = latents.latent_shape
+    print(f"{config.out}: {len(latents)} latents of {channels} x {height} x {width}")

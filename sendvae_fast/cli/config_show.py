@@ -1,0 +1,21 @@
+"""Print the fully resolved config of another verb: every key, with its default where nothing sets it.
+
+    sendvae config show train vae --config configs/demo/vae.yaml --loop.num_steps=10
+
+Required keys that nothing sets are shown as `(required)`.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from sendvae_fast.config import build_config, merge, read_files, required_keys
+from sendvae_fast.engine.run import plain
+
+PLACEHOLDER = "(required)"
+
+
+def show(config_class: type, files: list[Path], overrides: dict) -> str:
+    """The config as YAML, read as the verb itself would read it."""
+    content = merge(required_keys(config_class, PLACEHOLDER), merge(read_files(files), overrides))
+    return yaml.safe_dump(plain(build_config(config_class, content)), sort_keys=False)
