@@ -34,10 +34,10 @@ __device__ __forceinline__ void load_vector(const T* data, int64_t count, bool a
   constexpr int kWidth = kVectorWidth<T>;
   if (aligned && count >= kWidth) {
     const Vector<T> vector = *reinterpret_cast<const Vector<T>*>(data);
-#pragma unroll
+    SENDVAE_UNROLL
     for (int i = 0; i < kWidth; ++i) out[i] = to_float(vector.values[i]);
   } else {
-#pragma unroll
+    SENDVAE_UNROLL
     for (int i = 0; i < kWidth; ++i) out[i] = i < count ? to_float(data[i]) : 0.0f;
   }
 }
@@ -49,11 +49,11 @@ __device__ __forceinline__ void store_vector(T* data, int64_t count, bool aligne
   constexpr int kWidth = kVectorWidth<T>;
   if (aligned && count >= kWidth) {
     Vector<T> vector;
-#pragma unroll
+    SENDVAE_UNROLL
     for (int i = 0; i < kWidth; ++i) vector.values[i] = from_float<T>(values[i]);
     *reinterpret_cast<Vector<T>*>(data) = vector;
   } else {
-#pragma unroll
+    SENDVAE_UNROLL
     for (int i = 0; i < kWidth; ++i) {
       if (i < count) data[i] = from_float<T>(values[i]);
     }
@@ -62,7 +62,7 @@ __device__ __forceinline__ void store_vector(T* data, int64_t count, bool aligne
 
 // The sum over a warp, in a fixed order, in every lane.
 __device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
+  SENDVAE_UNROLL
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
 }

@@ -9,9 +9,12 @@
 #define SENDVAE_HD inline __attribute__((always_inline))
 #endif
 
-// Asks for full unrolling of the loop that follows, so that small arrays live in registers.
+// Asks for full unrolling of the loop that follows, so that small arrays live in registers. nvcc's host pass gets nothing:
+// what it compiles of these functions never runs.
 #if defined(__CUDA_ARCH__)
 #define SENDVAE_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)
+#define SENDVAE_UNROLL
 #else
 #define SENDVAE_UNROLL _Pragma("GCC unroll 16")
 #endif

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kWarp* kRowsPerBlock) forward_kernel(CosineAli
     float f[kWidth], y[kWidth];
     load_vector(features + i, args.width - i, aligned, f);
     load_vector(target + i, args.width - i, aligned, y);
-#pragma unroll
+    SENDVAE_UNROLL
     for (int j = 0; j < kWidth; ++j) {
       dot += f[j] * y[j];
       features_square += f[j] * f[j];
@@ -59,11 +59,11 @@ __global__ void __launch_bounds__(kWarp* kRowsPerBlock)
     float f[kWidth], y[kWidth], grad[kWidth];
     load_vector(features + i, count, aligned, f);
     load_vector(target + i, count, aligned, y);
-#pragma unroll
+    SENDVAE_UNROLL
     for (int j = 0; j < kWidth; ++j) grad[j] = factors.cross * y[j] + factors.features * f[j];
     store_vector(args.grad_features + row * args.width + i, count, aligned, grad);
     if (!args.grad_target) continue;
-#pragma unroll
+    SENDVAE_UNROLL
     for (int j = 0; j < kWidth; ++j) grad[j] = factors.cross * f[j] + factors.target * y[j];
     store_vector(args.grad_target + row * args.width + i, count, aligned, grad);
   }

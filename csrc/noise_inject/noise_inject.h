@@ -48,24 +48,26 @@ SENDVAE_HD InjectedGrad inject_backward(float grad_z, float grad_z_t, float grad
                                         bool spread_is_std, float latent_std, float t, float e1) {
   const float grad = grad_z + ((1.0f - t) * grad_z_t - grad_velocity) / latent_std;
   // d std / d spread: std / 2 for a log-variance inside the clamp (its ends included), 0 outside.
-  const bool clamped = spread < kLogVarianceMin || spread > kLogVarianceMax;
-  const float half_std = 0.5f * std_from_spread(spread, spread_is_std);
-  const float slope = spread_is_std ? 1.0f : (clamped ? 0.0f : half_std);
-  return {grad, grad * slope * e1};
+  float slope = 0.5f * std_from_spread(spread, spread_is_std);
+  slope = spread < kLogVarianceMin ? 0.0f : slope;
+  slope = spread > kLogVarianceMax ? 0.0f : slope;
+  return {grad, grad * (spread_is_std ? 1.0f : slope) * e1};
 }
 
 // ---- What a kernel is given ----
 
-// A [B, C, H, W] tensor whose samples are packed and `stride` elements apart.
+// A [B, C, H, W] tensor that is read: its samples are packed and `stride` elements apart, or all its elements are the one
+// at `data`. (Gradients are often expanded from one number: after a sum, or zero for an unused output.)
 template <typename T>
 struct Samples {
-  T* data;
+  const T* data;
   int64_t stride;
+  bool uniform;
 };
 
 template <typename T>
 struct NoiseInjectArgs {
-  Samples<const T> mean, spread;
+  Samples<T> mean, spread;
   const float* latent_mean;     // [C]
   const float* latent_std;      // [C]
   const int64_t* key;           // [2]: seed, step
@@ -81,7 +83,7 @@ struct NoiseInjectArgs {
 
 template <typename T>
 struct NoiseInjectBackwardArgs {
-  Samples<const T> grad_z, grad_z_t, grad_velocity, spread;
+  Samples<T> grad_z, grad_z_t, grad_velocity, spread;
   const float* latent_std;      // [C]
   const int64_t* key;           // [2]: seed, step
   const int64_t* sample_ids;    // [B]
@@ -95,9 +97,20 @@ struct NoiseInjectBackwardArgs {
 
 // ---- From tensors to kernel arguments ----
 
+inline bool is_uniform(const Tensor& tensor) {
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    if (tensor.size(i) != 1 && tensor.stride(i) != 0) return false;
+  }
+  return tensor.numel() > 0;
+}
+
+inline Tensor packed_or_uniform(const Tensor& tensor) {
+  return is_uniform(tensor) ? tensor : inner_contiguous(tensor);
+}
+
 template <typename T>
-Samples<const T> samples(const Tensor& tensor) {
-  return {data<T>(tensor), tensor.stride(0)};
+Samples<T> samples(const Tensor& tensor) {
+  return {data<T>(tensor), tensor.stride(0), is_uniform(tensor)};
 }
 
 inline void check_noise_shape(const char* op, const Tensor& tensor) {
@@ -106,12 +119,13 @@ inline void check_noise_shape(const char* op, const Tensor& tensor) {
   STD_TORCH_CHECK(elements < (int64_t{1} << 31), op, ": a sample must have fewer than 2^31 elements, got ", elements);
 }
 
-// Checks `tensor` against the first [B, C, H, W] argument and returns it with packed samples.
+// Checks `tensor` against the first [B, C, H, W] argument and returns it with packed samples,
+// copied only if it must be.
 inline Tensor checked_samples(const char* op, const char* name, const Tensor& tensor, const Tensor& first) {
   check_same_device(op, name, tensor, first);
   check_dtype(op, name, tensor, first.scalar_type());
   check_shape(op, name, tensor, {first.size(0), first.size(1), first.size(2), first.size(3)});
-  return inner_contiguous(tensor);
+  return packed_or_uniform(tensor);
 }
 
 inline Tensor checked_vector(const char* op, const char* name, const Tensor& tensor, const Tensor& first,
@@ -140,7 +154,7 @@ struct NoiseInject {
     check_float_dtype(kName, "mean", mean_);
     check_noise_shape(kName, mean_);
     const int64_t batch = mean_.size(0), channels = mean_.size(1);
-    mean = inner_contiguous(mean_);
+    mean = packed_or_uniform(mean_);
     spread = checked_samples(kName, "spread", spread_, mean_);
     latent_mean = checked_vector(kName, "latent_mean", latent_mean_, mean_, ScalarType::Float, channels);
     latent_std = checked_vector(kName, "latent_std", latent_std_, mean_, ScalarType::Float, channels);
@@ -179,7 +193,7 @@ struct NoiseInjectBackward {
     check_float_dtype(kName, "grad_z", grad_z_);
     check_noise_shape(kName, grad_z_);
     const int64_t batch = grad_z_.size(0), channels = grad_z_.size(1);
-    grad_z = inner_contiguous(grad_z_);
+    grad_z = packed_or_uniform(grad_z_);
     grad_z_t = checked_samples(kName, "grad_z_t", grad_z_t_, grad_z_);
     grad_velocity = checked_samples(kName, "grad_velocity", grad_velocity_, grad_z_);
     spread = checked_samples(kName, "spread", spread_, grad_z_);

@@ -28,65 +28,98 @@ SENDVAE_HD void fill_normals(PhiloxKey key, Stream stream, int64_t sample_id, ui
   }
 }
 
+// A tensor's elements `begin` ... `begin + count` of a sample: in place, or written to `scratch` if it is uniform.
 template <typename T>
+SENDVAE_HD const T* tile_of(const Samples<T>& samples, int64_t sample, uint32_t begin, uint32_t count, T* scratch) {
+  if (!samples.uniform) return samples.data + sample * samples.stride + begin;
+  std::fill_n(scratch, count, *samples.data);
+  return scratch;
+}
+
+// Elements [begin, end) of a tile that lie in one channel; `channel` is its index.
+struct Run {
+  int64_t begin, end, channel;
+};
+
+// Splits a sample's elements [begin, end) by channel and calls body(run) for each part, counted from `begin`.
+template <typename Body>
+SENDVAE_HD void for_each_channel(uint32_t begin, uint32_t end, uint32_t plane, const Body& body) {
+  for (int64_t from = begin; from < end;) {
+    const int64_t channel = from / plane;
+    const int64_t to = std::min<int64_t>(end, (channel + 1) * plane);
+    body(Run{from - begin, to - begin, channel});
+    from = to;
+  }
+}
+
+// kSpreadIsStd is a constant here because a choice that a loop makes afresh for each element keeps it from vectorising.
+template <typename T, bool kSpreadIsStd>
 SENDVAE_CPU_CLONES void forward_tile(const NoiseInjectArgs<T>& args, int64_t sample, uint32_t begin, uint32_t end) {
-  float e1[kTile], e2[kTile];
+  float e1_tile[kTile], e2_tile[kTile];
   const PhiloxKey key = make_key(args.key[0], args.key[1]);
   const int64_t id = args.sample_ids[sample];
-  fill_normals(key, Stream::kPosterior, id, begin, end - begin, e1);
-  fill_normals(key, Stream::kInterpolant, id, begin, end - begin, e2);
+  fill_normals(key, Stream::kPosterior, id, begin, end - begin, e1_tile);
+  fill_normals(key, Stream::kInterpolant, id, begin, end - begin, e2_tile);
+
+  T mean_scratch[kTile], spread_scratch[kTile];
+  const T* mean_tile = tile_of(args.mean, sample, begin, end - begin, mean_scratch);
+  const T* spread_tile = tile_of(args.spread, sample, begin, end - begin, spread_scratch);
 
   const float t = args.t[sample];
-  const bool spread_is_std = args.spread_is_std;
-  const T* __restrict__ mean = args.mean.data + sample * args.mean.stride;
-  const T* __restrict__ spread = args.spread.data + sample * args.spread.stride;
-  const int64_t offset = sample * static_cast<int64_t>(args.elements);
-  T* __restrict__ z = args.z + offset;
-  T* __restrict__ z_t = args.z_t + offset;
-  T* __restrict__ velocity = args.velocity + offset;
-  for (uint32_t from = begin, to; from < end; from = to) {  // one channel at a time
-    const uint32_t channel = from / args.plane;
-    to = std::min(end, (channel + 1) * args.plane);
-    const float latent_mean = args.latent_mean[channel], latent_std = args.latent_std[channel];
-    for (uint32_t i = from; i < to; ++i) {
-      const float std = std_from_spread(to_float(spread[i]), spread_is_std);
-      const Injected out =
-          inject(to_float(mean[i]), std, latent_mean, latent_std, t, e1[i - begin], e2[i - begin]);
+  const int64_t offset = sample * static_cast<int64_t>(args.elements) + begin;
+  for_each_channel(begin, end, args.plane, [&](Run run) __attribute__((always_inline)) {
+    const float latent_mean = args.latent_mean[run.channel], latent_std = args.latent_std[run.channel];
+    const T* __restrict__ mean = mean_tile + run.begin;
+    const T* __restrict__ spread = spread_tile + run.begin;
+    const float* __restrict__ e1 = e1_tile + run.begin;
+    const float* __restrict__ e2 = e2_tile + run.begin;
+    T* __restrict__ z = args.z + offset + run.begin;
+    T* __restrict__ z_t = args.z_t + offset + run.begin;
+    T* __restrict__ velocity = args.velocity + offset + run.begin;
+    const int64_t count = run.end - run.begin;
+    for (int64_t i = 0; i < count; ++i) {
+      const float std = std_from_spread(to_float(spread[i]), kSpreadIsStd);
+      const Injected out = inject(to_float(mean[i]), std, latent_mean, latent_std, t, e1[i], e2[i]);
       z[i] = from_float<T>(out.z);
       z_t[i] = from_float<T>(out.z_t);
       velocity[i] = from_float<T>(out.velocity);
     }
-  }
+  });
 }
 
-template <typename T>
+template <typename T, bool kSpreadIsStd>
 SENDVAE_CPU_CLONES void backward_tile(const NoiseInjectBackwardArgs<T>& args, int64_t sample, uint32_t begin,
                                       uint32_t end) {
-  float e1[kTile];
+  float e1_tile[kTile];
   const PhiloxKey key = make_key(args.key[0], args.key[1]);
-  fill_normals(key, Stream::kPosterior, args.sample_ids[sample], begin, end - begin, e1);
+  fill_normals(key, Stream::kPosterior, args.sample_ids[sample], begin, end - begin, e1_tile);
+
+  T grad_z_scratch[kTile], grad_z_t_scratch[kTile], grad_velocity_scratch[kTile], spread_scratch[kTile];
+  const T* grad_z_tile = tile_of(args.grad_z, sample, begin, end - begin, grad_z_scratch);
+  const T* grad_z_t_tile = tile_of(args.grad_z_t, sample, begin, end - begin, grad_z_t_scratch);
+  const T* grad_velocity_tile = tile_of(args.grad_velocity, sample, begin, end - begin, grad_velocity_scratch);
+  const T* spread_tile = tile_of(args.spread, sample, begin, end - begin, spread_scratch);
 
   const float t = args.t[sample];
-  const bool spread_is_std = args.spread_is_std;
-  const T* __restrict__ grad_z = args.grad_z.data + sample * args.grad_z.stride;
-  const T* __restrict__ grad_z_t = args.grad_z_t.data + sample * args.grad_z_t.stride;
-  const T* __restrict__ grad_velocity = args.grad_velocity.data + sample * args.grad_velocity.stride;
-  const T* __restrict__ spread = args.spread.data + sample * args.spread.stride;
-  const int64_t offset = sample * static_cast<int64_t>(args.elements);
-  T* __restrict__ grad_mean = args.grad_mean + offset;
-  T* __restrict__ grad_spread = args.grad_spread + offset;
-  for (uint32_t from = begin, to; from < end; from = to) {  // one channel at a time
-    const uint32_t channel = from / args.plane;
-    to = std::min(end, (channel + 1) * args.plane);
-    const float latent_std = args.latent_std[channel];
-    for (uint32_t i = from; i < to; ++i) {
+  const int64_t offset = sample * static_cast<int64_t>(args.elements) + begin;
+  for_each_channel(begin, end, args.plane, [&](Run run) __attribute__((always_inline)) {
+    const float latent_std = args.latent_std[run.channel];
+    const T* __restrict__ grad_z = grad_z_tile + run.begin;
+    const T* __restrict__ grad_z_t = grad_z_t_tile + run.begin;
+    const T* __restrict__ grad_velocity = grad_velocity_tile + run.begin;
+    const T* __restrict__ spread = spread_tile + run.begin;
+    const float* __restrict__ e1 = e1_tile + run.begin;
+    T* __restrict__ grad_mean = args.grad_mean + offset + run.begin;
+    T* __restrict__ grad_spread = args.grad_spread + offset + run.begin;
+    const int64_t count = run.end - run.begin;
+    for (int64_t i = 0; i < count; ++i) {
       const InjectedGrad grad =
           inject_backward(to_float(grad_z[i]), to_float(grad_z_t[i]), to_float(grad_velocity[i]), to_float(spread[i]),
-                          spread_is_std, latent_std, t, e1[i - begin]);
+                          kSpreadIsStd, latent_std, t, e1[i]);
       grad_mean[i] = from_float<T>(grad.mean);
       grad_spread[i] = from_float<T>(grad.spread);
     }
-  }
+  });
 }
 
 // Runs tile(args, sample, begin, end) over all tiles of all samples.
@@ -112,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> noise_inject_cpu(
     for (int64_t i = 0; i < args.batch; ++i) {
       args.t[i] = args.given_t ? args.given_t[i] : sample_time(philox_key, args.sample_ids[i]);
     }
-    for_each_tile(args, forward_tile<T>);
+    for_each_tile(args, args.spread_is_std ? forward_tile<T, true> : forward_tile<T, false>);
   });
   return call.outputs();
 }
@@ -124,7 +157,7 @@ std::tuple<Tensor, Tensor> noise_inject_backward_cpu(
                                  spread_is_std);
   dispatch_float(spread.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    for_each_tile(call.args<T>(), backward_tile<T>);
+    for_each_tile(call.args<T>(), spread_is_std ? backward_tile<T, true> : backward_tile<T, false>);
   });
   return call.outputs();
 }

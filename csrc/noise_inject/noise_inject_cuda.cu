@@ -44,13 +44,25 @@ struct ChannelCursor {
 template <int kWidth>
 __device__ __forceinline__ void draw_normals(PhiloxKey key, Stream stream, int64_t sample_id, uint32_t element,
                                              float (&out)[kWidth]) {
-#pragma unroll
+  SENDVAE_UNROLL
   for (int i = 0; i < kWidth / 4; ++i) {
     const Normal4 normals = sample_normals(key, stream, sample_id, element / 4 + i);
     out[4 * i] = normals.x;
     out[4 * i + 1] = normals.y;
     out[4 * i + 2] = normals.z;
     out[4 * i + 3] = normals.w;
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void load_samples(const Samples<T>& samples, const Place& place, uint32_t count,
+                                             bool aligned, float (&out)[kVectorWidth<T>]) {
+  if (samples.uniform) {
+    const float value = to_float(*samples.data);
+    SENDVAE_UNROLL
+    for (int i = 0; i < kVectorWidth<T>; ++i) out[i] = value;
+  } else {
+    load_vector(samples.data + place.sample * samples.stride + place.element, count, aligned, out);
   }
 }
 
@@ -74,14 +86,14 @@ __global__ void __launch_bounds__(kMaxThreads)
   const float t = shared_t;
   const uint32_t count = args.elements - place.element;
   float mean[kWidth], spread[kWidth], e1[kWidth], e2[kWidth];
-  load_vector(args.mean.data + place.sample * args.mean.stride + place.element, count, aligned, mean);
-  load_vector(args.spread.data + place.sample * args.spread.stride + place.element, count, aligned, spread);
+  load_samples(args.mean, place, count, aligned, mean);
+  load_samples(args.spread, place, count, aligned, spread);
   draw_normals(key, Stream::kPosterior, id, place.element, e1);
   draw_normals(key, Stream::kInterpolant, id, place.element, e2);
 
   float z[kWidth], z_t[kWidth], velocity[kWidth];
   ChannelCursor cursor(place.element, args.plane);
-#pragma unroll
+  SENDVAE_UNROLL
   for (int i = 0; i < kWidth; ++i) {
     if (i >= count) break;
     const Injected out = inject(mean[i], std_from_spread(spread[i], args.spread_is_std),
@@ -111,16 +123,15 @@ __global__ void __launch_bounds__(kMaxThreads)
   const float t = args.t[place.sample];
   const uint32_t count = args.elements - place.element;
   float grad_z[kWidth], grad_z_t[kWidth], grad_velocity[kWidth], spread[kWidth], e1[kWidth];
-  load_vector(args.grad_z.data + place.sample * args.grad_z.stride + place.element, count, aligned, grad_z);
-  load_vector(args.grad_z_t.data + place.sample * args.grad_z_t.stride + place.element, count, aligned, grad_z_t);
-  load_vector(args.grad_velocity.data + place.sample * args.grad_velocity.stride + place.element, count, aligned,
-              grad_velocity);
-  load_vector(args.spread.data + place.sample * args.spread.stride + place.element, count, aligned, spread);
+  load_samples(args.grad_z, place, count, aligned, grad_z);
+  load_samples(args.grad_z_t, place, count, aligned, grad_z_t);
+  load_samples(args.grad_velocity, place, count, aligned, grad_velocity);
+  load_samples(args.spread, place, count, aligned, spread);
   draw_normals(key, Stream::kPosterior, args.sample_ids[place.sample], place.element, e1);
 
   float grad_mean[kWidth], grad_spread[kWidth];
   ChannelCursor cursor(place.element, args.plane);
-#pragma unroll
+  SENDVAE_UNROLL
   for (int i = 0; i < kWidth; ++i) {
     if (i >= count) break;
     const InjectedGrad grad = inject_backward(grad_z[i], grad_z_t[i], grad_velocity[i], spread[i], args.spread_is_std,
@@ -150,7 +161,7 @@ Grid grid_for(const char* op, int64_t batch, uint32_t elements, int vector_width
 
 template <typename T>
 bool is_aligned(const Samples<T>& samples) {
-  return is_vector_aligned(samples.data, samples.stride);
+  return samples.uniform || is_vector_aligned(samples.data, samples.stride);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> noise_inject_cuda(

@@ -1,0 +1,175 @@
+"""Builds the compiled parts of sendvae_fast with CMake and Ninja; everything else is in pyproject.toml and CMakeLists.txt.
+
+    pip install -e . --no-build-isolation        into sendvae_fast/_lib; again after a change in csrc/
+    pip wheel . --no-build-isolation --no-deps   a wheel with the libraries
+
+The package works without its compiled parts (on Triton and plain PyTorch), so a failing build is one warning, not a failed
+installation. Environment:
+
+    SENDVAE_BUILD               1 (default); 0 installs without compiled parts; require fails the installation on failure
+    SENDVAE_BUILD_CUDA          auto (default: where nvcc is found); 0 never; 1 fails the build without nvcc
+    SENDVAE_CUDA_ARCHITECTURES  CMake's list, default "80-real;90-real;100"; "native" is quick on a machine with a GPU
+    SENDVAE_VERBOSE             1 shows the compiler's commands and ptxas's register report
+    CUDACXX, CXX                the compilers, if not the first in PATH
+    MAX_JOBS                    parallel compiler runs, default by free cores and memory
+
+`sendvae doctor` says what was built and, if something is missing, why.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+LIBRARY_DIR = Path("sendvae_fast", "_lib")
+GIB = 1024**3
+MEMORY_PER_JOB = 2 * GIB  # nvcc on one of our files stays below this
+
+
+class BuildError(Exception):
+    """The compiled parts cannot be built; the message is one line."""
+
+
+def job_count(environment=os.environ, cgroup=Path("/sys/fs/cgroup"), meminfo=Path("/proc/meminfo")) -> int:
+    """Compiler runs to start in parallel: MAX_JOBS, else what cores and free memory allow, at least 1.
+
+    Cores are those this process may run on (not the machine's), memory is the lesser of the machine's and the control
+    group's, as batch systems and containers set them.
+    """
+    if wanted := environment.get("MAX_JOBS"):
+        if not wanted.isdecimal() or int(wanted) == 0:
+            raise BuildError(f"MAX_JOBS must be a positive number, got {wanted!r}")
+        return int(wanted)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = available_memory(cgroup, meminfo)
+    return cores if memory is None else max(1, min(cores, memory // MEMORY_PER_JOB))
+
+
+def available_memory(cgroup: Path, meminfo: Path) -> int | None:
+    """Free memory in bytes, or None where the system does not say."""
+    known = []
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in fields:
+            known.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    for limit_file, usage_file in (
+        ("memory.max", "memory.current"),  # version 2
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),  # version 1
+    ):
+        try:
+            limit, usage = (cgroup / limit_file).read_text().strip(), (cgroup / usage_file).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdecimal():  # else "max": no limit
+            known.append(max(0, int(limit) - int(usage)))
+    return min(known) if known else None
+
+
+def torch_package() -> Path:
+    """Directory of the torch package, found without importing it (seconds, and a CUDA start-up)."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise BuildError("torch is not installed; install it first and pass --no-build-isolation to pip")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def tool(name: str) -> str:
+    """Path of cmake or ninja, the one of this Python environment first."""
+    directories = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    path = shutil.which(name, path=directories)
+    if path is None:
+        raise BuildError(f"{name} was not found; pip install {name}")
+    return path
+
+
+def cmake_arguments() -> list[str]:
+    """Settings for CMakeLists.txt from the environment."""
+    cuda_choices = {"auto": "auto", "0": "OFF", "1": "ON"}
+    cuda = os.environ.get("SENDVAE_BUILD_CUDA", "auto")
+    if cuda not in cuda_choices:
+        raise BuildError(f"SENDVAE_BUILD_CUDA must be auto, 0 or 1, got {cuda!r}")
+    settings = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "CMAKE_MAKE_PROGRAM": tool("ninja"),
+        "Python_EXECUTABLE": sys.executable,
+        "SENDVAE_CUDA": cuda_choices[cuda],
+        "SENDVAE_PTXAS_VERBOSE": "ON" if os.environ.get("SENDVAE_VERBOSE") == "1" else "OFF",
+        "SENDVAE_TORCH_DIR": torch_package().as_posix(),
+        "SENDVAE_TORCH_VERSION": importlib.metadata.version("torch"),
+    }
+    if importlib.util.find_spec("pybind11") is None:
+        raise BuildError("pybind11 was not found; pip install pybind11")
+    import pybind11
+
+    settings["pybind11_DIR"] = pybind11.get_cmake_dir()
+    # An empty value would override the default of CMakeLists.txt; dropping it lets a changed mind take effect.
+    architectures = os.environ.get("SENDVAE_CUDA_ARCHITECTURES")
+    unset = [] if architectures else ["-USENDVAE_CUDA_ARCHITECTURES"]
+    if architectures:
+        settings["SENDVAE_CUDA_ARCHITECTURES"] = architectures
+    return [*unset, *(f"-D{name}={value}" for name, value in settings.items())]
+
+
+def run(*command: str) -> None:
+    """Run a build tool; its output goes on, the exception carries one line."""
+    print("sendvae_fast:", " ".join(command), flush=True)
+    try:
+        subprocess.run(command, cwd=ROOT, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(
+            f"{Path(command[0]).name} failed: is there a C++20 compiler (apt install g++)? details are above, with pip -v"
+        ) from error
+
+
+def build(binary_dir: Path, destination: Path) -> None:
+    """Configure, compile and install into `destination`. Repeats only what changed since the last time."""
+    cmake, jobs = tool("cmake"), job_count()
+    destination.mkdir(parents=True, exist_ok=True)
+    run(cmake, "-S", str(ROOT), "-B", str(binary_dir), "-G", "Ninja", *cmake_arguments())
+    verbose = ["--verbose"] if os.environ.get("SENDVAE_VERBOSE") == "1" else []
+    run(cmake, "--build", str(binary_dir), "--parallel", str(jobs), *verbose)
+    run(cmake, "--install", str(binary_dir), "--prefix", str(destination))
+    installed = {Path(line).name for line in (binary_dir / "install_manifest.txt").read_text().splitlines()}
+    for library in destination.glob("*.so"):
+        if library.name not in installed:  # of another Python, or a CUDA library since switched off
+            library.unlink()
+
+
+class CMakeBuild(build_ext):
+    """build_ext that hands the whole work to CMake; the extension it is given stands for all three libraries."""
+
+    def run(self) -> None:
+        try:
+            # Kept between runs and apart by Python: ninja then sees what changed.
+            build(ROOT / "build" / f"cmake-{sys.implementation.cache_tag}", self._destination())
+        except BuildError as error:
+            if os.environ.get("SENDVAE_BUILD") == "require":
+                raise SystemExit(f"sendvae_fast: {error}") from error
+            print(
+                f"sendvae_fast: WARNING: installed without compiled ops (they run on Triton or PyTorch): {error}",
+                file=sys.stderr,
+            )
+
+    def get_outputs(self) -> list[str]:
+        return sorted(str(path) for path in self._destination().glob("*.so"))
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}  # an in-place build has no copies elsewhere
+
+    def _destination(self) -> Path:
+        return ROOT / LIBRARY_DIR if self.inplace else Path(self.build_lib).resolve() / LIBRARY_DIR
+
+
+if __name__ == "__main__":
+    wanted = os.environ.get("SENDVAE_BUILD", "1") != "0"
+    setup(
+        cmdclass={"build_ext": CMakeBuild},
+        ext_modules=[Extension("sendvae_fast._lib._host", sources=[])] if wanted else [],
+    )
