@@ -1,0 +1,81 @@
+"""The compiled parts: the op libraries behind `torch.ops.sendvae` and the pybind11 module `_host`.
+
+`setup.py` puts them into `sendvae_fast/_lib`. All are optional: without them the ops run on Triton or plain PyTorch, and
+`status` says why.
+"""
+
+import importlib
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+LIBRARY_DIR = Path(__file__).resolve().parent.parent / "_lib"
+CPU_LIBRARY = "libsendvae_ops.so"
+CUDA_LIBRARY = "libsendvae_ops_cuda.so"
+HOST_MODULE = "sendvae_fast._lib._host"
+REBUILD = "pip install -e . --no-build-isolation"
+
+
+def load() -> bool:
+    """Load the op libraries, once; True if the CPU library is there, so that `torch.ops.sendvae` has its schemas.
+
+    The CUDA library is loaded only where PyTorch sees a CUDA device.
+    """
+    return status()["cpu"] is None
+
+
+def status() -> dict[str, str | None]:
+    """For each of "cpu", "cuda" and "host": None if it is loaded, else the reason why not, in one line."""
+    # The schemas are in the CPU library, so it comes first and the CUDA library needs it.
+    cpu = _load_ops(CPU_LIBRARY)
+    cuda = _missing_cuda(cpu) or _load_ops(CUDA_LIBRARY)
+    return {"cpu": cpu, "cuda": cuda, "host": _import_host()[1]}
+
+
+def host() -> ModuleType | None:
+    """The module `_host` (build facts, threaded file reading), or None if it is not built."""
+    return _import_host()[0]
+
+
+def _missing_cuda(cpu: str | None) -> str | None:
+    """Why not even to try the CUDA library, or None."""
+    if not (LIBRARY_DIR / CUDA_LIBRARY).is_file():
+        module = host()
+        if module is None:
+            return f"not built ({REBUILD})"
+        reason = module.build_info()["cuda_reason"]
+        return f"built without CUDA: {reason or 'the library is missing'}"
+    if cpu is not None:
+        return "it needs the CPU library"
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    return None
+
+
+@cache
+def _load_ops(name: str) -> str | None:
+    """Load one op library; None, or the reason why that failed."""
+    path = LIBRARY_DIR / name
+    if not path.is_file():
+        return f"not built ({REBUILD})"
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        return f"{name} does not load under torch {torch.__version__}: {_first_line(error)}"
+    return None
+
+
+@cache
+def _import_host() -> tuple[ModuleType | None, str | None]:
+    try:
+        return importlib.import_module(HOST_MODULE), None
+    except ModuleNotFoundError:
+        return None, f"not built for this Python ({REBUILD})"
+    except ImportError as error:
+        return None, f"does not load: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
