@@ -17,7 +17,7 @@ from sendvae_fast.engine.weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder import Posterior
 from sendvae_fast.models.autoencoder_io import load_autoencoder
-from sendvae_fast.train.common import to_model_range
+from sendvae_fast.models.pixels import to_model_range
 
 
 @dataclass(kw_only=True)

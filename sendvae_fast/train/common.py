@@ -75,15 +75,6 @@ class TrainingImages:
         return torch.cat([batch.images for i in ids for batch in self._loader.in_order(1, start=i, stop=i + 1)])
 
 
-def to_model_range(images: Tensor) -> Tensor:
-    """uint8 images [B, 3, S, S] as float32 in [-1, 1], channels last.
-
-    The layout of the input is the layout of every activation after it. Weights keep the default layout: ZeRO holds
-    them in flat buffers, which know no other.
-    """
-    return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-
-
 def micro_batches(batch: Batch, num: int, device: torch.device) -> Iterator[Batch]:
     """Split a named tuple of tensors (None stays None) into `num` equal parts on `device`."""
     parts = [

@@ -32,6 +32,7 @@ from sendvae_fast.models.autoencoder_io import WEIGHTS_FILE, load_autoencoder, s
 from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
 from sendvae_fast.models.foundation import FoundationConfig, load_foundation
 from sendvae_fast.models.mapper import Mapper, MapperConfig
+from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.models.send_vae import LatentNormKind, SendVAE, SendVAEOutput
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import philox
@@ -43,7 +44,6 @@ from sendvae_fast.train.common import (
     build_foundation,
     micro_batches,
     part_of,
-    to_model_range,
     without,
 )
 from sendvae_fast.train.loop import LoopConfig, fit

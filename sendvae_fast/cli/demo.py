@@ -1,0 +1,13 @@
+"""Run everything end to end on a small scale and write a report: no downloads, no GPU, about ten minutes.
+
+    sendvae demo                          on rendered scenes with known attributes
+    sendvae demo --data=FOLDER            on your own ImageFolder of photographs
+
+Trains a plain VAE, fine-tunes it with and without the alignment loss for equal steps, trains a SiT with REPA on the
+latents of each, samples with guidance, evaluates, and writes RUN/report.html. The same command again goes on.
+"""
+
+from sendvae_fast.demo import DemoConfig, run_demo
+
+Config = DemoConfig
+run = run_demo
