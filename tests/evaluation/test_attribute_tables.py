@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import pytest
 
 from sendvae_fast.errors import UserError
@@ -10,13 +7,9 @@ from sendvae_fast.evaluation.attribute_tables import (
     read_celeba_attributes,
 )
 
-TEST_DATA = os.environ.get("SENDVAE_TEST_DATA")
-needs_data = pytest.mark.skipif(not TEST_DATA, reason="SENDVAE_TEST_DATA is not set: no real attribute files")
 
-
-@needs_data
-def test_celeba():
-    folder = Path(TEST_DATA) / "attributes/celeba"
+def test_celeba(test_data):
+    folder = test_data / "attributes/celeba"
     table = read_celeba_attributes(folder / "list_attr_celeba.txt")
     assert table.values.shape == (559, 40) and len(table.keys) == 559
     assert all((folder / "img_align_celeba" / key).is_file() for key in table.keys)
@@ -24,9 +17,8 @@ def test_celeba():
     assert table.keys[0] == "000001.jpg" and first["Smiling"] == first["Young"] == 1 and first["Male"] == 0
 
 
-@needs_data
-def test_awa2():
-    table = read_awa2_attributes(Path(TEST_DATA) / "attributes/awa2")
+def test_awa2(test_data):
+    table = read_awa2_attributes(test_data / "attributes/awa2")
     assert table.values.shape == (50, 85)
     row = dict(zip(table.names, table.values[table.keys.index("giant+panda")].tolist(), strict=True))
     assert row["black"] == row["white"] == row["furry"] == 1 and row["flys"] == row["ocean"] == 0

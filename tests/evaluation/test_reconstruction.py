@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +9,6 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.reconstruction import IDENTICAL_PSNR_DB, ReconstructionMeter, psnr, ssim
 from sendvae_fast.sampling.writer import to_uint8
 
-TEST_DATA = os.environ.get("SENDVAE_TEST_DATA")
 PUBLISHED = {  # picture: PSNR in dB, SSIM
     "I03": (21.11, 0.6993), "I04": (20.99, 0.9978), "I06": (27.01, 0.9989), "I08": (23.30, 0.9669),
     "I19": (21.62, 0.6519),
@@ -27,10 +23,9 @@ def pictures(num=4, size=32, seed=0, noise=0.2):
     return images, torch.from_numpy(x + noise * rng.normal(size=x.shape))
 
 
-@pytest.mark.skipif(not TEST_DATA, reason="SENDVAE_TEST_DATA is not set: no pictures with published metrics")
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_values(name):
-    folder = Path(TEST_DATA) / "metrics/iqa_calibra/ResultsCalibra"
+def test_published_values(test_data, name):
+    folder = test_data / "metrics/iqa_calibra/ResultsCalibra"
     rgb = [np.asarray(Image.open(folder / part / f"{name}.png").convert("RGB")) for part in ("ref_dir", "dist_dir")]
     colour = [torch.from_numpy(image.copy()).permute(2, 0, 1)[None] for image in rgb]
     grey = [

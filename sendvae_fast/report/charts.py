@@ -1,0 +1,84 @@
+"""Line charts as inline SVG that takes its colours and its font from the page, so that it follows light and dark."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+MAX_POINTS = 300
+NUM_COLOURS = 6
+# matplotlib knows no CSS variables: draw in colours that stand for them, and name the variables afterwards.
+_INK, _RULE = "#010101", "#020202"
+_SERIES = [f"#0300{index:02d}" for index in range(NUM_COLOURS)]
+_VARIABLES = {_INK: "var(--soft)", _RULE: "var(--rule)"} | {
+    colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES)
+}
+_STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 8.5, "axes.edgecolor": _RULE, "axes.linewidth": 0.8,
+    "xtick.color": _INK, "ytick.color": _INK, "axes.labelcolor": _INK, "text.color": _INK, "grid.color": _RULE,
+    "grid.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+    "axes.formatter.use_mathtext": False, "axes.unicode_minus": True,
+}
+LOG_SCALE_RATIO = 50
+
+
+def line_chart(
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: Mapping[str, int], chart_id: str, label: str
+) -> str:
+    """An `<svg>` with one line per entry (steps [n], values [n]).
+
+    colours: index of each entry's CSS variable `--series-<index>`. chart_id: unique in the page. label: for readers
+    who do not see it. The y axis is logarithmic where positive values span more than `LOG_SCALE_RATIO`.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.7, 2.15), layout="constrained")
+        axes = figure.add_subplot()
+        for name, (steps, values) in series.items():
+            steps, values = thin(steps, values)
+            colour = _SERIES[colours[name] % NUM_COLOURS]
+            if len(steps) == 1:
+                axes.plot(steps, values, color=colour, marker="o", markersize=4)
+            else:
+                axes.plot(steps, values, color=colour, linewidth=1.5, solid_joinstyle="round")
+        everything = np.concatenate([values for _, values in series.values()])
+        if everything.min() > 0 and everything.max() > LOG_SCALE_RATIO * everything.min():
+            axes.set_yscale("log")
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel("step")
+        axes.grid(axis="y")
+        axes.tick_params(length=0, which="both")
+        axes.margins(x=0.02)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True)
+    return _inline(text.getvalue(), chart_id, label)
+
+
+def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most `MAX_POINTS` points, each the mean of a run of neighbours."""
+    if len(steps) <= MAX_POINTS:
+        return steps, values
+    groups: Sequence[np.ndarray] = np.array_split(np.arange(len(steps)), MAX_POINTS)
+    return np.array([steps[group].mean() for group in groups]), np.array([values[group].mean() for group in groups])
+
+
+def _inline(svg: str, chart_id: str, label: str) -> str:
+    """Strip what only a file of its own needs, and make ids, colours and fonts those of the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg)
+    for size in ("width", "height"):  # the page's width counts, and the viewBox keeps the proportions
+        svg = re.sub(rf'(<svg[^>]*?)\s{size}="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'\bid="', f'id="{chart_id}-', svg)
+    svg = re.sub(r'(url\(|href=")#', rf"\1#{chart_id}-", svg)
+    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

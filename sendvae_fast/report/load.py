@@ -1,0 +1,210 @@
+"""Report data from disk: one training run, or a comparison of variants with its `results.json`."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.report.data import METRICS, Picture, ReportData, RunRecord, Variant, seed_values
+from sendvae_fast.report.summary import comparison_sentences, comparison_tiles, run_sentences, run_tiles, verdict
+
+RESULTS_FILE = "results.json"
+NOT_SERIES = ("step", "time_s")
+STAGE_WORDS = {"autoencoder": "Autoencoder training (stage 1)", "generator": "Generator training (stage 2)"}
+PREVIEW_CAPTIONS = {
+    "reconstruction": "Top row: originals. Bottom row: what the autoencoder makes of them.",
+    "samples": "Pictures drawn from the generator's averaged weights.",
+}
+
+
+def load_report(path: str | os.PathLike[str]) -> ReportData:
+    """The comparison in `path` if it holds a `results.json`, else the training run. Raises UserError if neither."""
+    return load_comparison(path) if (Path(path) / RESULTS_FILE).is_file() else load_run(path)
+
+
+def load_run(path: str | os.PathLike[str]) -> ReportData:
+    """One run directory: its curves, its first and last preview pictures, its configuration and environment.
+
+    Raises UserError for a folder that is not a run, or one that has logged nothing yet.
+    """
+    path = Path(path)
+    run = read_run(path, name=path.resolve().name)
+    return ReportData(
+        title=run.name, subtitle=STAGE_WORDS[run.stage],
+        verdict=f"{run.last_step:,} steps are logged.", summary=run_sentences(run), tiles=run_tiles(run),
+        reconstructions=_previews(path / "samples", "reconstruction"), samples=_previews(path / "samples", "samples"),
+        runs=[run],
+    )
+
+
+def load_comparison(path: str | os.PathLike[str]) -> ReportData:
+    """A folder with a `results.json`; file names in it are relative to the folder, and every key but `variants` and
+    a variant's `name` may be left out:
+
+        {"title": ..., "subtitle": ..., "candidate": "Send-VAE", "control": "Control", "notes": ["...", ...],
+         "originals": "originals.png",
+         "variants": [{"name": "Control", "description": ..., "metrics": {"psnr": 19.1, "gfid": [90.1, 88.7], ...},
+                       "attribute_f1": {"round": 0.61, ...}, "reconstructions": "control.png",
+                       "samples": "control_samples.png", "runs": ["control/vae", "control/sit"]}, ...]}
+
+    Numbers may be lists with one value per seed; null says that something could not be measured. Metrics are those of
+    `data.METRICS`. `originals` and `reconstructions` are strips of the same pictures in the same order. The verdict
+    compares `candidate` with `control`. Raises UserError naming the file or the key that is wrong.
+    """
+    path = Path(path)
+    results = _read_results(path / RESULTS_FILE)
+    entries = results["variants"]
+    variants = [
+        Variant(
+            name=entry["name"], description=entry.get("description", ""), metrics=_with_mean_f1(entry),
+            attribute_f1=entry.get("attribute_f1", {}),
+        )
+        for entry in entries
+    ]
+    by_name = {variant.name: variant for variant in variants}
+    data = ReportData(
+        title=results.get("title", path.resolve().name), subtitle=results.get("subtitle", ""), variants=variants,
+        summary=results.get("notes", []),
+        reconstructions=_reconstruction_strips(path, results), samples=_sample_sheets(path, entries),
+        runs=[read_run(path / run, entry["name"]) for entry in entries for run in entry.get("runs", [])],
+    )
+    if "candidate" in results and "control" in results:
+        try:
+            candidate, control = by_name[results["candidate"]], by_name[results["control"]]
+        except KeyError as error:
+            known = ", ".join(by_name)
+            raise UserError(f"{path / RESULTS_FILE}: no variant is named {error}; there are {known}") from None
+        data.verdict = verdict(candidate, control)
+        data.summary = [*comparison_sentences(candidate, control), *data.summary]
+        data.tiles = comparison_tiles(candidate, control)
+    return data
+
+
+def read_run(path: Path, name: str) -> RunRecord:
+    """The record of a run directory. Raises UserError if it is none."""
+    for needed in ("config.yaml", "metrics.jsonl"):
+        if not (path / needed).is_file():
+            raise UserError(f"{path} is not a run directory ({needed} is missing); give the folder of a training run")
+    columns, times_s = _read_metrics(path / "metrics.jsonl")
+    if not columns:
+        raise UserError(f"{path / 'metrics.jsonl'} has no numbers yet; let the run log a step first")
+    environment_file = path / "environment.json"
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
+        environment = json.loads(environment_file.read_text(encoding="utf-8")) if environment_file.is_file() else {}
+    except (yaml.YAMLError, ValueError) as error:
+        reason = _one_line(error)
+        raise UserError(f"{path}: config.yaml or environment.json is damaged ({reason}); restore it") from error
+    return RunRecord(
+        name=name, stage="generator" if "velocity" in columns else "autoencoder",
+        series={key: (np.array(steps), np.array(values)) for key, (steps, values) in columns.items()},
+        duration_s=times_s[-1] - times_s[0] if times_s else 0.0, config=config, environment=environment,
+    )
+
+
+def _read_metrics(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], list[float]]:
+    columns: dict[str, tuple[list[int], list[float]]] = {}
+    times_s = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+            step = int(entry["step"])
+        except (ValueError, KeyError, TypeError):
+            continue  # a line that a crash cut off
+        if "time_s" in entry:
+            times_s.append(float(entry["time_s"]))
+        for key, value in entry.items():
+            if key not in NOT_SERIES and isinstance(value, (int, float)) and math.isfinite(value):
+                steps, values = columns.setdefault(key, ([], []))
+                steps.append(step)
+                values.append(float(value))
+    return columns, times_s
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); give a folder with the results of a demo") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({_one_line(error)})") from error
+    entries = results.get("variants") if isinstance(results, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
+        raise UserError(f"{path} needs `variants`, a list of objects with a `name` each")
+    return results
+
+
+def _with_mean_f1(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics, with the mean over attributes where it is not given itself."""
+    metrics, per_attribute = dict(entry.get("metrics", {})), entry.get("attribute_f1", {})
+    if "attribute_f1" not in metrics and per_attribute:
+        by_attribute = [seed_values(measured) for measured in per_attribute.values() if measured is not None]
+        if len({len(values) for values in by_attribute}) > 1:
+            raise UserError(f"variant {entry['name']}: attribute_f1 has unequal numbers of seeds; give one per seed")
+        metrics["attribute_f1"] = [sum(values) / len(values) for values in zip(*by_attribute, strict=True)]
+    return {key: metrics[key] for key in (*METRICS, *metrics) if key in metrics}
+
+
+def _reconstruction_strips(path: Path, results: Mapping[str, Any]) -> list[Picture]:
+    strips = []
+    if results.get("originals"):
+        strips.append(Picture(
+            image=_read_picture(path / results["originals"]), title="Originals", caption="",
+            alt="A row of pictures from the data.",
+        ))
+    for entry in results["variants"]:
+        if entry.get("reconstructions"):
+            strips.append(Picture(
+                image=_read_picture(path / entry["reconstructions"]), title=entry["name"], caption="",
+                alt=f"The same pictures after {entry['name']} encoded and decoded them.",
+            ))
+    return strips
+
+
+def _sample_sheets(path: Path, entries: list[Mapping[str, Any]]) -> list[Picture]:
+    return [
+        Picture(
+            image=_read_picture(path / entry["samples"]), title=entry["name"],
+            caption=f"Drawn from the generator that was trained on the latents of {entry['name']}.",
+            alt=f"A sheet of generated pictures: {entry['name']}.",
+        )
+        for entry in entries
+        if entry.get("samples")
+    ]
+
+
+def _previews(directory: Path, kind: str) -> list[Picture]:
+    """The first and the last preview of a kind, from `<kind>_<step>.png`."""
+    steps = {}
+    for file in directory.glob(f"{kind}_*.png"):
+        found = re.fullmatch(rf"{kind}_(\d+)\.png", file.name)
+        if found:
+            steps[int(found[1])] = file
+    chosen = sorted({min(steps), max(steps)}) if steps else []
+    return [
+        Picture(
+            image=_read_picture(steps[step]), title=f"Step {step:,}", caption=PREVIEW_CAPTIONS[kind],
+            alt=f"Preview pictures after {step:,} steps. {PREVIEW_CAPTIONS[kind]}",
+        )
+        for step in chosen
+    ]
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except OSError as error:
+        raise UserError(f"cannot read the picture {path} ({_one_line(error)}); make it again") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
