@@ -179,7 +179,7 @@ def write_manifest(directory: Path, *, step: int, config_hash: str, world_size: 
         },
     }
     manifest["seal"] = _seal(manifest)
-    write_atomic(directory / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    write_atomic(directory / MANIFEST, json.dumps(manifest, indent=1))
 
 
 def verify(directory: Path) -> dict:

@@ -1,5 +1,6 @@
 """The yardstick engine: DistributedDataParallel, or the plain module on one rank."""
 
+import inspect
 import math
 from contextlib import nullcontext
 from typing import Any
@@ -13,6 +14,14 @@ from sendvae_fast.engine.engine import Engine, EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 
 
+def _distributed(module: nn.Module) -> DistributedDataParallel:
+    """DDP without its copy of rank 0's buffers at each forward: RunningStatistics averages them instead."""
+    options = inspect.signature(DistributedDataParallel).parameters
+    # The name until torch 2.14 and since.
+    name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    return DistributedDataParallel(module, **{name: False})
+
+
 class DDPEngine(Engine):
     """Every rank holds everything; gradients are averaged by DDP's buckets."""
 
@@ -20,10 +29,7 @@ class DDPEngine(Engine):
         self, module: nn.Module, optimizer_config: OptimizerConfig, config: EngineConfig, distributed: Distributed
     ) -> None:
         super().__init__(module, optimizer_config, config, distributed)
-        # Buffers are kept equal by RunningStatistics; DDP's own broadcast would keep rank 0's statistics only.
-        self._forward = (
-            DistributedDataParallel(self.module, broadcast_buffers=False) if distributed.world_size > 1 else self.module
-        )
+        self._forward = _distributed(self.module) if distributed.world_size > 1 else self.module
         self.optimizer.init_state(self.trained.values())
         self._num_backward = 0
 

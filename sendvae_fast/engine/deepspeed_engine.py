@@ -39,6 +39,10 @@ def import_deepspeed(device: torch.device) -> ModuleType:
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.WARNING)
     logger.addFilter(_is_worth_saying)
+    # Its own handler writes to stdout, which belongs to the command; Python's default one writes warnings to stderr.
+    for handler in [handler for handler in logger.handlers if type(handler) is logging.StreamHandler]:
+        logger.removeHandler(handler)
+    logger.propagate = True
     return deepspeed
 
 
@@ -143,12 +147,31 @@ class DeepSpeedEngine(Engine):
         if kind == "model":
             with self._whole(param, modifier_rank=0):
                 param.copy_(value)
-            if self.config.zero_stage > 0 and name in self.trained:
-                self._fragments.safe_set_full_fp32_param(param, value)
-        elif self.config.zero_stage == 0:
-            self.optimizer.state[param][kind].copy_(value)
+        if name not in self.trained:
+            return
+        if self.config.zero_stage == 0:
+            if kind != "model":
+                self.optimizer.state[param][kind].copy_(value)
+        elif self.config.zero_stage == 3:
+            self._scatter_split(param, kind, value)
+        elif kind == "model":
+            self._fragments.safe_set_full_fp32_param(param, value)
         else:
             self._fragments.safe_set_full_optimizer_state(param, value, kind)
+
+    def _scatter_split(self, param: nn.Parameter, kind: str, value: Tensor) -> None:
+        """ZeRO 3: this rank's equal part of the flattened value, which is padded to a multiple of the world size.
+
+        DeepSpeed's own safe_set_full_* fail where there is padding.
+        """
+        size = param.ds_tensor.numel()
+        padded = value.new_zeros(size * self.distributed.world_size)
+        padded[:value.numel()] = value.flatten()
+        part = padded[size * self.distributed.rank:][:size]
+        if kind == "model":
+            self._fragments.safe_set_local_fp32_param(param, part)
+        else:
+            self._fragments.safe_set_local_optimizer_state(param, part, kind)
 
     def optimizer_params(self) -> list[Tensor]:
         if self.config.zero_stage == 0:

@@ -44,6 +44,12 @@ class Distributed:
             dist.all_gather_object(values, value)
         return values
 
+    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
+        """Overwrite the tensor on every rank by that of rank `source`, in place."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=source)
+        return tensor
+
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over ranks, in place. A CPU tensor travels by gloo and costs no GPU synchronisation."""
         if self.world_size > 1:

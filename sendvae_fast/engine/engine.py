@@ -74,6 +74,8 @@ class Engine(ABC):
         if not self.trained:
             raise ValueError("the module has no parameter to train: every requires_grad is False")
         self.optimizer = AdamWEMA.from_config(self.trained.values(), optimizer_config)
+        for buffer in self.module.buffers():
+            distributed.broadcast(buffer)
         self.num_skipped = 0
         self._running_statistics = RunningStatistics(self.module, distributed)
 

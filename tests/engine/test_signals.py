@@ -1,0 +1,33 @@
+import os
+import signal
+
+import pytest
+
+from sendvae_fast.engine.distributed import current_distributed
+from sendvae_fast.engine.signals import EXIT_REQUEUE, SIGNALS, StopOnSignal
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_remembered_until_asked(number, capsys):
+    with StopOnSignal(current_distributed()) as stop:
+        assert not stop.requested()
+        os.kill(os.getpid(), number)
+        assert stop.requested() and stop.requested()
+    assert f"{signal.Signals(number).name}: stopping after this step" in capsys.readouterr().err
+
+
+def test_second_interrupt_is_immediate():
+    with pytest.raises(KeyboardInterrupt), StopOnSignal(current_distributed()):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_come_back():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with StopOnSignal(current_distributed()):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_exit_code_asks_for_another_start():
+    assert EXIT_REQUEUE == os.EX_TEMPFAIL
