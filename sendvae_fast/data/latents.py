@@ -11,9 +11,8 @@ when the job is run again. `cache.json` comes last: a directory without it is un
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,79 +23,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sendvae_fast.data.catalog import Catalog
+from sendvae_fast.data.latent_format import (
+    CACHE_FILE,
+    DTYPES,
+    SCHEMA_VERSION,
+    SHARD_PATTERN,
+    LatentSource,
+    file_list_sha256,
+    file_sha256,
+    read_cache_file,
+    shard_header,
+)
 from sendvae_fast.data.loader import ImageLoader
 from sendvae_fast.errors import UserError
 from sendvae_fast.progress import Progress
-
-SCHEMA_VERSION = 1
-CACHE_FILE = "cache.json"
-SHARD_PATTERN = re.compile(r"latents_(\d{5})\.safetensors")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(kw_only=True, frozen=True)
-class LatentSource:
-    """What latents were computed from. Two caches may be mixed only when all but `image_root` agree."""
-
-    autoencoder_sha256: str
-    """`weights_sha256` of the autoencoder."""
-    autoencoder_config: dict[str, Any]
-    """Its configuration, as JSON can hold it."""
-    image_root: str
-    """Folder of the images; recorded, but free to move."""
-    file_list_sha256: str
-    """Of the image paths relative to the root, in order."""
-    num_samples: int
-    image_size: int
-    dtype: str = "float32"
-    """Storage of mean and std: float32 or bfloat16."""
-    shard_size: int = 4096
-    """Samples per shard."""
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise UserError(f"the latent cache cannot store {self.dtype}; choose one of {', '.join(DTYPES)}")
-        if self.shard_size < 1:
-            raise UserError(f"the latent cache's shard_size is {self.shard_size}; give at least 1")
-
-    @classmethod
-    def of_catalog(
-        cls,
-        catalog: Catalog,
-        image_size: int,
-        autoencoder_sha256: str,
-        autoencoder_config: dict[str, Any],
-        **storage: Any,
-    ) -> "LatentSource":
-        """Describe latents of `catalog`; `storage` may hold `dtype` and `shard_size`."""
-        return cls(
-            autoencoder_sha256=autoencoder_sha256, autoencoder_config=autoencoder_config, image_root=str(catalog.root),
-            file_list_sha256=file_list_sha256(catalog), num_samples=len(catalog),
-            image_size=image_size, **storage,
-        )
-
-    @property
-    def num_shards(self) -> int:
-        return -(-self.num_samples // self.shard_size)
-
-    def shard_range(self, shard: int) -> tuple[int, int]:
-        """First sample id of a shard, and the one after its last."""
-        return shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_samples)
-
-    def check_same(self, found: Mapping[str, Any], where: Path) -> None:
-        """Raise a UserError when `found`, the description in the file `where`, is of another source."""
-        for name, value in asdict(self).items():
-            if name != "image_root" and found.get(name) != value:
-                raise UserError(
-                    f"{where} was made with {name} {found.get(name)}, not {value}; give another cache directory, "
-                    f"or remove {where.parent} to make it anew"
-                )
-
-
-def file_list_sha256(catalog: Catalog) -> str:
-    """Hash of a catalog's paths relative to its root, in order: which id is which image."""
-    files = "\n".join(Path(path).relative_to(catalog.root).as_posix() for path in catalog.paths)
-    return hashlib.sha256(files.encode()).hexdigest()
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
@@ -120,9 +60,9 @@ class LatentCacheWriter:
         self.directory, self.source = Path(directory), source
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.is_complete:
-            source.check_same(_read_cache_file(self.directory)["source"], self.directory / CACHE_FILE)
+            source.check_same(read_cache_file(self.directory)["source"], self.directory / CACHE_FILE)
         for path in sorted(self.directory.iterdir()):
-            header = _shard_header(path) if SHARD_PATTERN.fullmatch(path.name) else None
+            header = shard_header(path) if SHARD_PATTERN.fullmatch(path.name) else None
             if header is not None:
                 source.check_same(json.loads(header["source"]), path)
 
@@ -132,7 +72,7 @@ class LatentCacheWriter:
 
     def missing_shards(self) -> list[int]:
         """Shards not yet there or not readable; those are to be written."""
-        return [k for k in range(self.source.num_shards) if _shard_header(self._shard_path(k)) is None]
+        return [k for k in range(self.source.num_shards) if shard_header(self._shard_path(k)) is None]
 
     def write_shard(self, shard: int, mean: Tensor, std: Tensor, labels: Tensor) -> None:
         """Write mean, std [n, C, H, W] and labels int64 [n] of the samples of `shard`, whole or not at all.
@@ -182,10 +122,10 @@ class LatentCacheWriter:
         shards, sums = [], torch.zeros((), dtype=torch.float64)
         for k in range(self.source.num_shards):
             path = self._shard_path(k)
-            header = _shard_header(path)
+            header = shard_header(path)
             sums = sums + torch.tensor(json.loads(header["sums"]), dtype=torch.float64)  # [3, C]
             shape = json.loads(header["shape"])
-            shards.append({"file": path.name, "bytes": path.stat().st_size, "sha256": _file_sha256(path)})
+            shards.append({"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)})
         count = self.source.num_samples * shape[1] * shape[2]
         latent_mean, mean_square, noise_variance = sums / count
         latent_std = (mean_square - latent_mean**2 + noise_variance).sqrt()
@@ -235,7 +175,7 @@ class LatentCache:
         directory = Path(directory)
         if not directory.is_dir():
             raise UserError(f"the latent cache {directory} does not exist; make it with `sendvae cache-latents`")
-        note = _read_cache_file(directory)
+        note = read_cache_file(directory)
         shards = []
         for shard in note["shards"]:
             path = directory / shard["file"]
@@ -247,7 +187,7 @@ class LatentCache:
                 raise UserError(
                     f"the latent shard {path} has {path.stat().st_size} bytes instead of {shard['bytes']}; {again}"
                 )
-            if verify_hashes and _file_sha256(path) != shard["sha256"]:
+            if verify_hashes and file_sha256(path) != shard["sha256"]:
                 raise UserError(f"the latent shard {path} has changed since it was written (sha256 differs); {again}")
             try:
                 with safe_open(path, framework="pt") as file:
@@ -323,37 +263,3 @@ def _channel_sums(mean: Tensor, std: Tensor) -> Tensor:
     """Per channel: sum of the means, of their squares, and of the variances; float64 [3, C]."""
     mean, std = mean.double(), std.double()
     return torch.stack([value.sum((0, 2, 3)) for value in (mean, mean**2, std**2)])
-
-
-def _shard_header(path: Path) -> dict[str, str] | None:
-    """A shard's metadata and, under "shape", its [C, H, W]; None when the file is missing, cut short or broken."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {**file.metadata(), "shape": json.dumps(file.get_slice("mean").get_shape()[1:])}
-    except (OSError, SafetensorError, TypeError):
-        return None
-
-
-def _read_cache_file(directory: Path) -> dict[str, Any]:
-    path = directory / CACHE_FILE
-    if not path.exists():
-        raise UserError(
-            f"{directory} is not a finished latent cache ({CACHE_FILE} is missing); "
-            "run `sendvae cache-latents` to make or to finish it"
-        )
-    try:
-        note = json.loads(path.read_text())
-        version = note["schema_version"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged; remove it and run `sendvae cache-latents` again") from None
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
-            f"remove {directory} and run `sendvae cache-latents` again"
-        )
-    return note
-
-
-def _file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

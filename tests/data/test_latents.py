@@ -191,6 +191,19 @@ def test_an_interrupted_job_goes_on(tmp_path, loader):
     assert len(writer.finish()) == NUM
 
 
+def test_a_cache_knows_its_images(tmp_path, loader):
+    source = LatentSource.of_catalog(loader.catalog, 16, "a" * 64, CONFIG)
+    writer = LatentCacheWriter(tmp_path / "cache", source)
+    cache_latents(encode, loader, writer)
+    cache = writer.finish()
+    cache.check_catalog(loader.catalog, 16)
+    with pytest.raises(UserError, match="not from these 23 images of 32 px"):
+        cache.check_catalog(loader.catalog, 32)
+    (tmp_path / "images" / "class0" / "00.png").rename(tmp_path / "images" / "class0" / "99.png")
+    with pytest.raises(UserError, match="give the same images, or run `sendvae cache-latents`"):
+        cache.check_catalog(Catalog.from_folder(tmp_path / "images"), 16)
+
+
 def test_weights_hash():
     state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(1.5, dtype=torch.bfloat16)}
     truth = weights_sha256(state)
