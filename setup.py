@@ -1,12 +1,12 @@
-"""Builds the compiled parts of sendvae_fast with CMake and Ninja; everything else is in pyproject.toml and CMakeLists.txt.
+"""Builds the compiled parts of sendvae_fast with CMake and Ninja; the rest is in pyproject.toml and CMakeLists.txt.
 
     pip install -e . --no-build-isolation        into sendvae_fast/_lib; again after a change in csrc/
     pip wheel . --no-build-isolation --no-deps   a wheel with the libraries
 
-The package works without its compiled parts (on Triton and plain PyTorch), so a failing build is one warning, not a failed
-installation. Environment:
+The package works without its compiled parts (on Triton and plain PyTorch), so a failing build is one warning, not a
+failed installation. Environment:
 
-    SENDVAE_BUILD               1 (default); 0 installs without compiled parts; require fails the installation on failure
+    SENDVAE_BUILD               1 (default); 0 installs without compiled parts; require makes a failing build an error
     SENDVAE_BUILD_CUDA          auto (default: where nvcc is found); 0 never; 1 fails the build without nvcc
     SENDVAE_CUDA_ARCHITECTURES  CMake's list, default "80-real;90-real;100"; "native" is quick on a machine with a GPU
     SENDVAE_VERBOSE             1 shows the compiler's commands and ptxas's register report
@@ -124,7 +124,7 @@ def run(*command: str) -> None:
         subprocess.run(command, cwd=ROOT, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise BuildError(
-            f"{Path(command[0]).name} failed: is there a C++20 compiler (apt install g++)? details are above, with pip -v"
+            f"{Path(command[0]).name} failed; is there a C++20 compiler (apt install g++)? pip -v shows the details"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The compiled parts: the op libraries behind `torch.ops.sendvae` and the pybind11 module `_host`.
 
-`setup.py` puts them into `sendvae_fast/_lib`. All are optional: without them the ops run on Triton or plain PyTorch, and
-`status` says why.
+`setup.py` puts them into `sendvae_fast/_lib`. All are optional: without them the ops run on Triton or plain PyTorch,
+and `status` says why.
 """
 
 import importlib
@@ -28,15 +28,20 @@ def load() -> bool:
 
 def status() -> dict[str, str | None]:
     """For each of "cpu", "cuda" and "host": None if it is loaded, else the reason why not, in one line."""
-    # The schemas are in the CPU library, so it comes first and the CUDA library needs it.
-    cpu = _load_ops(CPU_LIBRARY)
-    cuda = _missing_cuda(cpu) or _load_ops(CUDA_LIBRARY)
+    cpu, cuda = _load_all_ops()
     return {"cpu": cpu, "cuda": cuda, "host": _import_host()[1]}
 
 
 def host() -> ModuleType | None:
     """The module `_host` (build facts, threaded file reading), or None if it is not built."""
     return _import_host()[0]
+
+
+@cache  # the ops ask at every call
+def _load_all_ops() -> tuple[str | None, str | None]:
+    # The schemas are in the CPU library, so it comes first and the CUDA library needs it.
+    cpu = _load_ops(CPU_LIBRARY)
+    return cpu, _missing_cuda(cpu) or _load_ops(CUDA_LIBRARY)
 
 
 def _missing_cuda(cpu: str | None) -> str | None:
@@ -54,7 +59,6 @@ def _missing_cuda(cpu: str | None) -> str | None:
     return None
 
 
-@cache
 def _load_ops(name: str) -> str | None:
     """Load one op library; None, or the reason why that failed."""
     path = LIBRARY_DIR / name
