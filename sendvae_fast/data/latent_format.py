@@ -17,6 +17,8 @@ from sendvae_fast.errors import UserError
 SCHEMA_VERSION = 1
 CACHE_FILE = "cache.json"
 SHARD_PATTERN = re.compile(r"latents_(\d{5})\.safetensors")
+SHARD_KEY = "shard"
+"""Key of a shard's metadata that holds its description, as JSON."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -85,12 +87,15 @@ def file_list_sha256(catalog: Catalog) -> str:
     return hashlib.sha256(files.encode()).hexdigest()
 
 
-def shard_header(path: Path) -> dict[str, str] | None:
-    """A shard's metadata and, under "shape", its [C, H, W]; None when the file is missing, cut short or broken."""
+def shard_header(path: Path) -> dict[str, Any] | None:
+    """What a shard says about itself: its `source`, the `sums` for the statistics, and the latents' `shape` [C, H, W].
+
+    None when the file is missing, cut short or broken.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {**file.metadata(), "shape": json.dumps(file.get_slice("mean").get_shape()[1:])}
-    except (OSError, SafetensorError, TypeError):
+            return {**json.loads(file.metadata()[SHARD_KEY]), "shape": file.get_slice("mean").get_shape()[1:]}
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError):
         return None
 
 

@@ -27,6 +27,7 @@ from sendvae_fast.data.latent_format import (
     CACHE_FILE,
     DTYPES,
     SCHEMA_VERSION,
+    SHARD_KEY,
     SHARD_PATTERN,
     LatentSource,
     file_list_sha256,
@@ -64,7 +65,7 @@ class LatentCacheWriter:
         for path in sorted(self.directory.iterdir()):
             header = shard_header(path) if SHARD_PATTERN.fullmatch(path.name) else None
             if header is not None:
-                source.check_same(json.loads(header["source"]), path)
+                source.check_same(header["source"], path)
 
     @property
     def is_complete(self) -> bool:
@@ -97,13 +98,11 @@ class LatentCacheWriter:
             "mean": mean.to(dtype).contiguous(), "std": std.to(dtype).contiguous(),
             "labels": labels.to(torch.int64).contiguous(), "sample_ids": torch.arange(start, stop),
         }
-        metadata = {
-            "source": json.dumps(asdict(self.source)),
-            "sums": json.dumps(_channel_sums(tensors["mean"], tensors["std"]).tolist()),
-        }
+        # One key only: safetensors writes several in random order, and the same latents should give the same file.
+        note = {"source": asdict(self.source), "sums": _channel_sums(tensors["mean"], tensors["std"]).tolist()}
         path = self._shard_path(shard)
         unfinished = path.with_name(path.name + ".tmp")
-        save_file(tensors, unfinished, metadata=metadata)
+        save_file(tensors, unfinished, metadata={SHARD_KEY: json.dumps(note)})
         os.replace(unfinished, path)
 
     def finish(self) -> "LatentCache":
@@ -123,8 +122,8 @@ class LatentCacheWriter:
         for k in range(self.source.num_shards):
             path = self._shard_path(k)
             header = shard_header(path)
-            sums = sums + torch.tensor(json.loads(header["sums"]), dtype=torch.float64)  # [3, C]
-            shape = json.loads(header["shape"])
+            sums = sums + torch.tensor(header["sums"], dtype=torch.float64)  # [3, C]
+            shape = header["shape"]
             shards.append({"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)})
         count = self.source.num_samples * shape[1] * shape[2]
         latent_mean, mean_square, noise_variance = sums / count
