@@ -73,7 +73,7 @@ class LatentSource:
 
     def check_same(self, found: Mapping[str, Any], where: Path) -> None:
         """Raise a UserError when `found`, the description in the file `where`, is of another source."""
-        for name, value in asdict(self).items():
+        for name, value in json.loads(json.dumps(asdict(self))).items():  # through JSON: tuples become lists, as found
             if name != "image_root" and found.get(name) != value:
                 raise UserError(
                     f"{where} was made with {name} {found.get(name)}, not {value}; give another cache directory, "

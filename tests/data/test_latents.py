@@ -11,7 +11,7 @@ from sendvae_fast.data.loader import ImageLoader
 from sendvae_fast.errors import UserError
 
 NUM, SHAPE = 23, (3, 4, 5)
-CONFIG = {"latent_channels": 3, "channel_multipliers": [1, 2]}
+CONFIG = {"latent_channels": 3, "channel_multipliers": (1, 2)}
 
 
 def make_source(**changes):
