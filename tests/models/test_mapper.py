@@ -80,12 +80,12 @@ def test_positions_are_those_of_mae():
 
 
 def test_is_initialised_like_repa():
-    mapper = tiny(width=384, num_heads=6)
+    mapper = tiny(width=384, num_heads=6, patch_size=2)
     for module in mapper.modules():
         if isinstance(module, nn.Linear):
             bound = (6 / (module.in_features + module.out_features)) ** 0.5
             assert module.bias.eq(0).all() and 0.9 * bound < module.weight.abs().max() <= bound
-    bound = (6 / (4 + 384)) ** 0.5  # the patch embedding as a linear layer from 4 x 1 x 1 to 384
+    bound = (6 / (4 * 2 * 2 + 384)) ** 0.5  # the patch embedding as a linear layer on flattened patches
     assert 0.9 * bound < mapper.patch_embed.proj.weight.abs().max() <= bound
     assert mapper.patch_embed.proj.bias.eq(0).all()
 
