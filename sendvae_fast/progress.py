@@ -28,6 +28,7 @@ class Progress:
         self._silent = int(os.environ.get("RANK", "0")) != 0
         self._bar: RichProgress | None = None
         self._values: dict[str, float] = {}
+        self._printed: int | None = None
 
     def __enter__(self) -> "Progress":
         self._began_s = self._last_line_s = time.monotonic()
@@ -57,7 +58,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif not self._silent and kind is None:
+        elif not self._silent and kind is None and self.done != self._printed:
             self._print_line()
 
     @property
@@ -72,7 +73,7 @@ class Progress:
         return " ".join(f"{name} {value:.4g}" for name, value in self._values.items())
 
     def _print_line(self) -> None:
-        self._last_line_s = time.monotonic()
+        self._last_line_s, self._printed = time.monotonic(), self.done
         left_s = (self.total - self.done) / self.rate_per_s if self.rate_per_s > 0 else float("inf")
         left = f"{left_s:.0f} s left" if self.done < self.total else f"took {self._last_line_s - self._began_s:.1f} s"
         parts = (f"{self.title}: {self.done}/{self.total} {self.unit}", self._rate_text(), left, self._values_text())

@@ -1,0 +1,90 @@
+"""Configs: strict keys, base files, overrides."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from sendvae_fast.config import build_config, flag_keys, load_config, parse_overrides, read_yaml
+from sendvae_fast.engine.run import plain
+from sendvae_fast.errors import UserError
+
+
+@dataclass(kw_only=True)
+class Inner:
+    """Inner things."""
+
+    size: int = 4
+    """A size."""
+    kind: Literal["l1", "l2"] = "l1"
+    """A kind."""
+    sizes: tuple[int, ...] = (1, 2)
+    """Sizes."""
+
+    def __post_init__(self):
+        if self.size < 0:
+            raise UserError("inner.size must be positive")
+
+
+@dataclass(kw_only=True)
+class Outer:
+    """Outer things."""
+
+    run: str
+    """A run."""
+    inner: Inner = field(default_factory=Inner)
+    """Inner."""
+    maybe: Inner | None = None
+    """Maybe."""
+    quick: bool = False
+    """A flag."""
+
+
+def load(*arguments: str, files: list[Path] | None = None) -> Outer:
+    return load_config(Outer, files or [], parse_overrides(list(arguments), flag_keys(Outer)))
+
+
+def test_overrides_reach_nested_fields_and_are_typed():
+    config = load("--run=x", "--inner.size", "7", "--inner.sizes=[3, 4]", "--maybe.kind=l2", "--quick")
+    assert config == Outer(run="x", inner=Inner(size=7, sizes=(3, 4)), maybe=Inner(kind="l2"), quick=True)
+
+
+def test_files_merge_over_their_base_and_overrides_win(tmp_path):
+    (tmp_path / "base.yaml").write_text("run: b\ninner: {size: 1, kind: l2}\n")
+    (tmp_path / "top.yaml").write_text("base: base.yaml\ninner: {size: 2}\n")
+    assert load(files=[tmp_path / "top.yaml"]).inner == Inner(size=2, kind="l2")
+    assert load("--inner.size=3", files=[tmp_path / "top.yaml"]).inner == Inner(size=3, kind="l2")
+
+
+def test_a_config_survives_the_round_trip():
+    config = load("--run=x", "--maybe.size=9")
+    assert build_config(Outer, plain(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--run=x", "--inner.sise=3"], "unknown key inner.sise; did you mean inner.size"),
+        (["--runn=x"], "unknown key runn; did you mean run"),
+        (["--inner.size=3"], "run"),
+        (["--run=x", "--inner.size=big"], "inner.size"),
+        (["--run=x", "--inner.kind=l3"], "l3"),
+        (["--run=x", "--inner.size=-3"], "inner.size must be positive"),
+        (["--run=x", "--maybe.size=-3"], "inner.size must be positive"),
+        (["--run"], "--run needs a value"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_key(arguments, words):
+    with pytest.raises(UserError) as caught:
+        load(*arguments)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    for name, words in {"missing": "cannot read", "broken": "not valid YAML", "list": "key: value"}.items():
+        with pytest.raises(UserError, match=words):
+            read_yaml(tmp_path / f"{name}.yaml")

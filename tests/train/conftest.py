@@ -1,0 +1,23 @@
+import pytest
+import torch
+from tiny_runs import NUM_IMAGES
+
+from sendvae_fast.data.synthetic import synth_scenes
+from sendvae_fast.engine.distributed import init_distributed
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_rank():
+    """A process group of one, for all tests of this process: DeepSpeed cannot be given a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield init_distributed("cpu")
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A small ImageFolder of scenes."""
+    folder = tmp_path_factory.mktemp("scenes")
+    synth_scenes(folder, NUM_IMAGES, size=32, seed=0)
+    return folder

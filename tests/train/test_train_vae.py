@@ -1,0 +1,132 @@
+"""Stage 1: its losses, its loop, its checkpoints."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import checkpoint_tensors, vae_config
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.autoencoder_io import load_autoencoder
+from sendvae_fast.train.vae import train_vae
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+    """A run of 80 steps on 8 pictures with every loss that needs no foreign weights."""
+    run = tmp_path_factory.mktemp("runs") / "vae"
+    few = tmp_path_factory.mktemp("few") / "scenes"
+    (few / "a").mkdir(parents=True)
+    for number, file in enumerate(sorted(images.rglob("*.jpg"))[:8]):
+        (few / "a" / f"{number}.jpg").write_bytes(file.read_bytes())
+    config = vae_config(run, few, loop={"num_steps": 80}, loss={"gan_start_step": 70, "kl_weight": 1e-4})
+    assert train_vae(config) == 0
+    return run
+
+
+def test_overfitting_drives_every_loss_down(trained):
+    logged = metrics(trained)
+    first, before_gan = logged[0], logged[65]
+    for name in ("loss", "reconstruction", "align"):
+        assert before_gan[name] < 0.8 * first[name], name
+    assert before_gan["kl"] > 0
+
+
+def test_gan_starts_at_its_step(trained):
+    logged = metrics(trained)
+    assert "gan" not in logged[69] and "discriminator" not in logged[69]
+    assert "gan" in logged[70] and logged[-1]["discriminator"] < logged[70]["discriminator"]
+
+
+def test_kl_falls_when_it_weighs_enough(images, tmp_path):
+    train_vae(vae_config(tmp_path / "run", images, loop={"num_steps": 30}, loss={"kl_weight": 0.1, "gan_weight": 0.0}))
+    logged = metrics(tmp_path / "run")
+    assert max(entry["kl"] for entry in logged[:15]) > 2 * logged[-1]["kl"]
+
+
+def test_lpips_falls_with_real_weights(images, tmp_path, test_data):
+    weights = next((test_data / "weights" / "lpips_squeeze").rglob("squeeze.backbone.pth"))
+    train_vae(vae_config(tmp_path / "run", images, loop={"num_steps": 60}, alignment={"weight": 0.0}, loss={
+        "gan_weight": 0.0, "perceptual": {"net": "squeeze", "weights": str(weights)},
+    }))
+    logged = metrics(tmp_path / "run")
+    assert logged[-1]["lpips"] < 0.8 * logged[0]["lpips"]
+
+
+def test_adaptive_gan_weight_and_l2_train(images, tmp_path):
+    settings = {"gan_adaptive": True, "reconstruction": "l2"}
+    assert train_vae(vae_config(tmp_path / "run", images, loop={"num_steps": 3}, loss=settings)) == 0
+    assert all(entry["grad_norm"] is not None for entry in metrics(tmp_path / "run"))
+
+
+def test_the_checkpoint_is_an_autoencoder_folder(trained):
+    saved = load_autoencoder(trained / "checkpoints" / "step_00000080")
+    assert saved.autoencoder.config.latent_channels == 4
+    assert saved.latent_std.min() > 0 and saved.latent_std.isfinite().all()
+    assert saved.autoencoder(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+
+
+def test_preview_shows_originals_over_reconstructions(trained):
+    from PIL import Image
+
+    with Image.open(trained / "samples" / "reconstruction_00000080.png") as image:
+        assert image.size == (8 * 34 - 2, 2 * 34 - 2)
+
+
+def test_resume_equals_the_uninterrupted_run(images, tmp_path):
+    train_vae(vae_config(tmp_path / "whole", images, loop={"num_steps": 5}))
+    for stop in (2, 5):
+        train_vae(vae_config(tmp_path / "parts", images, loop={"num_steps": stop}))
+    whole, parts = (checkpoint_tensors(tmp_path / name, 5) for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and any("discriminator" in name for name in whole)
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
+    losses = [[entry["loss"] for entry in metrics(tmp_path / name)] for name in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+def test_accumulation_equals_one_large_batch(images, tmp_path):
+    """The discriminator's group norm and the running latent statistics aside, a step is a mean over the batch."""
+    settings = {"loop": {"num_steps": 3}, "alignment": {"latent_norm": "none"}}
+    train_vae(vae_config(tmp_path / "one", images, **settings))
+    train_vae(vae_config(tmp_path / "four", images, engine={"accumulation_steps": 4}, **settings))
+    one, four = (checkpoint_tensors(tmp_path / name, 3) for name in ("one", "four"))
+    for name in (name for name in one if name.startswith("model.safetensors")):
+        torch.testing.assert_close(one[name], four[name], rtol=1e-3, atol=2e-5)
+
+
+def test_finetuning_starts_from_the_given_weights_and_statistics(trained, images, tmp_path):
+    config = vae_config(
+        tmp_path / "run", images, init_from=str(trained), loop={"num_steps": 1}, optimizer={"learning_rate": 1e-12},
+        alignment={"latent_norm": "fixed"},
+    )
+    train_vae(config)
+    before = load_file(trained / "checkpoints" / "step_00000080" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "checkpoints" / "step_00000001" / "model.safetensors")
+    for name in before:
+        torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-9)
+    statistics = [load_autoencoder(path).latent_std for path in (
+        trained / "checkpoints" / "step_00000080", tmp_path / "run" / "checkpoints" / "step_00000001",
+    )]
+    torch.testing.assert_close(*statistics, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"data": {"global_batch": 6}, "engine": {"accumulation_steps": 4}}, "multiple of ranks x accumulation"),
+        ({"data": {"image_size": 64}}, "16 x 16"),
+        ({"alignment": {"latent_norm": "fixed"}}, "needs init_from"),
+        ({"init_from": "nowhere"}, "nowhere does not exist"),
+        ({"alignment": {"foundation": {"name": "dinov2-vit-b"}}}, "weights"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(images, tmp_path, settings, words):
+    with pytest.raises(UserError, match=words) as caught:
+        train_vae(vae_config(tmp_path / "run", images, **settings))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,63 @@
+"""Training runs small enough for a test: 32 px pictures, 8 x 8 latents, networks of a few thousand parameters."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from sendvae_fast.config import build_config, merge
+from sendvae_fast.train.cache import CacheConfig, cache
+from sendvae_fast.train.sit import SiTTrainConfig
+from sendvae_fast.train.vae import VAETrainConfig
+
+NUM_IMAGES = 16
+VAE = {
+    "data": {"image_size": 32, "global_batch": 8, "num_threads": 1},
+    "autoencoder": {
+        "base_channels": 8, "channel_multipliers": [1, 2, 2], "num_res_blocks": 1, "attention_resolutions": [],
+        "nominal_resolution": 32, "latent_channels": 4, "num_groups": 4,
+    },
+    "alignment": {
+        "foundation": {"name": "demo"}, "width": 32, "depth": 1, "num_heads": 2, "projector_width": 32,
+    },
+    "discriminator": {"base_channels": 8, "num_layers": 2, "norm": "group"},
+    "optimizer": {"learning_rate": 2e-3},
+    "loop": {"log_every": 1, "save_every": 1000, "preview_every": 1000},
+}
+SIT = {
+    "data": {"image_size": 32, "global_batch": 8, "num_threads": 1},
+    "generator": {"preset": None, "width": 32, "depth": 2, "num_heads": 2, "projector_width": 32},
+    "repa": {"foundation": {"name": "demo"}, "block": 1},
+    "optimizer": {"learning_rate": 2e-3, "ema_decay": 0.9},
+    "loop": {"log_every": 1, "save_every": 1000, "preview_every": 1000},
+    "preview": {"num_samples": 4, "batch_size": 4, "sampler": {"num_steps": 2}},
+}
+
+
+def vae_config(run: Path, images: Path, **settings: Any) -> VAETrainConfig:
+    """A stage 1 config; `settings` are merged over the tiny defaults."""
+    return build_config(VAETrainConfig, merge(merge(VAE, {"run": str(run), "data": {"root": str(images)}}), settings))
+
+
+def sit_config(run: Path, images: Path, latents: Path, **settings: Any) -> SiTTrainConfig:
+    """A stage 2 config; `settings` are merged over the tiny defaults."""
+    own = {"run": str(run), "latents": str(latents), "data": {"root": str(images)}}
+    return build_config(SiTTrainConfig, merge(merge(SIT, own), settings))
+
+
+def cache_of(autoencoder: Path, images: Path, out: Path) -> Path:
+    """The latents of `images`."""
+    cache(CacheConfig(out=str(out), autoencoder=str(autoencoder), data=str(images), image_size=32, batch_size=8))
+    return out
+
+
+def checkpoint_tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, by file and name; optimizer state of several ranks as one."""
+    directory = run / "checkpoints" / f"step_{step:08d}"
+    tensors = {}
+    for file in sorted(directory.rglob("*.safetensors")):
+        where = file.relative_to(directory).parent if "_rank" in file.name else file.relative_to(directory)
+        tensors.update({f"{where}:{name}": value for name, value in load_file(file).items()})
+    assert tensors, f"no tensors in {directory}"
+    return tensors

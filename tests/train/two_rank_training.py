@@ -1,0 +1,26 @@
+"""Run by torchrun in test_two_ranks.py: both stages under every ZeRO stage, in one pair of processes."""
+
+import sys
+from pathlib import Path
+
+import torch
+from tiny_runs import sit_config, vae_config
+
+from sendvae_fast.engine.distributed import current_distributed
+from sendvae_fast.train.sit import train_sit
+from sendvae_fast.train.vae import train_vae
+
+
+def train_all(out: Path, images: Path, latents: Path, engines: dict[str, dict]) -> None:
+    """Three steps of each stage under each engine, into `out/<engine>/{vae,sit}`."""
+    for name, engine in engines.items():
+        train_vae(vae_config(out / name / "vae", images, engine=engine, loop={"num_steps": 3}))
+        train_sit(sit_config(out / name / "sit", images, latents, engine=engine, loop={"num_steps": 3}))
+
+
+ENGINES = {f"zero{stage}": {"zero_stage": stage} for stage in range(4)}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train_all(*map(Path, sys.argv[1:4]), ENGINES)
+    current_distributed().close()
