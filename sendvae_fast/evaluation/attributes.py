@@ -66,7 +66,7 @@ def probe_attributes(
     names = tuple(names) if names is not None else tuple(f"attribute {i}" for i in range(train_y.shape[1]))
     _check(train_x, train_y, test_x, test_y, names)
     mean, deviation = train_x.mean(dim=0), train_x.std(dim=0, correction=0)
-    deviation = torch.where(deviation > 0, deviation, 1)  # a constant feature stays zero
+    deviation = torch.where(deviation > 0, deviation, torch.inf)  # a feature constant in training becomes 0 everywhere
     weight, bias = fit_logistic((train_x - mean) / deviation, train_y, config or ProbeConfig())
     predicted = ((test_x - mean) / deviation @ weight.T + bias) > 0  # [n, A]
     return ProbeResult(names, tuple(f1_scores(predicted, test_y > 0.5).tolist()))

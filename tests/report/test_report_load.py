@@ -38,9 +38,10 @@ def test_a_generators_run_is_known_by_its_velocity_loss(tmp_path):
 
 
 def test_sentences_follow_the_curves(run):
-    lines = [{"step": 1, "reconstruction": 0.5}, {"step": 2, "reconstruction": 0.75}]
+    values = [0.05, None, 0.75, float("nan"), float("inf"), "text"]
+    lines = [{"step": step, "reconstruction": value} for step, value in enumerate(values)]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert load_run(run).summary == ["The reconstruction loss rose from 0.5 to 0.75."]
+    assert load_run(run).summary == ["The reconstruction loss rose from 0.05 to 0.75."]
 
 
 @pytest.mark.parametrize("missing", ["metrics.jsonl", "config.yaml"])
