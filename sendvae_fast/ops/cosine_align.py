@@ -27,7 +27,7 @@ def cosine_align(
     float32 (float64 for float64 inputs), whatever the inputs' dtype or autocast.
 
     Gradients reach features, and target if it requires them, once (no double backward; the reference has it). Besides
-    the inputs the backward pass keeps three float32 numbers per row. A norm below eps counts as a constant.
+    the inputs the backward pass keeps three float32 numbers per row. A norm up to eps counts as the constant eps.
 
     Memory traffic of the compiled and Triton backends, s the bytes of an element: 2 s M D forward, 3 s M D backward
     (4 s M D with a gradient for target). Rows that do not lie at one stride are copied first.
@@ -68,8 +68,9 @@ def cosine_align_reference(
     """`cosine_align` in plain, differentiable PyTorch; float64 inputs are computed in float64 throughout."""
     compute = torch.promote_types(torch.promote_types(features.dtype, target.dtype), torch.float32)
     f, y = features.to(compute), target.to(compute)
-    f_norm = torch.linalg.vector_norm(f, dim=-1).clamp_min(eps)
-    y_norm = torch.linalg.vector_norm(y, dim=-1).clamp_min(eps)
+    f_norm, y_norm = (torch.linalg.vector_norm(x, dim=-1) for x in (f, y))
+    # Not clamp_min: its gradient at eps itself depends on the version of PyTorch. Here it is 0.
+    f_norm, y_norm = (torch.where(norm <= eps, eps, norm) for norm in (f_norm, y_norm))
     # Two divisions: the product of the norms can overflow where the cosine does not.
     return _reduce(1.0 - (f * y).sum(-1) / f_norm / y_norm, reduction)
 

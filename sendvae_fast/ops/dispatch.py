@@ -52,7 +52,7 @@ def available_backends(op: str) -> dict[str, str | None]:
     if op not in OPS:
         raise ValueError(f"no op {op!r}; the ops are {', '.join(OPS)}")
     compiled = library.status()
-    return {"reference": None, "cpu": compiled["cpu"], "triton": _triton_status(), "cuda": compiled["cuda"]}
+    return {"reference": None, "cpu": compiled["cpu"], "triton": _triton_reason(), "cuda": compiled["cuda"]}
 
 
 def chosen_backend(op: str, device: torch.device | str) -> str:
@@ -108,7 +108,7 @@ def interpreting_triton() -> bool:
 
 
 @cache
-def _triton_status() -> str | None:
+def _triton_reason() -> str | None:
     if not has_triton():
         return "the triton package is not installed"
     if not torch.cuda.is_available() and not interpreting_triton():

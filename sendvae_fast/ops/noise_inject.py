@@ -101,7 +101,10 @@ def noise_inject_reference(
     if spread_is_std:
         std = spread.to(compute)
     else:
-        std = torch.exp(0.5 * spread.to(compute).clamp(LOGVAR_MIN, LOGVAR_MAX))
+        # Not torch.clamp: its gradient at the ends themselves depends on the version of PyTorch. Here it is 1.
+        logvar = spread.to(compute)
+        logvar = torch.where(logvar < LOGVAR_MIN, LOGVAR_MIN, torch.where(logvar > LOGVAR_MAX, LOGVAR_MAX, logvar))
+        std = torch.exp(0.5 * logvar)
     shape = mean.shape[1:]
     posterior_noise = philox.normal(key, Stream.POSTERIOR, sample_ids, shape, dtype=compute)
     noise = philox.normal(key, Stream.INTERPOLANT, sample_ids, shape, dtype=compute)

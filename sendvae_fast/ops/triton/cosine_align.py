@@ -69,12 +69,12 @@ def _backward_kernel(
     target_floored = tl.where(target_norm < eps, eps, target_norm)
     cosine = tl.div_rn(tl.div_rn(dot, features_floored), target_floored)
     across = tl.div_rn(tl.div_rn(-grad, features_floored), target_floored)
-    # Below eps the norm is a constant, and this term is gone.
+    # Up to eps the norm counts as a constant, and this term is gone.
     features_along = tl.where(
-        features_norm < eps, 0.0, tl.div_rn(tl.div_rn(grad * cosine, features_floored), features_floored)
+        features_norm <= eps, 0.0, tl.div_rn(tl.div_rn(grad * cosine, features_floored), features_floored)
     )
     target_along = tl.where(
-        target_norm < eps, 0.0, tl.div_rn(tl.div_rn(grad * cosine, target_floored), target_floored)
+        target_norm <= eps, 0.0, tl.div_rn(tl.div_rn(grad * cosine, target_floored), target_floored)
     )
     for start in range(0, num_columns, NUM_COLUMNS):
         column = start + tl.arange(0, NUM_COLUMNS)

@@ -1,0 +1,23 @@
+"""What every test needs before torch, Triton or DeepSpeed are imported, and where the real test files are."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if "OMP_NUM_THREADS" not in os.environ:
+    # Tensors are tiny here: more threads only wait for each other.
+    torch.set_num_threads(min(4, len(os.sched_getaffinity(0))))
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real test files, which are not part of the repository."""
+    folder = os.environ.get("SENDVAE_TEST_DATA")
+    if not folder:
+        pytest.skip("SENDVAE_TEST_DATA is not set: no real test files")
+    return Path(folder)

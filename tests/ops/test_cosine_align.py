@@ -1,0 +1,179 @@
+import math
+
+import pytest
+import torch
+from op_cases import COSINE_CASES, DTYPES, FEW_COSINE_CASES, CosineCase, check_cosine_align, require_backend
+
+from sendvae_fast.ops import cosine_align, cosine_align_reference, use_backend
+
+BACKENDS = ("reference", "cpu", "triton")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    require_backend("cosine_align", request.param)
+    with use_backend(request.param):
+        yield request.param
+
+
+def make_inputs(shape=(3, 5, 48), dtype=torch.float32):
+    return [x.requires_grad_() for x in CosineCase(shape).inputs(dtype, "cpu", 0)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", COSINE_CASES, ids=str)
+def test_cpu_close_to_truth(case, dtype):
+    require_backend("cosine_align", "cpu")
+    check_cosine_align(case, dtype, "cpu", "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", FEW_COSINE_CASES, ids=str)
+def test_triton_close_to_truth(case, dtype):
+    require_backend("cosine_align", "triton")
+    check_cosine_align(case, dtype, "triton", "cpu")
+
+
+def test_reference_is_torch_cosine_similarity():
+    features, target = (x.double() for x in make_inputs())
+    expected = 1 - torch.nn.functional.cosine_similarity(features, target, dim=-1)
+    torch.testing.assert_close(cosine_align_reference(features, target, reduction="none"), expected)
+    torch.testing.assert_close(cosine_align_reference(features, target, reduction="sample"), expected.mean(1))
+    torch.testing.assert_close(cosine_align_reference(features, target), expected.mean())
+
+
+def test_known_angles(backend):
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [1.0, 1.0]])
+    target = torch.tensor([[3.0, 0.0], [0.0, 5.0], [-7.0, 0.0], [0.0, 2.0]])
+    expected = torch.tensor([0.0, 1.0, 2.0, 1 - math.sqrt(0.5)])
+    torch.testing.assert_close(cosine_align(features, target, reduction="none"), expected, rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sample", "mean"])
+def test_reference_gradcheck(reduction):
+    features, target = (x.detach().double().requires_grad_() for x in make_inputs((2, 3, 5)))
+    assert torch.autograd.gradcheck(lambda f, y: cosine_align(f, y, reduction=reduction), (features, target))
+
+
+def test_norms_below_eps_count_as_eps(backend):
+    eps = 0.5
+    features = torch.tensor([[0.1, 0.2], [0.0, 0.0], [3.0, 4.0]], requires_grad=True)
+    target = torch.tensor([[3.0, 4.0], [1.0, 2.0], [0.1, 0.0]], requires_grad=True)
+    distance = cosine_align(features, target, reduction="none", eps=eps)
+    dots = [0.1 * 3 + 0.2 * 4, 0.0, 0.3]
+    expected = torch.tensor([1 - dots[0] / (eps * 5), 1.0, 1 - dots[2] / (5 * eps)])
+    torch.testing.assert_close(distance, expected)
+    grads = torch.autograd.grad(distance.sum(), (features, target))
+    f, y = (x.detach().double().requires_grad_() for x in (features, target))
+    truth = torch.autograd.grad(cosine_align_reference(f, y, reduction="none", eps=eps).sum(), (f, y))
+    for one, other in zip(grads, truth, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=1e-6)
+
+
+def test_zero_rows_are_finite(backend):
+    features, target = torch.zeros(2, 7, requires_grad=True), torch.zeros(2, 7, requires_grad=True)
+    distance = cosine_align(features, target)
+    assert distance.item() == 1.0
+    assert all(x.isfinite().all() for x in torch.autograd.grad(distance, (features, target)))
+
+
+def test_shape_and_dtype_of_the_reductions(backend):
+    features, target = make_inputs((2, 3, 4, 8), torch.bfloat16)
+    for reduction, shape in (("none", (2, 3, 4)), ("sample", (2, 3)), ("mean", ())):
+        distance = cosine_align(features, target, reduction=reduction)
+        assert distance.shape == shape and distance.dtype == torch.float32
+
+
+def test_target_gets_a_gradient_only_if_it_asks(backend):
+    features, target = make_inputs()
+    both = torch.autograd.grad(cosine_align(features, target), (features, target))
+    frozen = target.detach()
+    (alone,) = torch.autograd.grad(cosine_align(features, frozen), features)
+    assert torch.equal(both[0], alone) and frozen.grad is None
+    (other,) = torch.autograd.grad(cosine_align(features.detach(), target), target)
+    torch.testing.assert_close(other, both[1], rtol=0, atol=0)
+
+
+def test_mixed_dtypes_are_promoted(backend):
+    features, target = make_inputs()
+    half = features.detach().bfloat16().requires_grad_()
+    distance = cosine_align(half, target)
+    torch.testing.assert_close(distance, cosine_align(half.float(), target))
+    (grad,) = torch.autograd.grad(distance, half)
+    assert grad.dtype == torch.bfloat16
+
+
+def test_nan_goes_through(backend):
+    features, target = make_inputs((3, 9))
+    with torch.no_grad():
+        features[1, 2] = math.nan
+    distance = cosine_align(features, target, reduction="none")
+    assert distance.isnan().tolist() == [False, True, False]
+    grads = torch.autograd.grad(distance.sum(), (features, target))
+    assert all(grad[1].isnan().all() and grad[[0, 2]].isfinite().all() for grad in grads)
+
+
+def test_repeats_bit_for_bit(backend):
+    features, target = make_inputs((4, 9, 300))
+    runs = []
+    for _ in range(2):
+        distance = cosine_align(features, target)
+        runs.append((distance, *torch.autograd.grad(distance, (features, target))))
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+def test_rows_do_not_depend_on_the_batch(backend):
+    features, target = make_inputs((6, 300))
+    whole = cosine_align(features, target, reduction="none")
+    order = torch.tensor([5, 0, 2])
+    assert torch.equal(whole[order], cosine_align(features[order], target[order], reduction="none"))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_compiles_into_one_graph(backend, reduction):
+    features, target = make_inputs((3, 5, 48), torch.bfloat16)
+
+    def function(features, target):
+        # What the compiler may fuse and lay out as it likes, with tokens dropped as a class token is.
+        return cosine_align((features * 1.0)[:, 1:], (target * 1.0)[:, 1:], reduction=reduction)
+
+    torch._dynamo.reset()
+    eager, compiled = function(features, target), torch.compile(function, fullgraph=True)(features, target)
+    torch.testing.assert_close(compiled, eager)
+    grads = [torch.autograd.grad(out.square().sum(), (features, target)) for out in (eager, compiled)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-3)
+
+
+def test_opcheck():
+    require_backend("cosine_align", "cpu")
+    features, target = make_inputs((6, 48))
+    torch.library.opcheck(torch.ops.sendvae.cosine_align, (features, target, 1e-8))
+    torch.library.opcheck(torch.ops.sendvae.cosine_align, (features, target.detach(), 1e-8))
+
+
+@pytest.mark.parametrize("need_target", [False, True])
+def test_opcheck_of_the_backward(need_target):
+    require_backend("cosine_align", "cpu")
+    features, target = (x.detach() for x in make_inputs((6, 48)))
+    _, stats = torch.ops.sendvae.cosine_align(features, target, 1e-8)
+    torch.library.opcheck(
+        torch.ops.sendvae.cosine_align_backward, (torch.randn(6), features, target, stats, 1e-8, need_target)
+    )
+
+
+@pytest.mark.parametrize(
+    ("features", "target", "options", "message"),
+    [
+        (torch.zeros(3), torch.zeros(3), {}, "features"),
+        (torch.zeros(3, 0), torch.zeros(3, 0), {}, "features"),
+        (torch.zeros(3, 4), torch.zeros(3, 5), {}, "one shape"),
+        (torch.zeros(3, 4), torch.zeros(3, 4, device="meta"), {}, "one device"),
+        (torch.zeros(3, 4), torch.zeros(3, 4, dtype=torch.int64), {}, "target"),
+        (torch.zeros(3, 4), torch.zeros(3, 4), dict(reduction="sum"), "reduction"),
+        (torch.zeros(3, 4), torch.zeros(3, 4), dict(eps=0.0), "eps"),
+    ],
+)
+def test_bad_input_is_named(features, target, options, message):
+    with pytest.raises(ValueError, match=message):
+        cosine_align(features, target, **options)
