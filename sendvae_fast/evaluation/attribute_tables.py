@@ -1,6 +1,5 @@
-"""Readers of attribute files: CelebA's list, AwA2's class matrix, and a plain CSV as `data synth` writes."""
+"""Readers of the published attribute files: CelebA's list and AwA2's class matrix."""
 
-import csv
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +29,6 @@ def read_celeba_attributes(path: str | os.PathLike[str]) -> AttributeTable:
     if len(rows) != int(lines[0]):
         raise UserError(f"{path} announces {int(lines[0])} pictures but lists {len(rows)}; fetch the file again")
     return _table(path, lines[1].split(), rows, {"1": 1, "-1": 0}, first_line=3)
-
-
-def read_attribute_csv(path: str | os.PathLike[str]) -> AttributeTable:
-    """A header `file,<name>,...`, then per picture its file name and 0 or 1 for each name."""
-    rows = list(csv.reader(_read_lines(path)))
-    if not rows or len(rows[0]) < 2:
-        raise UserError(f"{path} is no attribute table: its first line must be `file,<attribute>,...`")
-    return _table(path, rows[0][1:], rows[1:], {"1": 1, "0": 0}, first_line=2)
 
 
 def read_awa2_attributes(directory: str | os.PathLike[str]) -> AttributeTable:
