@@ -75,6 +75,7 @@ def test_epochs_and_seeds_differ_and_dropped_ids_change():
     schedule = BatchSchedule(num_samples=1000, global_batch=300, seed=0)
     first, second = schedule.permutation(0).copy(), schedule.permutation(1).copy()
     assert (first == second).mean() < 0.02
+    assert not set(schedule.ids(0).tolist()) == set(schedule.ids(3).tolist())  # step 0 of epochs 0 and 1
     assert (first == BatchSchedule(1000, 300, seed=1).permutation(0)).mean() < 0.02
     assert set(first[900:].tolist()) != set(second[900:].tolist())
 
