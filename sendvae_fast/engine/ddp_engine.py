@@ -5,7 +5,6 @@ import math
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,13 +33,10 @@ class DDPEngine(Engine):
         self._num_backward = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # DDP decides in the forward whether the coming backward will synchronise.
+        # DDP decides in the forward whether the coming backward will reduce.
         accumulating = self._num_backward + 1 < self.config.accumulation_steps
         no_sync = accumulating and isinstance(self._forward, DistributedDataParallel)
-        autocast = torch.autocast(
-            self.distributed.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
-        )
-        with self._forward.no_sync() if no_sync else nullcontext(), autocast:
+        with self._forward.no_sync() if no_sync else nullcontext(), self.autocast():
             return self._forward(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:

@@ -69,13 +69,19 @@ class Distributed:
 def init_distributed(device: str | None = None, timeout_s: float = 1800.0) -> Distributed:
     """Join the process group: torchrun's when its environment is set, else a group of one that needs no port.
 
-    Safe to call again: the existing group is kept. `device` is "cpu" or "cuda" (default: CUDA where there is one); with
-    CUDA each local rank takes its own GPU. CPU tensors always travel by gloo, CUDA tensors by NCCL.
+    Safe to call again: the existing group is kept. `device` is "cpu" or "cuda" (default: the existing group's, else
+    CUDA where there is one); with CUDA each local rank takes its own GPU. CPU tensors travel by gloo, CUDA tensors by
+    NCCL.
 
     Raises:
         UserError: CUDA was asked for and there is none, or there are more local ranks than GPUs.
     """
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device is not None:
+        kind = device
+    elif dist.is_initialized():
+        kind = "cuda" if "nccl" in dist.get_backend_config() else "cpu"
+    else:
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if kind == "cuda":
         if not torch.cuda.is_available():
@@ -102,5 +108,5 @@ def init_distributed(device: str | None = None, timeout_s: float = 1800.0) -> Di
 def current_distributed() -> Distributed:
     """The group this process is in, or a group of one when `init_distributed` has not been called."""
     if dist.is_initialized():
-        return init_distributed("cuda" if "nccl" in dist.get_backend_config() else "cpu")
+        return init_distributed()
     return Distributed(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from sendvae_fast.engine import state
@@ -111,6 +112,7 @@ class Engine(ABC):
 
         Non-finite gradients on any rank skip the update on all ranks: nothing is raised, `skipped` says so and
         `num_skipped` counts. Batch-norm running statistics go back to what they were after the last good step.
+        The host waits for the norm once, as DeepSpeed does in any case.
         """
         grad_norm = self._apply_gradients()
         skipped = not math.isfinite(grad_norm)
@@ -121,6 +123,11 @@ class Engine(ABC):
             self._running_statistics.commit()
         return StepResult(grad_norm, skipped)
 
+    def autocast(self) -> torch.autocast:
+        """The context that gives the engine's precision to what is computed outside its own call."""
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self.distributed.device.type, torch.bfloat16, enabled=enabled)
+
     @contextmanager
     def frozen(self) -> Iterator[nn.Module]:
         """The module as a fixed function, for another engine's loss to run through (a GAN's generator step).
@@ -130,7 +137,7 @@ class Engine(ABC):
                 generator.backward(loss)
 
         Gradients flow through to the input; the module's own parameters get none. Both forward and backward belong
-        inside. The call is not at the engine's precision: put it under the caller's autocast.
+        inside. The call itself is at the caller's precision: put it under `autocast()` for the engine's.
         """
         for param in self.trained.values():
             param.requires_grad_(False)

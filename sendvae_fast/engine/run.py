@@ -43,17 +43,14 @@ class RunDirectory:
 
     def __init__(self, path: Path | str, config: Any, may_change: Collection[str] = ()) -> None:
         self.path = Path(path)
+        self.checkpoints, self.samples = self.path / "checkpoints", self.path / "samples"
+        self.metrics, self.tensorboard = self.path / "metrics.jsonl", self.path / "tensorboard"
         self.config = plain(config)
         self.config_hash = config_hash(config, may_change)
         ranks = current_distributed()
         problem = ranks.broadcast_object(self._prepare(may_change) if ranks.is_main else None)
         if problem is not None:
             raise UserError(problem)
-
-    checkpoints = property(lambda self: self.path / "checkpoints")
-    samples = property(lambda self: self.path / "samples")
-    tensorboard = property(lambda self: self.path / "tensorboard")
-    metrics = property(lambda self: self.path / "metrics.jsonl")
 
     def _prepare(self, may_change: Collection[str]) -> str | None:
         """Rank 0: make and fill the directory; returns what is wrong, for the user."""
