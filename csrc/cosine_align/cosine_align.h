@@ -36,16 +36,17 @@ SENDVAE_HD float cosine(const RowStats& stats, float eps) {
   return stats.dot / max_norm(stats.features_norm, eps) / max_norm(stats.target_norm, eps);
 }
 
-// grad_features = cross y + features f;  grad_target = cross f + target y
+// The gradient of a row is scale (projection f - y) for the features and scale (projection y - f) for the target. What is
+// common stays outside the brackets: the closer the two rows, the more the terms inside cancel, and the less may their
+// factors be rounded.
 struct RowGradFactors {
-  float cross, features, target;
+  float scale, features_projection, target_projection;
 };
 
 SENDVAE_HD RowGradFactors grad_factors(float grad, const RowStats& stats, float eps) {
-  const float scale = grad / max_norm(stats.features_norm, eps) / max_norm(stats.target_norm, eps);
-  const float cos = cosine(stats, eps);
   const float f = stats.features_norm, y = stats.target_norm;
-  return {-scale, f <= eps ? 0.0f : grad * cos / f / f, y <= eps ? 0.0f : grad * cos / y / y};
+  return {grad / max_norm(f, eps) / max_norm(y, eps), f <= eps ? 0.0f : stats.dot / f / f,
+          y <= eps ? 0.0f : stats.dot / y / y};
 }
 
 // ---- What a kernel is given ----

@@ -41,12 +41,14 @@ SENDVAE_CPU_CLONES void backward_rows(const CosineAlignBackwardArgs<T>& args, in
     const RowGradFactors factors = grad_factors(args.grad[row], args.stats[row], args.eps);
     T* __restrict__ grad_features = args.grad_features + row * args.width;
     for (int64_t i = 0; i < args.width; ++i) {
-      grad_features[i] = from_float<T>(factors.cross * to_float(target[i]) + factors.features * to_float(features[i]));
+      const float f = to_float(features[i]), y = to_float(target[i]);
+      grad_features[i] = from_float<T>(factors.scale * (factors.features_projection * f - y));
     }
     if (!args.grad_target) continue;
     T* __restrict__ grad_target = args.grad_target + row * args.width;
     for (int64_t i = 0; i < args.width; ++i) {
-      grad_target[i] = from_float<T>(factors.cross * to_float(features[i]) + factors.target * to_float(target[i]));
+      const float f = to_float(features[i]), y = to_float(target[i]);
+      grad_target[i] = from_float<T>(factors.scale * (factors.target_projection * y - f));
     }
   }
 }

@@ -60,11 +60,11 @@ __global__ void __launch_bounds__(kWarp* kRowsPerBlock)
     load_vector(features + i, count, aligned, f);
     load_vector(target + i, count, aligned, y);
     SENDVAE_UNROLL
-    for (int j = 0; j < kWidth; ++j) grad[j] = factors.cross * y[j] + factors.features * f[j];
+    for (int j = 0; j < kWidth; ++j) grad[j] = factors.scale * (factors.features_projection * f[j] - y[j]);
     store_vector(args.grad_features + row * args.width + i, count, aligned, grad);
     if (!args.grad_target) continue;
     SENDVAE_UNROLL
-    for (int j = 0; j < kWidth; ++j) grad[j] = factors.cross * f[j] + factors.target * y[j];
+    for (int j = 0; j < kWidth; ++j) grad[j] = factors.scale * (factors.target_projection * y[j] - f[j]);
     store_vector(args.grad_target + row * args.width + i, count, aligned, grad);
   }
 }
