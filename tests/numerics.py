@@ -2,8 +2,8 @@
 
 The rule (FlashAttention's): measured against float64 truth, the largest error of an op is at most FORWARD_FACTOR times
 that of plain PyTorch in the same dtype, BACKWARD_FACTOR for gradients. Plain PyTorch is the op's reference, which keeps
-float32 inside: stricter than arithmetic in the low precision. Half a unit in the last place of the largest true value is
-allowed on top, since a correctly rounded result has that error.
+float32 inside: stricter than arithmetic in the low precision. Half a unit in the last place of the largest true value
+is allowed on top, since a correctly rounded result has that error.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,8 @@ def assert_error_within(
         assert one.dtype == other.dtype and one.shape == other.shape == true.shape, what
         assert torch.equal(one.isnan(), true.isnan()), f"{what}: NaN in other places than the truth"
     actual_error, plain_error = (
-        torch.cat([(x.double() - t).flatten() for x, t in zip(values, truth, strict=True)]) for values in (actual, plain)
+        torch.cat([(x.double() - true).flatten() for x, true in zip(results, truth, strict=True)])
+        for results in (actual, plain)
     )
     if actual_error.numel() == 0:
         return
@@ -42,7 +43,7 @@ def assert_error_within(
 
 
 def as_layout(x: torch.Tensor, layout: str) -> torch.Tensor:
-    """The values of `x` in another memory layout, in storage of its own. The channels-last ones need four dimensions."""
+    """The values of `x` in another memory layout, in storage of its own. The channels-last ones need 4 dimensions."""
     if layout == "contiguous":
         return x.clone(memory_format=torch.contiguous_format)
     if layout == "channels_last":

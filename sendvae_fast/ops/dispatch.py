@@ -24,7 +24,8 @@ OPS = ("noise_inject", "cosine_align")
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "SENDVAE_BACKEND"
 
-_AUTOMATIC = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}  # device type: in order of preference
+# Device type: backends in order of preference.
+_AUTOMATIC = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 _forced: str | None = None  # set by use_backend; torch.compile guards on it
 
 
@@ -65,7 +66,11 @@ def chosen_backend(op: str, device: torch.device | str) -> str:
 
 
 def backend_for(op: str, tensor: torch.Tensor) -> str:
-    """`chosen_backend` for one tensor's device and dtype. Under torch.compile the choice is made while tracing."""
+    """`chosen_backend` for one tensor's device and dtype.
+
+    Under torch.compile the choice is made while tracing, and made again when `use_backend` has changed it; an error
+    then comes wrapped in one of Dynamo's.
+    """
     if tensor.dtype == torch.float64:
         return "reference"
     return _choose(op, tensor.device.type, _forced)

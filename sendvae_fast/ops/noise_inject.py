@@ -3,6 +3,7 @@
 B batch, C latent channels, H W latent height and width.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -127,7 +128,7 @@ def _check(
     sample_ids: torch.Tensor,
     t: torch.Tensor | None,
 ) -> None:
-    if mean.dim() != 4 or 0 in mean.shape[1:] or mean.shape[1:].numel() >= 2**31:
+    if mean.dim() != 4 or 0 in mean.shape[1:] or math.prod(mean.shape[1:]) >= 2**31:
         raise ValueError(f"mean must be [B, C, H, W] with 0 < C H W < 2^31, got {list(mean.shape)}")
     if mean.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ValueError(f"mean must be float32, bfloat16, float16 or float64, got {mean.dtype}")

@@ -9,8 +9,8 @@ the batch, and there is no state to save. This module is the definition; C++, CU
     counter  (element // 4, stream, sample_id low 32 bits, sample_id high 32 bits); the element takes word element % 4
 
 All arithmetic runs on int64 tensors on the key's device, without a host synchronisation, so it is safe to capture in a
-CUDA graph and to trace with torch.compile. A product of two 32-bit words wraps around in int64, which leaves all 64 bits
-of the true product in place. It is the reference, not the fast path: a word costs tens of bytes of temporary memory.
+CUDA graph and to trace with torch.compile. A product of two 32-bit words wraps around in int64, which leaves all of its
+64 bits in place. It is the reference, not the fast path: a word costs tens of bytes of temporary memory.
 """
 
 import math

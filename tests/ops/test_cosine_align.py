@@ -7,6 +7,7 @@ from op_cases import COSINE_CASES, DTYPES, FEW_COSINE_CASES, CosineCase, check_c
 from sendvae_fast.ops import cosine_align, cosine_align_reference, use_backend
 
 BACKENDS = ("reference", "cpu", "triton")
+OPS = {"cpu": torch.ops.sendvae, "triton": torch.ops.sendvae_triton}
 
 
 @pytest.fixture(params=BACKENDS)
@@ -145,20 +146,22 @@ def test_compiles_into_one_graph(backend, reduction):
         torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-3)
 
 
-def test_opcheck():
-    require_backend("cosine_align", "cpu")
+@pytest.mark.parametrize("compiled_backend", OPS)
+def test_opcheck(compiled_backend):
+    require_backend("cosine_align", compiled_backend)
     features, target = make_inputs((6, 48))
-    torch.library.opcheck(torch.ops.sendvae.cosine_align, (features, target, 1e-8))
-    torch.library.opcheck(torch.ops.sendvae.cosine_align, (features, target.detach(), 1e-8))
+    for other in (target, target.detach()):
+        torch.library.opcheck(OPS[compiled_backend].cosine_align, (features, other, 1e-8))
 
 
 @pytest.mark.parametrize("need_target", [False, True])
-def test_opcheck_of_the_backward(need_target):
-    require_backend("cosine_align", "cpu")
+@pytest.mark.parametrize("compiled_backend", OPS)
+def test_opcheck_of_the_backward(compiled_backend, need_target):
+    require_backend("cosine_align", compiled_backend)
     features, target = (x.detach() for x in make_inputs((6, 48)))
-    _, stats = torch.ops.sendvae.cosine_align(features, target, 1e-8)
+    _, stats = OPS[compiled_backend].cosine_align(features, target, 1e-8)
     torch.library.opcheck(
-        torch.ops.sendvae.cosine_align_backward, (torch.randn(6), features, target, stats, 1e-8, need_target)
+        OPS[compiled_backend].cosine_align_backward, (torch.randn(6), features, target, stats, 1e-8, need_target)
     )
 
 

@@ -6,6 +6,8 @@ in the plane), so chunks of the moments, channels-last tensors and expanded grad
 contiguous.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -170,7 +172,7 @@ def noise_inject(
     t_out = latent_mean.new_empty(mean.shape[0])
     if mean.shape[0] == 0:
         return z, z_t, velocity, t_out
-    num_elements, plane = mean.shape[1:].numel(), mean.shape[2:].numel()
+    num_elements, plane = math.prod(mean.shape[1:]), math.prod(mean.shape[2:])
     num_tiles = triton.cdiv(num_elements, 4 * NUM_BLOCKS)
     mean, mean_strides = _plane_strides(mean)
     spread, spread_strides = _plane_strides(spread)
@@ -202,7 +204,7 @@ def noise_inject_backward(
     grad_mean, grad_spread = (torch.empty_like(spread, memory_format=torch.contiguous_format) for _ in range(2))
     if spread.shape[0] == 0:
         return grad_mean, grad_spread
-    num_elements, plane = spread.shape[1:].numel(), spread.shape[2:].numel()
+    num_elements, plane = math.prod(spread.shape[1:]), math.prod(spread.shape[2:])
     num_tiles = triton.cdiv(num_elements, 4 * NUM_BLOCKS)
     grad_z, grad_z_strides = _plane_strides(grad_z)
     grad_z_t, grad_z_t_strides = _plane_strides(grad_z_t)

@@ -1,0 +1,124 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.ops import available_backends, chosen_backend, cosine_align, dispatch, library, use_backend
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Set which backends can run, whatever this machine has."""
+    monkeypatch.delenv("SENDVAE_BACKEND", raising=False)
+
+    def set_reasons(cpu=None, triton=None, cuda=None):
+        monkeypatch.setattr(library, "status", lambda: {"cpu": cpu, "cuda": cuda, "host": None})
+        monkeypatch.setattr(dispatch, "_triton_reason", lambda: triton)
+
+    return set_reasons
+
+
+@pytest.mark.parametrize(
+    ("reasons", "on_cuda", "on_cpu"),
+    [
+        (dict(), "cuda", "cpu"),
+        (dict(cuda="x"), "triton", "cpu"),
+        (dict(cuda="x", triton="x"), "reference", "cpu"),
+        (dict(cpu="x"), "cuda", "reference"),
+        (dict(cpu="x", cuda="x", triton="x"), "reference", "reference"),
+    ],
+)
+def test_automatic_choice(built, reasons, on_cuda, on_cpu):
+    built(**reasons)
+    for op in dispatch.OPS:
+        assert chosen_backend(op, "cuda") == on_cuda
+        assert chosen_backend(op, torch.device("cpu")) == on_cpu
+        assert chosen_backend(op, "meta") == "reference"
+
+
+def test_available_backends_names_the_reasons(built):
+    built(cpu="not built", cuda="no device")
+    expected = {"reference": None, "cpu": "not built", "triton": None, "cuda": "no device"}
+    assert available_backends("noise_inject") == expected
+    with pytest.raises(ValueError, match="noise_inject"):
+        available_backends("attention")
+
+
+def test_forced_backend_wins_or_fails(built, monkeypatch):
+    built(cpu="not built (pip)")
+    with use_backend("reference"):
+        assert chosen_backend("cosine_align", "cuda") == "reference"
+        with use_backend("triton"):
+            assert chosen_backend("cosine_align", "cuda") == "triton"
+        assert chosen_backend("cosine_align", "cuda") == "reference"
+    assert chosen_backend("cosine_align", "cuda") == "cuda"
+    with use_backend("cpu"), pytest.raises(UserError, match=r"cosine_align: .*use_backend.*not built \(pip\)"):
+        chosen_backend("cosine_align", "cpu")
+    with use_backend("cuda"), pytest.raises(UserError, match="takes cuda tensors"):
+        chosen_backend("cosine_align", "cpu")
+    with use_backend("cpu"), pytest.raises(UserError, match="takes cpu tensors"):
+        chosen_backend("cosine_align", "cuda")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with use_backend("triton"), pytest.raises(UserError, match="TRITON_INTERPRET"):
+        chosen_backend("cosine_align", "cpu")
+
+
+def test_environment_forces(built, monkeypatch):
+    built(cpu="not built (pip)")
+    monkeypatch.setenv("SENDVAE_BACKEND", "reference")
+    assert chosen_backend("noise_inject", "cuda") == "reference"
+    with use_backend("cuda"):
+        assert chosen_backend("noise_inject", "cuda") == "cuda"
+    monkeypatch.setenv("SENDVAE_BACKEND", "cpu")
+    with pytest.raises(UserError, match="SENDVAE_BACKEND.*not built"):
+        chosen_backend("noise_inject", "cpu")
+    monkeypatch.setenv("SENDVAE_BACKEND", "")
+    assert chosen_backend("noise_inject", "cpu") == "reference"
+
+
+def test_unknown_backend(built, monkeypatch):
+    built()
+    with pytest.raises(UserError, match="unknown backend 'gpu'.*reference, cpu, triton, cuda"), use_backend("gpu"):
+        pass
+    monkeypatch.setenv("SENDVAE_BACKEND", "gpu")
+    with pytest.raises(UserError, match="SENDVAE_BACKEND: unknown backend 'gpu'"):
+        chosen_backend("noise_inject", "cpu")
+
+
+def test_backend_is_restored_after_an_error(built):
+    built()
+    with pytest.raises(RuntimeError), use_backend("reference"):
+        raise RuntimeError
+    assert chosen_backend("noise_inject", "cpu") == "cpu"
+
+
+def test_float64_takes_the_reference(built):
+    built(cpu="not built")
+    x = torch.randn(3, 4, dtype=torch.float64)
+    with use_backend("cpu"):
+        assert cosine_align(x, x).dtype == torch.float64
+        with pytest.raises(UserError):
+            cosine_align(x.float(), x.float())
+
+
+def test_compiled_function_follows_a_change(built):
+    built(cpu="not built")
+    torch._dynamo.reset()
+    x = torch.randn(3, 4)
+    compiled = torch.compile(lambda x: cosine_align(x, 2 * x), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), torch.tensor(0.0), rtol=0, atol=1e-6)
+    # Dynamo wraps the UserError in its own exception, with the message.
+    with use_backend("cpu"), pytest.raises(Exception, match="cosine_align: backend 'cpu' is forced .* not built"):
+        compiled(x)
+
+
+def test_import_needs_neither_triton_nor_compiled_ops():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch; from sendvae_fast.ops import cosine_align, available_backends, library\n"
+        "x = torch.randn(2, 3); print(cosine_align(x, x).item() < 1e-6, available_backends('cosine_align')['triton'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split(maxsplit=1) == ["True", "the triton package is not installed\n"]
