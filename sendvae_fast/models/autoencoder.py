@@ -137,11 +137,6 @@ class Autoencoder(nn.Module):
         """Image size over latent size."""
         return self.config.downsampling
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """The decoder's last weight, at which VQGAN balances the GAN loss (`losses.adaptive_weight`)."""
-        return self.decoder.conv_out.weight
-
     def encode(self, x: Tensor) -> Tensor:
         """Images [B, 3, H f, W f] in [-1, 1] to moments [B, 2C, H, W] (mean, then log-variance; see `Posterior`)."""
         if x.shape[-2] % self.downsampling or x.shape[-1] % self.downsampling:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.distributed import Distributed, init_distributed
@@ -144,6 +144,8 @@ class VAEStage:
         if config.loss.perceptual is not None:
             self.perceptual = Perceptual(config.loss.perceptual).to(self.device)
         self.engine = build_engine(self.model, config.optimizer, config.engine)
+        if config.loss.gan_adaptive:
+            self.model.autoencoder.decoder.conv_out.register_forward_pre_hook(self._keep_last_input)
         self.discriminator_engine = None
         if config.loss.gan_weight > 0:
             discriminator = Discriminator(config.discriminator)
@@ -173,7 +175,8 @@ class VAEStage:
         self, x: Tensor, output: SendVAEOutput, target: Tensor | None, use_gan: bool
     ) -> dict[str, Tensor]:
         """Backward of L for autoencoder and mapper; returns its parts."""
-        weights, x_hat = self.config.loss, output.reconstruction.float()
+        # An alias: the adaptive weight differentiates with respect to it, and stops there.
+        weights, x_hat = self.config.loss, output.reconstruction.float().view_as(output.reconstruction)
         parts = {"reconstruction": reconstruction_loss(x, x_hat, weights.reconstruction)}
         loss = weights.reconstruction_weight * parts["reconstruction"]
         if self.perceptual is not None:
@@ -188,13 +191,17 @@ class VAEStage:
                 parts["gan"] = generator_loss(discriminator(x_hat))
                 gan_weight = weights.gan_weight
                 if weights.gan_adaptive:
-                    gan_weight = gan_weight * adaptive_weight(loss, parts["gan"], self.model.autoencoder.last_layer)
+                    gan_weight = gan_weight * adaptive_weight(loss, parts["gan"], x_hat, self._last_input)
                 loss = loss + gan_weight * parts["gan"]
             loss = loss + weights.kl_weight * parts["kl"]
             if target is not None:
                 loss = loss + self.config.alignment.weight * parts["align"]
             self.engine.backward(loss)
         return {"loss": loss, **parts}
+
+    def _keep_last_input(self, _: nn.Module, arguments: tuple[Tensor]) -> None:
+        """Keeps what enters the decoder's last layer, for the adaptive weight."""
+        (self._last_input,) = arguments
 
     def _discriminator_backward(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """Backward of the hinge loss for the discriminator; real and fake pass it apart, as in VQGAN."""

@@ -20,15 +20,26 @@ def test_hinge_gives_no_gradient_beyond_the_margin():
     assert real.grad.tolist() == [0.0, -0.25] and fake.grad.tolist() == [0.0, 0.25]
 
 
-@pytest.mark.parametrize(
-    "nll_slope, g_slope, expected",
-    [(6.0, 2.0, 6 / 2.0001), (0.0, 1.0, 0.0), (3.0, 0.0, 1e4), (1e9, 1.0, 1e4)],
-)
-def test_adaptive_weight_is_the_ratio_of_gradient_norms(nll_slope, g_slope, expected):
-    layer = torch.ones(4, requires_grad=True)  # gradient norm 2 |slope / 2|
-    nll, g_loss = nll_slope / 2 * layer.sum(), -g_slope / 2 * layer.sum()
-    weight = adaptive_weight(nll, g_loss, layer)
-    assert weight.item() == pytest.approx(expected, rel=1e-6)
-    assert not weight.requires_grad and layer.grad is None
-    (nll + weight * g_loss).backward()  # the graphs are still there
-    assert torch.isfinite(layer.grad).all()
+def last_layer(nll_scale, g_scale):
+    """A last layer with two losses on its output: (weight, x_hat, its input, nll, g_loss)."""
+    generator = torch.Generator().manual_seed(0)
+    last_input = torch.randn(2, 5, 6, 7, generator=generator)
+    weight = torch.randn(3, 5, 3, 3, generator=generator, requires_grad=True)
+    x_hat = torch.nn.functional.conv2d(last_input, weight, padding=1)
+    return weight, x_hat, last_input, nll_scale * x_hat.square().mean(), g_scale * x_hat.sin().mean()
+
+
+@pytest.mark.parametrize(("nll_scale", "g_scale"), [(6.0, 2.0), (0.0, 1.0), (1e-3, 0.5)])
+def test_adaptive_weight_is_the_ratio_of_the_last_layers_gradient_norms(nll_scale, g_scale):
+    weight, x_hat, last_input, nll, g_loss = last_layer(nll_scale, g_scale)
+    norms = [torch.autograd.grad(loss, weight, retain_graph=True)[0].norm() for loss in (nll, g_loss)]
+    adaptive = adaptive_weight(nll, g_loss, x_hat, last_input)
+    assert adaptive.item() == pytest.approx(float(norms[0] / (norms[1] + 1e-4)), rel=1e-5)
+    assert not adaptive.requires_grad and weight.grad is None
+    (nll + adaptive * g_loss).backward()  # the graphs are still there
+    assert torch.isfinite(weight.grad).all()
+
+
+def test_adaptive_weight_is_clamped():
+    _, x_hat, last_input, nll, g_loss = last_layer(1e9, 1e-9)
+    assert adaptive_weight(nll, g_loss, x_hat, last_input).item() == 1e4

@@ -21,3 +21,13 @@ def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
     synth_scenes(folder, NUM_IMAGES, size=32, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def few_images(images, tmp_path_factory):
+    """Eight of them, to overfit."""
+    folder = tmp_path_factory.mktemp("few")
+    (folder / "a").mkdir()
+    for number, file in enumerate(sorted(images.rglob("*.jpg"))[:8]):
+        (folder / "a" / f"{number}.jpg").write_bytes(file.read_bytes())
+    return folder

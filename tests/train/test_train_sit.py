@@ -29,8 +29,10 @@ def latents(autoencoder, images, tmp_path_factory):
     return cache_of(autoencoder, images, tmp_path_factory.mktemp("latents") / "cache")
 
 
-def test_overfitting_drives_every_loss_down(images, latents, tmp_path):
-    train_sit(sit_config(tmp_path / "run", images, latents, loop={"num_steps": 150}))
+def test_overfitting_drives_every_loss_down(few_images, autoencoder, tmp_path):
+    latents = cache_of(autoencoder, few_images, tmp_path / "latents")
+    settings = {"optimizer": {"learning_rate": 1e-2}, "loop": {"num_steps": 150}}
+    train_sit(sit_config(tmp_path / "run", few_images, latents, **settings))
     logged = metrics(tmp_path / "run")
     for name in ("loss", "velocity", "align"):
         start, end = (sum(entry[name] for entry in part) / 20 for part in (logged[:20], logged[-20:]))

@@ -11,7 +11,7 @@ from sendvae_fast.train.cache import CacheConfig, cache
 from sendvae_fast.train.sit import SiTTrainConfig
 from sendvae_fast.train.vae import VAETrainConfig
 
-NUM_IMAGES = 16
+NUM_IMAGES = 24  # one of each class
 VAE = {
     "data": {"image_size": 32, "global_batch": 8, "num_threads": 1},
     "autoencoder": {
