@@ -15,7 +15,7 @@ LIBRARY_DIR = Path(__file__).resolve().parent.parent / "_lib"
 CPU_LIBRARY = "libsendvae_ops.so"
 CUDA_LIBRARY = "libsendvae_ops_cuda.so"
 HOST_MODULE = "sendvae_fast._lib._host"
-REBUILD = "pip install -e . --no-build-isolation"
+REBUILD = "pip install -v -e . --no-build-isolation shows why"
 
 
 def load() -> bool:
@@ -49,7 +49,7 @@ def _missing_cuda(cpu: str | None) -> str | None:
     if not (LIBRARY_DIR / CUDA_LIBRARY).is_file():
         module = host()
         if module is None:
-            return f"not built ({REBUILD})"
+            return f"not built; {REBUILD}"
         reason = module.build_info()["cuda_reason"]
         return f"built without CUDA: {reason or 'the library is missing'}"
     if cpu is not None:
@@ -63,7 +63,7 @@ def _load_ops(name: str) -> str | None:
     """Load one op library; None, or the reason why that failed."""
     path = LIBRARY_DIR / name
     if not path.is_file():
-        return f"not built ({REBUILD})"
+        return f"not built; {REBUILD}"
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
@@ -76,7 +76,7 @@ def _import_host() -> tuple[ModuleType | None, str | None]:
     try:
         return importlib.import_module(HOST_MODULE), None
     except ModuleNotFoundError:
-        return None, f"not built for this Python ({REBUILD})"
+        return None, f"not built for this Python; {REBUILD}"
     except ImportError as error:
         return None, f"does not load: {_first_line(error)}"
 
