@@ -42,7 +42,7 @@ def build_all() -> dict[str, dict[str, int]]:
                 signature[argument] = "fp32" if argument == "eps" else "i32"
         for capability in CAPABILITIES:
             source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()})
-            built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+            built = triton.compile(source, target=GPUTarget("cuda", capability, 32))
             ptx = built.asm["ptx"]
             counts[f"{op} {name} {capability}"] = {
                 "cubin": len(built.asm["cubin"]),

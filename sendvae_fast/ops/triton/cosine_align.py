@@ -1,7 +1,7 @@
 """Triton kernels of `cosine_align`: one launch forward, one backward.
 
-A program takes NUM_ROWS rows (patches) and walks over their D columns in steps of NUM_COLUMNS, one warp per row at a
-time, accumulating in float32. Rows are read through a row stride.
+A program takes NUM_ROWS rows (patches) and walks over their D columns in steps of NUM_COLUMNS, accumulating in float32.
+Rows are read through a row stride.
 """
 
 import torch
@@ -11,8 +11,9 @@ from torch.library import custom_op, triton_op, wrap_triton
 
 from sendvae_fast.ops.dispatch import interpreting_triton
 
-# D of the usual foundation models (384, 768, 1024) is a small multiple of 128 or 256; 4 warps read 4 rows at a time.
-NUM_ROWS, NUM_COLUMNS, NUM_WARPS = 8, 256, 4
+# D of the usual foundation models (384, 768, 1024) is a small multiple of 128 or 256; Triton's 4 warps read 4 rows at a
+# time.
+NUM_ROWS, NUM_COLUMNS = 8, 256
 
 _define_op = custom_op if interpreting_triton() else triton_op
 
@@ -106,7 +107,7 @@ def cosine_align(features: torch.Tensor, target: torch.Tensor, eps: float) -> tu
     with torch.cuda.device_of(features):
         kernel[(triton.cdiv(num_rows, NUM_ROWS),)](
             features, target, distance, stats, num_rows, num_columns, features.stride(0), target.stride(0), eps,
-            NUM_ROWS=NUM_ROWS, NUM_COLUMNS=NUM_COLUMNS, num_warps=NUM_WARPS,
+            NUM_ROWS=NUM_ROWS, NUM_COLUMNS=NUM_COLUMNS,
         )  # fmt: skip
     return distance, stats
 
@@ -134,6 +135,6 @@ def cosine_align_backward(
         kernel[(triton.cdiv(num_rows, NUM_ROWS),)](
             grad, features, target, stats.contiguous(), grad_features, grad_target,
             num_rows, num_columns, grad.stride(0), features.stride(0), target.stride(0), eps,
-            NEED_TARGET=need_target, NUM_ROWS=NUM_ROWS, NUM_COLUMNS=NUM_COLUMNS, num_warps=NUM_WARPS,
+            NEED_TARGET=need_target, NUM_ROWS=NUM_ROWS, NUM_COLUMNS=NUM_COLUMNS,
         )  # fmt: skip
     return grad_features, grad_target

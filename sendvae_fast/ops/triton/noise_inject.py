@@ -17,8 +17,9 @@ from sendvae_fast.ops.dispatch import interpreting_triton
 from sendvae_fast.ops.philox import Stream
 from sendvae_fast.ops.triton.philox import block_words, derive_key, normals, to_uniform
 
-# 1024 elements on 4 warps: 16-byte accesses in float32, and enough programs to fill a GPU from 32 samples of 32x16x16.
-NUM_BLOCKS, NUM_WARPS = 256, 4
+# 1024 elements on Triton's 4 warps: 16-byte accesses in float32, and enough programs to fill a GPU from 32 samples of
+# 32x16x16.
+NUM_BLOCKS = 256
 
 _POSTERIOR = tl.constexpr(int(Stream.POSTERIOR))
 _INTERPOLANT = tl.constexpr(int(Stream.INTERPOLANT))
@@ -180,10 +181,10 @@ def noise_inject(
     with torch.cuda.device_of(mean):
         kernel[(mean.shape[0] * num_tiles,)](
             mean, spread, latent_mean.contiguous(), latent_std.contiguous(), key.contiguous(), sample_ids.contiguous(),
-            t_out if t is None else t.contiguous(),
+            latent_mean if t is None else t.contiguous(),  # not read without HAS_T
             z, z_t, velocity, t_out,
             num_tiles, num_elements, plane, *mean_strides, *spread_strides,
-            HAS_T=t is not None, SPREAD_IS_STD=spread_is_std, NUM_BLOCKS=NUM_BLOCKS, num_warps=NUM_WARPS,
+            HAS_T=t is not None, SPREAD_IS_STD=spread_is_std, NUM_BLOCKS=NUM_BLOCKS,
         )  # fmt: skip
     return z, z_t, velocity, t_out
 
@@ -217,6 +218,6 @@ def noise_inject_backward(
             sample_ids.contiguous(), t.contiguous(), grad_mean, grad_spread,
             num_tiles, num_elements, plane,
             *grad_z_strides, *grad_z_t_strides, *grad_velocity_strides, *spread_strides,
-            SPREAD_IS_STD=spread_is_std, NUM_BLOCKS=NUM_BLOCKS, num_warps=NUM_WARPS,
+            SPREAD_IS_STD=spread_is_std, NUM_BLOCKS=NUM_BLOCKS,
         )  # fmt: skip
     return grad_mean, grad_spread
