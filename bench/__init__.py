@@ -1,0 +1,1 @@
+"""Benchmarks and checks that are run by hand, on the machine they speak of."""
