@@ -3,9 +3,9 @@
     make gpu-check
     make gpu-check PYTHON=python3.12 ARGS="--wheels wheels/ --out results/"
 
-It uses the interpreter it is started with: that torch, that CUDA. Nothing is fetched; packages that are missing can lie in
-`--wheels` as wheel files. Writes `gpu_check_<gpu>.json` and the logs of every part into `--out`, and exits with 1 if a part
-failed.
+It uses the interpreter it is started with: that torch, that CUDA. Nothing is fetched; packages that are missing can
+lie in `--wheels` as wheel files. Writes `gpu_check_<gpu>.json` and the logs of every part into `--out`, and exits with
+1 if a part failed.
 """
 
 import argparse

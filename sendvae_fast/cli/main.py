@@ -6,6 +6,7 @@ optionally `POSITIONAL`, the name of the option that may be given bare.
 
 import difflib
 import importlib
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -27,6 +28,7 @@ VERBS = {
     "report": "write a run's offline HTML report",
     "config show": "print a fully resolved config",
 }
+NESTED_FILE_OPTION = re.compile(r"^ +--\S+ CONFIG\s+Path to a configuration file\.\n", re.MULTILINE)
 USAGE = "usage: sendvae VERB [--config FILE.yaml ...] [--key.subkey=value ...] [--debug] [--help]"
 
 
@@ -76,8 +78,9 @@ def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:
     words = 2 if " ".join(arguments[:2]) in VERBS else 1
     verb = " ".join(arguments[:words])
     if verb not in VERBS:
-        near = difflib.get_close_matches(arguments[0], VERBS, n=1)
-        hint = f"did you mean `sendvae {near[0]}`?" if near else "`sendvae --help` lists the verbs"
+        near = difflib.get_close_matches(arguments[0], [known.split()[0] for known in VERBS], n=1)
+        meant = [f"`sendvae {known}`" for known in VERBS if known.split()[0] in near]
+        hint = f"did you mean {' or '.join(meant)}?" if meant else "`sendvae --help` lists the verbs"
         raise UserError(f"there is no verb {arguments[0]!r}; {hint}")
     return verb, arguments[words:]
 
@@ -130,13 +133,13 @@ def _help(verb: str, module: ModuleType) -> str:
     positional = getattr(module, "POSITIONAL", None)
     bare = f"[{positional.upper()}] " if positional else ""
     parser = config_parser(module.Config, prog=f"sendvae {verb}")
-    options = parser.format_help().partition("options:")[2]
-    # jsonargparse offers a config file per nested group; here files are read once, by --config.
-    kept = [line for line in options.splitlines() if "--help" not in line and " CONFIG " not in line]
+    # jsonargparse offers a config file and a help for every nested group; here --config reads whole files.
+    options = NESTED_FILE_OPTION.sub("", parser.format_help().partition("options:\n")[2])
+    kept = [line for line in options.splitlines() if "--help" not in line and ".help " not in line]
     shared = ["  --config FILE         a YAML file with any of the keys below; may be given several times",
               "  --debug               on a failure, show the traceback"]
     head = f"usage: sendvae {verb} {bare}[--config FILE ...] [--key.subkey=value ...]"
-    return "\n".join([head, "", title, "", "options:", *shared, *[x for x in kept if x]])
+    return re.sub(r"\n{3,}", "\n\n", "\n".join([head, "", title, "", "options:", *shared, *kept])).rstrip()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,177 @@
+"""The sendvae command: every verb, its help, and what it says when something is wrong."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sendvae_fast.cli.main import VERBS, main
+
+TINY_VAE = [
+    "--data.image_size=32", "--data.global_batch=8", "--autoencoder.base_channels=8",
+    "--autoencoder.channel_multipliers=[1,2,2]", "--autoencoder.num_res_blocks=1",
+    "--autoencoder.attention_resolutions=[]", "--autoencoder.nominal_resolution=32",
+    "--autoencoder.latent_channels=4", "--autoencoder.num_groups=4", "--alignment.foundation.name=demo",
+    "--alignment.width=32", "--alignment.num_heads=2", "--alignment.projector_width=32", "--loss.gan_weight=0",
+    "--loop.num_steps=2", "--loop.log_every=1",
+]
+TINY_SIT = [
+    "--data.image_size=32", "--data.global_batch=8", "--generator.preset=null", "--generator.width=32",
+    "--generator.depth=2", "--generator.num_heads=2", "--generator.projector_width=32", "--repa.block=1",
+    "--repa.foundation.name=demo", "--loop.num_steps=2", "--loop.log_every=1", "--preview.num_samples=4",
+    "--preview.sampler.num_steps=2",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """A folder in which every verb has run, in the order of a user's day."""
+    root = tmp_path_factory.mktemp("house")
+    images, vae, latents, sit = (str(root / name) for name in ("images", "vae", "latents", "sit"))
+    commands = [
+        ["data", "synth", images, "--num-images=24", "--size=32"],
+        ["train", "vae", f"--run={vae}", f"--data.root={images}", *TINY_VAE],
+        ["cache-latents", f"--autoencoder={vae}", f"--data={images}", f"--out={latents}", "--image_size=32"],
+        ["train", "sit", f"--run={sit}", f"--latents={latents}", f"--data.root={images}", f"--autoencoder={vae}",
+         *TINY_SIT],
+        ["sample", f"--generator={sit}", f"--autoencoder={vae}", f"--out={root / 'samples'}", "--num_samples=6",
+         "--batch_size=4", "--sampler.num_steps=3", "--npz"],
+        ["evaluate", f"--autoencoder={vae}", f"--data={images}", f"--train_data={images}",
+         f"--samples={root / 'samples'}", "--image_size=32", f"--out={root / 'evaluation.json'}"],
+        ["report", vae],
+        ["report", sit],
+    ]
+    for command in commands:
+        assert main([*command, "--debug"]) == 0, command
+    return root
+
+
+def test_every_verb_leaves_what_it_promises(house):
+    assert len(list((house / "images").rglob("*.jpg"))) == 24
+    assert (house / "vae" / "checkpoints" / "step_00000002" / "manifest.json").is_file()
+    assert (house / "sit" / "checkpoints" / "step_00000002" / "ema.safetensors").is_file()
+    assert (house / "latents" / "cache.json").is_file()
+    assert len(list((house / "samples").glob("*.png"))) == 6
+    assert np.load(house / "samples.npz")["arr_0"].shape == (6, 32, 32, 3)
+    metrics = json.loads((house / "evaluation.json").read_text())["metrics"]
+    assert metrics.keys() == {"rfid", "psnr", "ssim", "lpips", "attribute_f1", "gfid"} and metrics["lpips"] is None
+    for run in ("vae", "sit"):
+        assert "<html" in (house / run / "report.html").read_text()
+
+
+def test_samples_depend_on_nothing_but_their_ids(house, tmp_path):
+    """Another batch size and a restart after two pictures were lost give the same bytes."""
+    arguments = ["sample", f"--generator={house / 'sit'}", f"--autoencoder={house / 'vae'}", f"--out={tmp_path / 's'}",
+                 "--num_samples=6", "--sampler.num_steps=3"]
+    assert main([*arguments, "--batch_size=6"]) == 0
+    for sample_id in (1, 4):
+        (tmp_path / "s" / f"{sample_id:06d}.png").unlink()
+    assert main([*arguments, "--batch_size=1"]) == 0
+    for sample_id in range(6):
+        name = f"{sample_id:06d}.png"
+        assert np.array_equal(Image.open(house / "samples" / name), Image.open(tmp_path / "s" / name)), name
+
+
+def test_a_finished_run_does_nothing_more(house, capsys):
+    before = (house / "vae" / "metrics.jsonl").read_text()
+    arguments = [f"--run={house / 'vae'}", f"--data.root={house / 'images'}", *TINY_VAE]
+    assert main(["train", "vae", *arguments]) == 0
+    assert (house / "vae" / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_reads_well(verb, capsys):
+    assert main([*verb.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: sendvae {verb}") and "Path to a configuration file" not in text
+    assert max(map(len, text.splitlines())) <= 130
+
+
+def test_overview_lists_every_verb(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {verb} " in text and line in text for verb, line in VERBS.items())
+
+
+def test_config_show_prints_every_key(capsys, tmp_path):
+    (tmp_path / "vae.yaml").write_text("loop: {num_steps: 7}\n")
+    assert main(["config", "show", "train", "vae", f"--config={tmp_path / 'vae.yaml'}", "--seed=3"]) == 0
+    text = capsys.readouterr().out
+    assert "num_steps: 7" in text and "seed: 3" in text and "run: (required)" in text and "kl_weight" in text
+
+
+def test_doctor_says_what_runs_the_ops(capsys):
+    code = main(["doctor", "--json"])
+    findings = json.loads(capsys.readouterr().out)
+    verdicts = {finding["verdict"] for finding in findings}
+    assert code == (2 if "broken" in verdicts else 1 if "warning" in verdicts else 0)
+    assert {finding["name"] for finding in findings} >= {"torch", "noise_inject", "cosine_align", "runs"}
+
+
+def test_doctor_calls_a_missing_data_folder_broken(capsys, tmp_path):
+    assert main(["doctor", f"--data={tmp_path / 'none'}"]) == 2
+
+
+def mistakes(tmp_path, house):
+    """Command lines with one thing wrong each, and words that must be in the answer."""
+    empty, text, bad = tmp_path / "empty", tmp_path / "text.txt", tmp_path / "bad"
+    empty.mkdir()
+    text.write_text("no folder")
+    (bad / "a").mkdir(parents=True)
+    for number in range(8):
+        (bad / "a" / f"{number}.jpg").write_bytes(b"not a picture")
+    vae = ["train", "vae", f"--run={tmp_path / 'run'}", *TINY_VAE]
+    sample = ["sample", f"--out={tmp_path / 's'}", f"--autoencoder={house / 'vae'}"]
+    return {
+        "unknown verb": (["trian"], "did you mean"),
+        "unknown key": ([*vae, "--data.root=x", "--data.image_sise=3"], "did you mean data.image_size"),
+        "unknown config file": (["train", "vae", "--config=none.yaml"], "none.yaml"),
+        "missing key": (["train", "vae", f"--run={tmp_path / 'run'}"], "data"),
+        "missing folder": ([*vae, f"--data.root={tmp_path / 'none'}"], str(tmp_path / "none")),
+        "empty folder": ([*vae, f"--data.root={empty}"], "no images"),
+        "file for a folder": ([*vae, f"--data.root={text}"], "is a file"),
+        "unreadable picture": ([*vae, f"--data.root={bad}"], "cannot read the image"),
+        "checkpoint of another kind": ([*sample, f"--generator={house / 'vae'}"], "not a SiT"),
+        "no checkpoint": ([*sample, f"--generator={empty}"], "neither a weight folder"),
+        "no such run": (["report", str(tmp_path / "none")], "not a run"),
+        "other settings": (
+            ["train", "vae", f"--run={house / 'vae'}", f"--data.root={house / 'images'}", *TINY_VAE, "--seed=9"],
+            "seed was 0, now 9",
+        ),
+        "nothing to evaluate": (["evaluate", f"--data={house / 'images'}"], "nothing to evaluate"),
+        "other latents": (
+            ["cache-latents", f"--autoencoder={house / 'vae'}", f"--data={house / 'images'}",
+             f"--out={house / 'latents'}", "--image_size=16"], "was made with image_size",
+        ),
+    }
+
+
+def test_a_mistake_is_one_clear_line_and_a_nonzero_exit(house, tmp_path, capsys):
+    for name, (command, words) in mistakes(tmp_path, house).items():
+        capsys.readouterr()
+        code = main(command)
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("train ", "rendering "))]
+        assert code == 2, f"{name}: exit code {code}"
+        assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0], f"{name}: {lines}"
+
+
+def test_debug_shows_the_traceback(tmp_path, capsys):
+    assert main(["report", str(tmp_path), "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "sendvae_fast", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("sendvae_fast 0.")
