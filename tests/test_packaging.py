@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from setuptools import Distribution
 
 from sendvae_fast.ops import library
@@ -118,6 +119,16 @@ def test_cuda_library_holds_its_architectures():
     if "SENDVAE_CUDA_ARCHITECTURES" not in os.environ and not {"80", "90", "100"} <= wanted:
         pytest.skip(f"built for {sorted(wanted)} by choice")
     assert {f"sm_{one}" for one in wanted} == set(re.findall(r"\bsm_\d+", output_of(cuobjdump, "--list-elf", path)))
+
+
+def test_cuda_library_loads():
+    """Every symbol is found and the CUDA implementations register; that needs no GPU, only a torch with CUDA."""
+    path = built(library.CUDA_LIBRARY)
+    if not library.load() or not torch.backends.cuda.is_built():
+        pytest.skip("needs the CPU library and a torch with CUDA")
+    torch.ops.load_library(str(path))
+    for op in ("noise_inject", "noise_inject_backward", "cosine_align", "cosine_align_backward"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"sendvae::{op}", "CUDA")
 
 
 def test_status_names_a_reason(tmp_path, monkeypatch):
