@@ -6,8 +6,9 @@ import pytest
 import torch
 from numerics import BACKWARD_FACTOR, FORWARD_FACTOR, as_layout, assert_error_within
 
+from sendvae_fast.errors import UserError
 from sendvae_fast.ops import (
-    available_backends,
+    chosen_backend,
     cosine_align,
     cosine_align_reference,
     noise_inject,
@@ -22,11 +23,13 @@ MIN_ELEMENTS = 128
 MIN_DISTANCES = 128
 
 
-def require_backend(op: str, backend: str) -> None:
-    """Skip the test, with the reason, where the backend cannot run."""
-    reason = available_backends(op)[backend]
-    if reason is not None:
-        pytest.skip(f"{backend}: {reason}")
+def require_backend(op: str, backend: str, device: str = "cpu") -> None:
+    """Skip the test, with the reason, where the backend cannot run on tensors of the device."""
+    try:
+        with use_backend(backend):
+            chosen_backend(op, device)
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ GIB = 2**30
 @pytest.fixture(params=["triton", "cuda"])
 def backend(request):
     for op in ("noise_inject", "cosine_align"):
-        require_backend(op, request.param)
+        require_backend(op, request.param, "cuda")
     with use_backend(request.param):
         yield request.param
 
