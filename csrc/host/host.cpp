@@ -40,7 +40,8 @@ void read_rows_into(const std::string& path, const std::vector<int64_t>& offsets
   if (num_threads < 1) throw py::value_error("read_rows: num_threads must be at least 1");
   if (packed != static_cast<int64_t>(offsets.size()) * row_bytes) {
     throw py::value_error("read_rows: buffer holds " + std::to_string(packed) + " bytes, but " +
-                          std::to_string(offsets.size()) + " rows of " + std::to_string(row_bytes) + " bytes are asked for");
+                          std::to_string(offsets.size()) + " rows of " + std::to_string(row_bytes) +
+                          " bytes are asked for");
   }
   std::optional<sendvae::ReadError> error;
   {

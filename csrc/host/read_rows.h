@@ -54,10 +54,11 @@ inline std::optional<ReadError> read_rows(const std::string& path, const std::ve
       if (errors[worker]) next = count;  // stops the others too
     }
   };
-  std::vector<std::thread> threads;
-  for (int64_t i = 1; i < workers; ++i) threads.emplace_back(work, i);
-  work(0);
-  for (std::thread& thread : threads) thread.join();
+  {
+    std::vector<std::jthread> threads;  // joined at the end of the block
+    for (int64_t i = 1; i < workers; ++i) threads.emplace_back(work, i);
+    work(0);
+  }
   close(file);
   for (std::optional<ReadError>& error : errors) {
     if (error) return error;
