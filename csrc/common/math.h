@@ -1,7 +1,7 @@
 // Elementary functions in fp32, the same on CPU and GPU, written without branches so that compilers vectorise them.
 //
-// Each is valid on the range its comment gives and nowhere else. Every polynomial is a minimax fit of relative error; the
-// exponents given are the fit's own error, far below fp32 rounding. tests/ops/test_compiled.py measures the whole.
+// Each is valid on the range its comment gives and nowhere else. Every polynomial is a minimax fit of relative error;
+// the exponents given are the fit's own error, far below fp32 rounding. tests/ops/test_compiled.py measures the whole.
 #pragma once
 
 #include <cstdint>

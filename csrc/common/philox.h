@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and what docs/design.md builds on
-// it: key, counter, uniforms, normals. sendvae_fast/ops/philox.py is the truth; this agrees with it word for word.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and what docs/design.md builds
+// on it: key, counter, uniforms, normals. sendvae_fast/ops/philox.py is the truth; this agrees with it word for word.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,5 @@
-// Checks and helpers on stable-ABI tensors, for both op libraries. The checks are the last line of defence, behind those
-// of the Python functions; messages begin with the op's name.
+// Checks and helpers on stable-ABI tensors, for both op libraries. The checks are the last line of defence, behind
+// those of the Python functions; messages begin with the op's name.
 #pragma once
 
 #include <cstdint>

@@ -36,9 +36,9 @@ SENDVAE_HD float cosine(const RowStats& stats, float eps) {
   return stats.dot / max_norm(stats.features_norm, eps) / max_norm(stats.target_norm, eps);
 }
 
-// The gradient of a row is scale (projection f - y) for the features and scale (projection y - f) for the target. What is
-// common stays outside the brackets: the closer the two rows, the more the terms inside cancel, and the less may their
-// factors be rounded.
+// The gradient of a row is scale (projection f - y) for the features and scale (projection y - f) for the target. What
+// is common stays outside the brackets: the closer the two rows, the more the terms inside cancel, and the less may
+// their factors be rounded.
 struct RowGradFactors {
   float scale, features_projection, target_projection;
 };

@@ -1,5 +1,5 @@
-// cosine_align on CUDA: a warp takes one row in 16-byte vectors. Forward reads both tensors once; backward reads them once
-// and writes one or two. The order of every sum is fixed, so results repeat bit for bit.
+// cosine_align on CUDA: a warp takes one row in 16-byte vectors. Forward reads both tensors once; backward reads them
+// once and writes one or two. The order of every sum is fixed, so results repeat bit for bit.
 #include "cosine_align.h"
 
 #include <torch/csrc/stable/accelerator.h>

@@ -1,4 +1,5 @@
-// sendvae_fast._lib._host: host-side helpers for Python. pybind11 only: no torch header, so it depends on no torch version.
+// sendvae_fast._lib._host: host-side helpers for Python. pybind11 only: no torch header, so it depends on no torch
+// version.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -84,8 +85,8 @@ PYBIND11_MODULE(_host, module) {
   module.doc() = "Host-side helpers of sendvae_fast: facts of the build, threaded file reading, hooks for tests.";
   module.def("build_info", &build_info,
              "How the compiled parts were built: compiler, build_type, torch_version (built against),\n"
-             "torch_target_version (oldest torch they load under), cuda_version and cuda_architectures, or None, [] and\n"
-             "the reason in cuda_reason.");
+             "torch_target_version (oldest torch they load under), cuda_version and cuda_architectures, or\n"
+             "None, [] and the reason in cuda_reason.");
   module.def("read_rows", &read_rows_into, py::arg("path"), py::arg("offsets"), py::arg("row_bytes"),
              py::arg("buffer"), py::arg("num_threads") = 1,
              "Reads rows of row_bytes bytes at the byte offsets into a writable contiguous buffer, one after another,\n"

@@ -56,8 +56,8 @@ SENDVAE_HD InjectedGrad inject_backward(float grad_z, float grad_z_t, float grad
 
 // ---- What a kernel is given ----
 
-// A [B, C, H, W] tensor that is read: its samples are packed and `stride` elements apart, or all its elements are the one
-// at `data`. (Gradients are often expanded from one number: after a sum, or zero for an unused output.)
+// A [B, C, H, W] tensor that is read: its samples are packed and `stride` elements apart, or all its elements are the
+// one at `data`. (Gradients are often expanded from one number: after a sum, or zero for an unused output.)
 template <typename T>
 struct Samples {
   const T* data;

@@ -1,6 +1,6 @@
-// noise_inject on the CPU: samples are cut into tiles; a tile's noise is drawn into a small buffer and then used, both in
-// loops that compilers vectorise. Tiles depend on nothing but the sample, so neither do results: not on the number of
-// threads, not on the place in the batch.
+// noise_inject on the CPU: samples are cut into tiles; a tile's noise is drawn into a small buffer and then used, both
+// in loops that compilers vectorise. Tiles depend on nothing but the sample, so neither do results: not on the number
+// of threads, not on the place in the batch.
 #include "noise_inject.h"
 
 #include <algorithm>
