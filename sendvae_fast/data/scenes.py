@@ -20,8 +20,8 @@ SHAPES = ("disc", "ring", "square", "triangle", "star", "flower")
 TEXTURES = ("plain", "striped", "dotted", "checked")
 CLASS_NAMES = tuple(f"{shape}_{texture}" for shape in SHAPES for texture in TEXTURES)
 ATTRIBUTES = (
-    "curved", "pointed", "lobed", "striped", "dotted", "warm", "large", "left", "upper", "light", "outlined", "glossy",
-    "shadowed", "lit_from_left", "busy_background", "crowded",
+    "curved", "pointed", "lobed", "striped", "dotted", "matching", "large", "left", "upper", "contrasting", "outlined",
+    "glossy", "shadowed", "lit_from_left", "busy_background", "crowded",
 )
 SUPERSAMPLING = 2
 MAX_NEIGHBOURS = 6
@@ -77,11 +77,13 @@ def draw_scene(seed: int, scene_id: int) -> Scene:
         _inside(0.5 - offset_x if attributes["left"] else 0.5 + offset_x, radius),
         _inside(0.5 - offset_y if attributes["upper"] else 0.5 + offset_y, radius),
     )
-    hue = rng.uniform(-0.1, 1.7) if attributes["warm"] else rng.uniform(2.5, 5.1)
-    contrast = rng.uniform(0.2, 0.34)
-    dark, bright = rng.uniform(0.3, 0.88 - contrast) + np.array([0.0, contrast])
-    lightness, background_lightness = (bright, dark) if attributes["light"] else (dark, bright)
+    # Colour is told by relations (to the background's hue, to its lightness), never by a level of its own: a level
+    # would be there for any linear function of the pixels to read.
     background_hue = rng.uniform(0, 2 * np.pi)
+    hue = background_hue + (rng.uniform(-0.45, 0.45) if attributes["matching"] else np.pi + rng.uniform(-0.6, 0.6))
+    contrast = rng.uniform(0.34, 0.44) if attributes["contrasting"] else rng.uniform(0.16, 0.22)
+    levels = rng.uniform(0.3, 0.88 - contrast) + np.array([0.0, contrast])
+    lightness, background_lightness = rng.permutation(levels)
     light_angle = rng.uniform(-0.85, 0.85) + (np.pi if attributes["lit_from_left"] else 0.0)
     return Scene(
         scene_id=scene_id,

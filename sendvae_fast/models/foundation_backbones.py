@@ -25,6 +25,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.models.demo_vit import DemoViT
 from sendvae_fast.models.weights import load_weights, read_weights
 
 if TYPE_CHECKING:
@@ -100,6 +101,17 @@ class ConvTokens(nn.Module):
         return self.features(x).flatten(2).transpose(1, 2)
 
 
+class DemoTokens(nn.Module):
+    """Images [B, 3, S, S] to the tokens of a `DemoViT`."""
+
+    def __init__(self, model: DemoViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.tokens(x)
+
+
 def timm_transformer(config: FoundationConfig) -> Backbone:
     """A vision transformer by one of the field's names (`RECIPES`) or by its timm name."""
     recipe = RECIPES.get(config.name) or _generic_recipe(config.name)
@@ -113,7 +125,7 @@ def timm_transformer(config: FoundationConfig) -> Backbone:
 
 
 def demo(config: FoundationConfig) -> Backbone:
-    """The package's own small ViT; the file's metadata holds its sizes as timm arguments (key ``config``, JSON)."""
+    """The package's own small ViT; the file's metadata holds its sizes (key ``config``, JSON)."""
     path = Path(config.weights or DEMO_WEIGHTS)
     if not path.is_file():
         raise UserError(f"the demo foundation model's weights {path} are missing: install sendvae_fast again")
@@ -121,9 +133,15 @@ def demo(config: FoundationConfig) -> Backbone:
         metadata = file.metadata() or {}
     if "config" not in metadata:
         raise UserError(f"{path} is not a demo foundation model: it has no `config` in its metadata")
-    arguments = json.loads(metadata["config"])
-    recipe = Recipe("vit_tiny_patch16_224", "", arguments["img_size"], mean=HALF, std=HALF)
-    return _transformer(recipe, arguments, config, None if config.random_weights else path)
+    model = DemoViT(**json.loads(metadata["config"]))
+    if (config.image_size or model.img_size, config.grid_size or model.grid_size) != (model.img_size, model.grid_size):
+        raise UserError(
+            f"the demo foundation model sees images of {model.img_size} px as {model.grid_size} x {model.grid_size} "
+            "tokens and nothing else: leave image_size and grid_size out"
+        )
+    if not config.random_weights:
+        load_weights(model, read_weights(path), path)
+    return Backbone(DemoTokens(model), model.img_size, model.grid_size, model.embed_dim, HALF, HALF)
 
 
 def squeezenet(config: FoundationConfig) -> Backbone:

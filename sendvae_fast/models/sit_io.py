@@ -52,7 +52,7 @@ def load_sit(directory: str | Path, ema: bool = True) -> SavedSiT:
     """
     directory = Path(directory)
     if not (directory / CONFIG_FILE).is_file():
-        raise UserError(f"{directory} is not a SiT folder: it has no {CONFIG_FILE}. Give a `train sit` run or checkpoint")
+        raise UserError(f"{directory} is not a SiT folder (no {CONFIG_FILE}); give a `train sit` run or checkpoint")
     try:
         config = SiTConfig(**json.loads((directory / CONFIG_FILE).read_text()))
     except (ValueError, TypeError) as error:

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sendvae_fast.data.catalog import Catalog
@@ -9,6 +10,7 @@ from sendvae_fast.data.scenes import ATTRIBUTES, CLASS_NAMES, SHAPES, draw_scene
 from sendvae_fast.data.sdf import distance
 from sendvae_fast.data.synthetic import render_scenes, scene_path, synth_scenes
 from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.attributes import probe_attributes
 
 
 def files(root):
@@ -102,9 +104,18 @@ def test_attributes_are_what_the_scene_shows():
         x, y = scene.centre
         assert scene.attributes["left"] == (x < 0.5) and scene.attributes["upper"] == (y < 0.5)
         assert scene.attributes["large"] == (scene.radius > 0.275)
-        assert scene.attributes["light"] == (scene.colour[0] > scene.background[0])
+        assert scene.attributes["contrasting"] == (abs(scene.colour[0] - scene.background[0]) > 0.28)
         assert scene.attributes["lit_from_left"] == (np.cos(scene.light_angle) < 0)
-        assert scene.attributes["warm"] == (np.cos(scene.colour[2] - 0.8) > 0)  # 0.8 rad is orange
+        assert scene.attributes["matching"] == (np.cos(scene.colour[2] - scene.background[2]) > 0)
+
+
+def test_pixels_do_not_give_the_attributes_away_linearly():
+    """Linear probes on 8 x 8 pixels stay near what guessing gets (0.5 for the balanced ones), the position aside."""
+    images, _, attributes = render_scenes(range(1600), size=32, seed=3)
+    pixels = torch.from_numpy(images).float().unfold(2, 4, 4).unfold(3, 4, 4).mean((-1, -2)).flatten(1)
+    values = torch.from_numpy(attributes).float()
+    probe = probe_attributes(pixels[:1200], values[:1200], pixels[1200:], values[1200:], ATTRIBUTES)
+    assert max(probe.f1) < 0.75, dict(zip(ATTRIBUTES, probe.f1, strict=True))
 
 
 @pytest.mark.parametrize("size", [32, 64, 96])

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
@@ -166,18 +168,33 @@ def test_original_dinov2_file_loads(tmp_path):
 
 
 def test_demo_is_the_vit_its_file_describes():
+    """Tokens against the file's tensors put into timm's own modules by hand: stem, positions, blocks, norm."""
     foundation = load_foundation(FoundationConfig(name="demo"))
     with safe_open(backbones.DEMO_WEIGHTS, framework="pt") as file:
         arguments = json.loads(file.metadata()["config"])
     assert backbones.DEMO_WEIGHTS.stat().st_size <= 2 * 1024**2
-    reference = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments).eval()
-    state = load_file(backbones.DEMO_WEIGHTS)
-    reference.load_state_dict(state)
-    x = images(arguments["img_size"])
+    state = {name.removeprefix("vit."): value.float() for name, value in load_file(backbones.DEMO_WEIGHTS).items()}
+    width, x = arguments["embed_dim"], images(64)
+    h = x.float() / 127.5 - 1
     with torch.no_grad():
-        tokens = reference.forward_features(x.float() / 127.5 - 1)[:, reference.num_prefix_tokens :]
+        for number, stride in enumerate((2, 1, 2, 1, 2, 1, 1)):
+            prefix = f"patch_embed.layers.{number}."
+            h = F.conv2d(h, state[prefix + "0.weight"], stride=stride, padding=1)
+            statistics = [state[f"{prefix}1.{key}"] for key in ("running_mean", "running_var", "weight", "bias")]
+            h = F.relu(F.batch_norm(h, *statistics))
+        h = h.flatten(2).transpose(1, 2)  # [B, 64, width]
+        h = torch.cat([state["cls_token"].expand(len(h), -1, -1), h], dim=1) + state["pos_embed"]
+        for number in range(arguments["depth"]):
+            block = timm.models.vision_transformer.Block(
+                width, arguments["num_heads"], qkv_bias=True, init_values=1.0,
+                norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            ).eval()
+            prefix = f"blocks.{number}."
+            block.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+            h = block(h)
+        tokens = F.layer_norm(h[:, 1:], (width,))
     assert_close(foundation(x), tokens, rtol=1e-4, atol=1e-4)
-    assert foundation.grid_size == 8 and foundation.dim == tokens.shape[-1]
+    assert foundation.grid_size == 8 and foundation.dim == width
     assert foundation(x).dtype == torch.float32
 
 
@@ -248,6 +265,7 @@ def test_grids_that_do_not_match_are_refused():
         (dict(name="squeezenet", random_weights=True, image_size=17), "at least 18"),
         (dict(name="demo", layer=3), "only for squeezenet"),
         (dict(name="demo", image_size=64, grid_size=8), "give one"),
+        (dict(name="demo", grid_size=16), "nothing else"),
         (dict(name="demo", image_size=0), "image_size is 0"),
         (dict(name="demo", random_weights=True, weights="x"), "both set"),
     ],
