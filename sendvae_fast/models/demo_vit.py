@@ -41,8 +41,7 @@ class DemoViT(nn.Module):
     """A timm ViT of 64 px pictures on a `ConvStem`, with mean pooling and a class head.
 
     LayerScale starts the transformer blocks as almost nothing, so that training begins as a convolutional network's and
-    attention joins in. Pooling comes before the last norm: a norm on every token would make empty background as loud
-    as the object.
+    attention joins in. There is no last norm: on every token it would make empty background as loud as the object.
     """
 
     def __init__(self, embed_dim: int, depth: int, num_heads: int, num_classes: int, img_size: int = 64) -> None:
@@ -50,7 +49,7 @@ class DemoViT(nn.Module):
         self.vit = timm.create_model(
             "vit_tiny_patch16_224", pretrained=False, img_size=img_size, patch_size=STRIDE, embed_dim=embed_dim,
             depth=depth, num_heads=num_heads, num_classes=num_classes, global_pool="avg", init_values=0.01,
-            embed_layer=ConvStem,
+            embed_layer=ConvStem, class_token=False, final_norm=False,
         )
         self.img_size, self.embed_dim, self.grid_size = img_size, embed_dim, img_size // STRIDE
 
@@ -59,5 +58,5 @@ class DemoViT(nn.Module):
         return self.vit(images)
 
     def tokens(self, images: Tensor) -> Tensor:
-        """Patch tokens [B, N, embed_dim] after the last block."""
-        return F.layer_norm(self.vit.forward_features(images)[:, self.vit.num_prefix_tokens:], (self.embed_dim,))
+        """Patch tokens [B, N, embed_dim] after the last block, each normalised to mean 0 and deviation 1."""
+        return F.layer_norm(self.vit.forward_features(images), (self.embed_dim,))

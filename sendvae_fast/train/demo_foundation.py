@@ -45,7 +45,7 @@ class DemoFoundationRecipe:
     """Training scenes rendered; every batch augments them anew."""
     num_held_out: int = 2_400
     """Scenes of another seed that measure the accuracy."""
-    num_steps: int = 1_600
+    num_steps: int = 2_400
     """Optimizer steps."""
     batch_size: int = 64
     """Scenes per step."""
@@ -101,7 +101,7 @@ def fit(model: nn.Module, images: Tensor, labels: Tensor, recipe: DemoFoundation
             batch = torch.randint(len(images), (recipe.batch_size,))
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(augment(images[batch])).float()
-            loss = F.cross_entropy(logits, labels[batch], label_smoothing=0.05)
+            loss = F.cross_entropy(logits, labels[batch])
             if not loss.isfinite():
                 raise UserError(f"demo_foundation: the loss became {loss.item()}; lower the learning rate")
             optimizer.zero_grad()

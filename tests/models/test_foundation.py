@@ -183,7 +183,7 @@ def test_demo_is_the_vit_its_file_describes():
             statistics = [state[f"{prefix}1.{key}"] for key in ("running_mean", "running_var", "weight", "bias")]
             h = F.relu(F.batch_norm(h, *statistics))
         h = h.flatten(2).transpose(1, 2)  # [B, 64, width]
-        h = torch.cat([state["cls_token"].expand(len(h), -1, -1), h], dim=1) + state["pos_embed"]
+        h = h + state["pos_embed"]
         for number in range(arguments["depth"]):
             block = timm.models.vision_transformer.Block(
                 width, arguments["num_heads"], qkv_bias=True, init_values=1.0,
@@ -192,7 +192,7 @@ def test_demo_is_the_vit_its_file_describes():
             prefix = f"blocks.{number}."
             block.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
             h = block(h)
-        tokens = F.layer_norm(h[:, 1:], (width,))
+        tokens = F.layer_norm(h, (width,))
     assert_close(foundation(x), tokens, rtol=1e-4, atol=1e-4)
     assert foundation.grid_size == 8 and foundation.dim == width
     assert foundation(x).dtype == torch.float32
