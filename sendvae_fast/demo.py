@@ -85,11 +85,11 @@ class DemoConfig:
     """Rendered scenes to train on."""
     num_test_images: int = 1000
     """Rendered scenes held out for evaluation."""
-    vae_steps: int = 1500
+    vae_steps: int = 600
     """Steps of the plain autoencoder."""
-    finetune_steps: int = 1500
+    finetune_steps: int = 1000
     """Steps of each fine-tuning."""
-    generator_steps: int = 1000
+    generator_steps: int = 400
     """Steps of each SiT."""
     foundation: FoundationConfig = field(default_factory=lambda: FoundationConfig(name="demo"))
     """The frozen foundation model, for alignment, REPA and the Fréchet distances."""
@@ -97,8 +97,8 @@ class DemoConfig:
     """LPIPS network and weights, for the table; without it LPIPS is not measured."""
     generate: GenerateConfig = field(
         default_factory=lambda: GenerateConfig(
-            num_samples=500, batch_size=100, guidance_scale=2.0, guidance_interval=(0.0, 0.8), labels="equal",
-            sampler=SamplerConfig(num_steps=50),
+            num_samples=300, batch_size=100, guidance_scale=2.0, guidance_interval=(0.0, 0.8), labels="equal",
+            sampler=SamplerConfig(num_steps=40),
         )
     )
     """How pictures are drawn."""
