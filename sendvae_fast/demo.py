@@ -26,9 +26,9 @@ from sendvae_fast.config import build_config, merge, read_yaml
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.loader import ImageLoader
 from sendvae_fast.data.synthetic import synth_scenes
+from sendvae_fast.demo_workers import count_generators, count_steps, side_by_side
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.engine.run import plain
-from sendvae_fast.engine.signals import EXIT_REQUEUE
 from sendvae_fast.engine.weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.job import Evaluator
@@ -87,7 +87,7 @@ class DemoConfig:
     """Rendered scenes held out for evaluation."""
     vae_steps: int = 600
     """Steps of the plain autoencoder."""
-    finetune_steps: int = 1000
+    finetune_steps: int = 1500
     """Steps of each fine-tuning."""
     generator_steps: int = 400
     """Steps of each SiT."""
@@ -97,7 +97,7 @@ class DemoConfig:
     """LPIPS network and weights, for the table; without it LPIPS is not measured."""
     generate: GenerateConfig = field(
         default_factory=lambda: GenerateConfig(
-            num_samples=300, batch_size=100, guidance_scale=2.0, guidance_interval=(0.0, 0.8), labels="equal",
+            num_samples=240, batch_size=80, guidance_scale=2.0, guidance_interval=(0.0, 0.8), labels="equal",
             sampler=SamplerConfig(num_steps=40),
         )
     )
@@ -107,23 +107,31 @@ class DemoConfig:
 def run_demo(config: DemoConfig) -> int:
     """Run or finish the demo; returns the exit code."""
     root = Path(config.run)
-    timer = Timer(num_parts=3 + 4 * len(PLANS))
-    with timer.part("pictures"):
-        train_data, test_data = prepare_pictures(config, root)
-    for plan in PLANS:
-        with timer.part(f"{plan.name}: autoencoder"):
-            code = train_vae(vae_config(config, plan, root, train_data))
-        if code == EXIT_REQUEUE:
-            return code
-    for plan in PLANS:
-        with timer.part(f"{plan.name}: latent cache"):
-            cache(cache_config(plan, root, train_data))
-        with timer.part(f"{plan.name}: generator"):
-            code = train_sit(sit_config(config, plan, root, train_data))
-        if code == EXIT_REQUEUE:
-            return code
-        with timer.part(f"{plan.name}: samples"):
-            sample_to_folder(sample_config(config, plan, root))
+    timer = Timer(num_parts=6)
+    plain_vae, *fine_tuned = PLANS
+    with side_by_side() as workers:
+        with timer.part("pictures"):
+            train_data, test_data = prepare_pictures(config, root)
+        with timer.part("plain autoencoder"):
+            codes = [train_vae(vae_config(config, plain_vae, root, train_data))]
+        if any(codes):
+            return max(codes)
+        with timer.part("autoencoders with and without alignment"):
+            configs = [vae_config(config, plan, root, train_data) for plan in fine_tuned]
+            codes = workers.run(train_vae, configs, count_steps(configs), "fine-tuning", "step")
+        if any(codes):
+            return max(codes)
+        with timer.part("generators on the latents of each"):
+            jobs = [
+                GeneratorJob(
+                    cache_config(plan, root, train_data), sit_config(config, plan, root, train_data),
+                    sample_config(config, plan, root),
+                )
+                for plan in PLANS
+            ]
+            codes = workers.run(GeneratorJob.run, jobs, count_generators(jobs), "steps and pictures", "")
+        if any(codes):
+            return max(codes)
     with timer.part("evaluation"):
         results = measure(config, root, Catalog.from_folder(train_data), Catalog.from_folder(test_data))
     with timer.part("report"):
@@ -133,6 +141,23 @@ def run_demo(config: DemoConfig) -> int:
     print_summary(results)
     print(f"report: {root / 'report.html'}")
     return 0
+
+
+@dataclass(frozen=True)
+class GeneratorJob:
+    """What follows an autoencoder: its latents, a generator on them, pictures from it."""
+
+    cache: CacheConfig
+    sit: SiTTrainConfig
+    sample: SampleConfig
+
+    def run(self) -> int:
+        """Do it all; returns the exit code of the training."""
+        cache(self.cache)
+        code = train_sit(self.sit)
+        if code == 0:
+            sample_to_folder(self.sample)
+        return code
 
 
 # -- what each part is given -----------------------------------------------------------------------------------------

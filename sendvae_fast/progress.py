@@ -22,10 +22,17 @@ class Progress:
     end. Ranks other than 0 print nothing.
     """
 
+    _all_silent = False
+
+    @classmethod
+    def silence(cls) -> None:
+        """Show no progress in this process from now on: another one shows it."""
+        cls._all_silent = True
+
     def __init__(self, title: str, total: int, unit: str = "it", start: int = 0) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, start
         self._start = start
-        self._silent = int(os.environ.get("RANK", "0")) != 0
+        self._silent = Progress._all_silent or int(os.environ.get("RANK", "0")) != 0
         self._bar: RichProgress | None = None
         self._values: dict[str, float] = {}
         self._printed: int | None = None

@@ -66,7 +66,8 @@ def test_ssim_agrees_with_scipy(pixel_range, offset, data_range):
     scaled = [image.double().numpy() / 255 * data_range + offset for image in (x, y)]
     expected = [np.mean([gaussian_ssim(scaled[0][i, c], scaled[1][i, c], data_range) for c in range(3)])
                 for i in range(len(x))]
-    np.testing.assert_allclose(ssim(x, y, pixel_range).numpy(), expected, atol=1e-10)
+    # Computed in float32: local variances are differences of squares near 1, good to some 1e-7 beside c2 = 9e-4.
+    np.testing.assert_allclose(ssim(x, y, pixel_range).numpy(), expected, atol=5e-6)
     assert ssim(x[:1], y[:1], pixel_range).shape == (1,)
 
 
