@@ -250,7 +250,7 @@ def measure(config: DemoConfig, root: Path, train: Catalog, test: Catalog) -> di
     """All metrics of all plans and their pictures, as `report.load_comparison` reads them."""
     device = init_distributed().device
     evaluator = Evaluator(config.foundation, config.perceptual, image_size(), 100, device)
-    strip = next(ImageLoader(test, image_size()).in_order(min(NUM_STRIP, len(test)))).images.to(device)
+    strip = spread(test, NUM_STRIP).to(device)
     save_grid(root / "originals.png", strip, columns=len(strip))
     entries = [_measure_plan(plan, evaluator, root, train, test, strip) for plan in PLANS]
     source = "rendered scenes" if config.data is None else f"photographs from {config.data}"
@@ -267,6 +267,12 @@ def measure(config: DemoConfig, root: Path, train: Catalog, test: Catalog) -> di
             "One seed is an anecdote: run the demo with other seeds before believing a small difference.",
         ],
     }
+
+
+def spread(catalog: Catalog, num: int) -> Tensor:
+    """`num` pictures from all over a catalog, so from many classes: uint8 [num, 3, S, S]."""
+    loader, step = ImageLoader(catalog, image_size()), max(len(catalog) // num, 1)
+    return torch.cat([next(loader.in_order(1, start=i)).images for i in range(0, len(catalog), step)][:num])
 
 
 def _measure_plan(
