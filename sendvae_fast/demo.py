@@ -129,7 +129,7 @@ def run_demo(config: DemoConfig) -> int:
                 )
                 for plan in PLANS
             ]
-            codes = workers.run(GeneratorJob.run, jobs, count_generators(jobs), "steps and pictures", "")
+            codes = workers.run(GeneratorJob.run, jobs, count_generators(jobs), "generators", "steps and pictures")
         if any(codes):
             return max(codes)
     with timer.part("evaluation"):

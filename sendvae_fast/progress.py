@@ -81,7 +81,9 @@ class Progress:
 
     def _print_line(self) -> None:
         self._last_line_s, self._printed = time.monotonic(), self.done
-        left_s = (self.total - self.done) / self.rate_per_s if self.rate_per_s > 0 else float("inf")
-        left = f"{left_s:.0f} s left" if self.done < self.total else f"took {self._last_line_s - self._began_s:.1f} s"
+        if self.done >= self.total:
+            left = f"took {self._last_line_s - self._began_s:.1f} s"
+        else:
+            left = f"{(self.total - self.done) / self.rate_per_s:.0f} s left" if self.rate_per_s > 0 else ""
         parts = (f"{self.title}: {self.done}/{self.total} {self.unit}", self._rate_text(), left, self._values_text())
         print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import checkpoint_tensors, vae_config
+from tiny_runs import COMPARED, checkpoint_tensors, vae_config
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder_io import load_autoencoder
@@ -89,7 +89,7 @@ def test_resume_equals_the_uninterrupted_run(images, tmp_path):
 
 def test_accumulation_equals_one_large_batch(images, tmp_path):
     """The discriminator's group norm and the running latent statistics aside, a step is a mean over the batch."""
-    settings = {"loop": {"num_steps": 3}, "alignment": {"latent_norm": "none"}}
+    settings = {"loop": {"num_steps": 3}, "alignment": {"latent_norm": "none"}, **COMPARED}
     train_vae(vae_config(tmp_path / "one", images, **settings))
     train_vae(vae_config(tmp_path / "four", images, engine={"accumulation_steps": 4}, **settings))
     one, four = (checkpoint_tensors(tmp_path / name, 3) for name in ("one", "four"))

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny_runs import sit_config, vae_config
+from tiny_runs import COMPARED, sit_config, vae_config
 
 from sendvae_fast.engine.distributed import current_distributed
 from sendvae_fast.train.sit import train_sit
@@ -14,8 +14,9 @@ from sendvae_fast.train.vae import train_vae
 def train_all(out: Path, images: Path, latents: Path, engines: dict[str, dict]) -> None:
     """Three steps of each stage under each engine, into `out/<engine>/{vae,sit}`."""
     for name, engine in engines.items():
-        train_vae(vae_config(out / name / "vae", images, engine=engine, loop={"num_steps": 3}))
-        train_sit(sit_config(out / name / "sit", images, latents, engine=engine, loop={"num_steps": 3}))
+        settings = {"engine": engine, "loop": {"num_steps": 3}}
+        train_vae(vae_config(out / name / "vae", images, **settings, **COMPARED))
+        train_sit(sit_config(out / name / "sit", images, latents, **settings, optimizer=COMPARED["optimizer"]))
 
 
 ENGINES = {f"zero{stage}": {"zero_stage": stage} for stage in range(4)}
