@@ -30,7 +30,7 @@ from sendvae_fast.losses.reconstruction import kl_loss, reconstruction_loss
 from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder_io import WEIGHTS_FILE, load_autoencoder, save_autoencoder
 from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
-from sendvae_fast.models.foundation import FoundationConfig, load_foundation
+from sendvae_fast.models.foundation import Foundation, FoundationConfig
 from sendvae_fast.models.mapper import Mapper, MapperConfig
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.models.send_vae import LatentNormKind, SendVAE, SendVAEOutput
@@ -137,9 +137,9 @@ class VAEStage:
     def __init__(self, config: VAETrainConfig, images: TrainingImages, distributed: Distributed) -> None:
         self.config, self.images, self.distributed = config, images, distributed
         self.device = distributed.device
-        torch.manual_seed(config.seed)
-        self.model = build_model(config)
         self.foundation = build_foundation(config.alignment.weight, config.alignment.foundation, self.device)
+        torch.manual_seed(config.seed)
+        self.model = build_model(config, self.foundation)
         self.perceptual = None
         if config.loss.perceptual is not None:
             self.perceptual = Perceptual(config.loss.perceptual).to(self.device)
@@ -254,14 +254,16 @@ class VAEStage:
             save_grid(directory / f"reconstruction_{step:08d}.png", pictures, columns=len(images))
 
 
-def build_model(config: VAETrainConfig) -> SendVAE:
-    """Autoencoder (from `init_from` or fresh) and mapper; sizes that do not fit together are a `UserError`."""
+def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVAE:
+    """Autoencoder (from `init_from` or fresh) and, with a foundation model, the mapper to its features.
+
+    Raises UserError for sizes that do not fit together.
+    """
     alignment = config.alignment
     initial = None if config.init_from is None else load_autoencoder(resolve_weights(config.init_from))
     autoencoder = Autoencoder(config.autoencoder) if initial is None else initial.autoencoder
     mapper = None
-    if alignment.weight > 0:
-        foundation = load_foundation(alignment.foundation)
+    if foundation is not None:
         latent_size, remainder = divmod(config.data.image_size, autoencoder.downsampling)
         grid_size, grid_remainder = divmod(latent_size, alignment.patch_size)
         if remainder or grid_remainder:
