@@ -26,7 +26,7 @@ DEMO_SCALE = {
     "num_train_images": 1000, "num_test_images": 300, "vae_steps": 300, "finetune_steps": 300, "generator_steps": 300,
     "generate.num_samples": 100,
 }
-"""A demo of a minute or two: it shows that everything runs on the GPU, not that it learns."""
+"""A short demo: it shows that everything runs on the GPU, not that it learns."""
 
 
 @dataclass

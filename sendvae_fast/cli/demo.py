@@ -1,4 +1,4 @@
-"""Run everything end to end on a small scale and write a report: no downloads, no GPU, about ten minutes.
+"""Run everything end to end on a small scale and write a report: no downloads, no GPU needed.
 
     sendvae demo                          on rendered scenes with known attributes
     sendvae demo --data=FOLDER            on your own ImageFolder of photographs
