@@ -3,13 +3,12 @@
 N tokens (patches), D width, M rows: all leading dimensions flattened.
 """
 
-from functools import partial
 from typing import Literal
 
 import torch
 
-from sendvae_fast.ops import library
-from sendvae_fast.ops.dispatch import backend_for, has_triton
+from sendvae_fast.ops.dispatch import backend_for
+from sendvae_fast.ops.registration import op_of, register
 
 
 def cosine_align(
@@ -52,9 +51,8 @@ def cosine_align(
     backend = backend_for("cosine_align", features)
     if backend == "reference":
         return cosine_align_reference(features, target, reduction=reduction, eps=eps)
-    ops = torch.ops.sendvae_triton if backend == "triton" else torch.ops.sendvae
     width = features.shape[-1]
-    distance, _ = ops.cosine_align(features.reshape(-1, width), target.reshape(-1, width), eps)
+    distance, _ = op_of("cosine_align", backend)(features.reshape(-1, width), target.reshape(-1, width), eps)
     return _reduce(distance.view(features.shape[:-1]), reduction)
 
 
@@ -121,19 +119,6 @@ def _backward(op, ctx, grad, _grad_stats):
     return grad_features, grad_target if need_target else None, None
 
 
-def _register(namespace: str) -> None:
-    """Give the ops of a namespace, which share one schema, their fake implementation and autograd formula."""
-    backward_op = getattr(torch.ops, namespace).cosine_align_backward
-    torch.library.register_fake(f"{namespace}::cosine_align", _fake)
-    torch.library.register_fake(f"{namespace}::cosine_align_backward", _fake_backward)
-    torch.library.register_autograd(
-        f"{namespace}::cosine_align", partial(_backward, backward_op), setup_context=_setup_context
-    )
-
-
-if library.load():
-    _register("sendvae")
-if has_triton():
-    from sendvae_fast.ops.triton import cosine_align as _  # noqa: F401  defines the ops
-
-    _register("sendvae_triton")
+register(
+    "cosine_align", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
+)

@@ -6,7 +6,8 @@
 
 Unless forced, a CUDA tensor takes cuda, else triton, else the reference; a CPU tensor takes cpu, else the reference.
 `SENDVAE_BACKEND=<name>` or `use_backend(name)` forces one; a forced backend that cannot run is an error, never a silent
-fall-back. float64 tensors always take the reference, which is the ground truth of the others.
+fall-back. An op that was never written for the forced backend (`OPS`) keeps its own choice, so that a whole run can be
+forced. float64 tensors always take the reference, which is the ground truth of the others.
 """
 
 import importlib.util
@@ -20,8 +21,12 @@ import torch
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import library
 
-OPS = ("noise_inject", "cosine_align")
 BACKENDS = ("reference", "cpu", "triton", "cuda")
+# The backends that each op was written for; its docstring says why one is missing.
+OPS = {
+    "noise_inject": BACKENDS,
+    "cosine_align": BACKENDS,
+}
 ENVIRONMENT_VARIABLE = "SENDVAE_BACKEND"
 
 # Device type: backends in order of preference.
@@ -53,7 +58,11 @@ def available_backends(op: str) -> dict[str, str | None]:
     if op not in OPS:
         raise ValueError(f"no op {op!r}; the ops are {', '.join(OPS)}")
     compiled = library.status()
-    return {"reference": None, "cpu": compiled["cpu"], "triton": _triton_reason(), "cuda": compiled["cuda"]}
+    if compiled["cpu"] is None and not compiled_op_is_defined(op):
+        stale = f"the compiled library is older than this op; {library.REBUILD}"
+        compiled = {**compiled, "cpu": stale, "cuda": stale}
+    reasons = {"reference": None, "cpu": compiled["cpu"], "triton": _triton_reason(), "cuda": compiled["cuda"]}
+    return {name: reason if name in OPS[op] else f"{op} has no {name} backend" for name, reason in reasons.items()}
 
 
 def chosen_backend(op: str, device: torch.device | str) -> str:
@@ -76,6 +85,11 @@ def backend_for(op: str, tensor: torch.Tensor) -> str:
     return _choose(op, tensor.device.type, _forced)
 
 
+def compiled_op_is_defined(op: str) -> bool:
+    """Whether the loaded libraries know `op`: ones built from older sources do not."""
+    return hasattr(torch.ops.sendvae, op)
+
+
 def has_triton() -> bool:
     """Whether the Triton package is installed, so that the kernels can be defined."""
     return importlib.util.find_spec("triton") is not None
@@ -89,7 +103,7 @@ def _choose(op: str, device_type: str, forced: str | None) -> str:
         source = ENVIRONMENT_VARIABLE
         _check_name(forced, source)
     reasons = available_backends(op)
-    if forced:
+    if forced in OPS[op]:
         reason = _unusable(forced, device_type) or reasons[forced]
         if reason is not None:
             raise UserError(f"{op}: backend {forced!r} is forced by {source} but cannot run: {reason}")

@@ -4,14 +4,14 @@ B batch, C latent channels, H W latent height and width.
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from sendvae_fast.ops import library, philox
-from sendvae_fast.ops.dispatch import backend_for, has_triton
+from sendvae_fast.ops import philox
+from sendvae_fast.ops.dispatch import backend_for
 from sendvae_fast.ops.philox import Stream
+from sendvae_fast.ops.registration import op_of, register
 
 LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0
 
@@ -80,9 +80,8 @@ def noise_inject(
         return noise_inject_reference(
             mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std=spread_is_std
         )
-    ops = torch.ops.sendvae_triton if backend == "triton" else torch.ops.sendvae
     return NoiseInjectOutput(
-        *ops.noise_inject(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std)
+        *op_of("noise_inject", backend)(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std)
     )
 
 
@@ -183,19 +182,6 @@ def _backward(op, ctx, grad_z, grad_z_t, grad_velocity, _grad_t):
     return grad_mean, grad_spread, None, None, None, None, None, None
 
 
-def _register(namespace: str) -> None:
-    """Give the ops of a namespace, which share one schema, their fake implementation and autograd formula."""
-    backward_op = getattr(torch.ops, namespace).noise_inject_backward
-    torch.library.register_fake(f"{namespace}::noise_inject", _fake)
-    torch.library.register_fake(f"{namespace}::noise_inject_backward", _fake_backward)
-    torch.library.register_autograd(
-        f"{namespace}::noise_inject", partial(_backward, backward_op), setup_context=_setup_context
-    )
-
-
-if library.load():
-    _register("sendvae")
-if has_triton():
-    from sendvae_fast.ops.triton import noise_inject as _  # noqa: F401  defines the ops
-
-    _register("sendvae_triton")
+register(
+    "noise_inject", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
+)

@@ -65,6 +65,24 @@ def test_forced_backend_wins_or_fails(built, monkeypatch):
         chosen_backend("cosine_align", "cpu")
 
 
+def test_op_without_the_forced_backend_keeps_its_own_choice(built, monkeypatch):
+    built()
+    monkeypatch.setitem(dispatch.OPS, "cosine_align", ("reference", "cpu"))
+    assert available_backends("cosine_align")["triton"] == "cosine_align has no triton backend"
+    with use_backend("triton"):
+        assert chosen_backend("cosine_align", "cpu") == "cpu"
+        assert chosen_backend("cosine_align", "cuda") == "reference"
+        assert chosen_backend("noise_inject", "cuda") == "triton"
+
+
+def test_library_older_than_the_op(built, monkeypatch):
+    built()
+    monkeypatch.setitem(dispatch.OPS, "an_op_of_tomorrow", dispatch.BACKENDS)
+    assert chosen_backend("an_op_of_tomorrow", "cpu") == "reference"
+    with use_backend("cpu"), pytest.raises(UserError, match="older than this op"):
+        chosen_backend("an_op_of_tomorrow", "cpu")
+
+
 def test_environment_forces(built, monkeypatch):
     built(cpu="not built (pip)")
     monkeypatch.setenv("SENDVAE_BACKEND", "reference")

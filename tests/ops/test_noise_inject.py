@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
-from op_cases import DTYPES, FEW_NOISE_CASES, NOISE_CASES, NoiseCase, check_noise_inject, require_backend
+from op_cases.common import require_backend
+from op_cases.noise_inject import NoiseCase
 from scipy import stats
 
 from sendvae_fast.ops import noise_inject, noise_inject_reference, philox, use_backend
 
 BACKENDS = ("reference", "cpu", "triton")
-OPS = {"cpu": torch.ops.sendvae, "triton": torch.ops.sendvae_triton}
 
 
 @pytest.fixture(params=BACKENDS)
@@ -21,20 +21,6 @@ def backend(request):
 def make_inputs(shape=(3, 4, 6, 5), dtype=torch.float32, *, requires_grad=False):
     mean, spread, *rest = NoiseCase(shape).inputs(dtype, "cpu", 0)
     return mean.requires_grad_(requires_grad), spread.requires_grad_(requires_grad), *rest
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", NOISE_CASES, ids=str)
-def test_cpu_close_to_truth(case, dtype):
-    require_backend("noise_inject", "cpu")
-    check_noise_inject(case, dtype, "cpu", "cpu")
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", FEW_NOISE_CASES, ids=str)
-def test_triton_close_to_truth(case, dtype):
-    require_backend("noise_inject", "triton")
-    check_noise_inject(case, dtype, "triton", "cpu")
 
 
 def test_reference_is_the_formula():
@@ -184,55 +170,12 @@ def test_nan_goes_through(backend):
         assert torch.equal(one.isnan(), other.isnan())
 
 
-def test_repeats_bit_for_bit(backend):
-    mean, spread, *rest = make_inputs((4, 4, 8, 8), requires_grad=True)
-    runs = []
-    for _ in range(2):
-        out = noise_inject(mean, spread, *rest)
-        runs.append((*out, *torch.autograd.grad((out.z * out.z_t).sum(), (mean, spread))))
-    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_compiles_into_one_graph(backend, dtype):
-    inputs = make_inputs((3, 8, 6, 5), dtype)
-    rest = inputs[2:]
-    moments = torch.cat(inputs[:2], dim=1).requires_grad_()
-
-    def function(moments):
-        # A chunk of something the compiler may fuse and lay out as it likes.
-        out = noise_inject(*(moments * 1.0).chunk(2, dim=1), *rest)
-        return out.z, out.z_t, out.velocity
-
-    torch._dynamo.reset()
-    # Inductor takes a minute for the reference's Philox rounds; the graph is what matters there.
-    compiler = "aot_eager" if backend == "reference" else "inductor"
-    eager, compiled = function(moments), torch.compile(function, fullgraph=True, backend=compiler)(moments)
-    grads = [torch.autograd.grad(sum(x.float().square().sum() for x in out), moments)[0] for out in (eager, compiled)]
-    tolerance = dict(rtol=1e-5, atol=1e-5) if dtype == torch.float32 else dict(rtol=2e-2, atol=2e-2)
-    for one, other in zip((*compiled, grads[1]), (*eager, grads[0]), strict=True):
-        assert one.dtype == other.dtype
-        torch.testing.assert_close(one, other, **tolerance)
-
-
-@pytest.mark.parametrize("given_t", [False, True])
-@pytest.mark.parametrize("spread_is_std", [False, True])
-@pytest.mark.parametrize("compiled_backend", OPS)
-def test_opcheck(compiled_backend, given_t, spread_is_std):
-    require_backend("noise_inject", compiled_backend)
-    *inputs, _ = make_inputs((2, 4, 3, 5), requires_grad=True)
-    t = torch.rand(2) if given_t else None
-    torch.library.opcheck(OPS[compiled_backend].noise_inject, (*inputs, t, spread_is_std))
-
-
-@pytest.mark.parametrize("compiled_backend", OPS)
-def test_opcheck_of_the_backward(compiled_backend):
-    require_backend("noise_inject", compiled_backend)
-    _, spread, _, latent_std, key, ids, _ = make_inputs((2, 4, 3, 5))
-    grads = [torch.randn_like(spread) for _ in range(3)]
-    torch.library.opcheck(
-        OPS[compiled_backend].noise_inject_backward, (*grads, spread, latent_std, key, ids, torch.rand(2), False)
-    )
+def test_reference_compiles_into_one_graph():
+    mean, spread, *rest = make_inputs((3, 8, 6, 5))
+    # Inductor takes a minute for the reference's Philox rounds; the graph is what matters here.
+    compiled = torch.compile(noise_inject_reference, fullgraph=True, backend="aot_eager")
+    for one, other in zip(compiled(mean, spread, *rest), noise_inject_reference(mean, spread, *rest), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

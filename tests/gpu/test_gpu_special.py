@@ -1,0 +1,83 @@
+"""What only one op can be asked on a GPU: agreement with the CPU, and sizes beyond 32-bit indices."""
+
+import pytest
+import torch
+from op_cases.common import require_backend
+from op_cases.noise_inject import NoiseCase
+
+from sendvae_fast.ops import cosine_align, noise_inject, noise_inject_reference, philox, use_backend
+
+GIB = 2**30
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def backend(request):
+    require_backend("noise_inject", request.param, "cuda")
+    with use_backend(request.param):
+        yield request.param
+
+
+def assert_all_equal(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> None:
+    for x, y in zip(one, other, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_noise_is_that_of_the_cpu(backend):
+    inputs = NoiseCase((3, 8, 17, 9)).inputs(torch.float32, "cpu", 0)
+    expected = noise_inject_reference(*inputs)
+    out = noise_inject(*(x if x is None else x.cuda() for x in inputs))
+    assert torch.equal(out.t.cpu(), expected.t)
+    for one, other in zip(out, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-5, atol=1e-5)
+
+
+def test_noise_does_not_depend_on_the_batch(backend):
+    mean, spread, latent_mean, latent_std, key, ids, _ = NoiseCase((5, 4, 16, 17)).inputs(torch.float32, "cuda", 0)
+    whole = noise_inject(mean, spread, latent_mean, latent_std, key, ids)
+    order = torch.tensor([4, 1], device="cuda")
+    part = noise_inject(mean[order], spread[order], latent_mean, latent_std, key, ids[order])
+    assert_all_equal(tuple(x[order] for x in whole), part)
+
+
+def test_philox_is_that_of_the_cpu():
+    ids = torch.tensor([0, 5, 2**40, -1])
+    for name in ("words", "uniform"):
+        function = getattr(philox, name)
+        on_cpu = function(philox.make_key(3, 4), philox.Stream.ORDER, ids, 9)
+        on_gpu = function(philox.make_key(3, 4, "cuda"), philox.Stream.ORDER, ids.cuda(), 9)
+        assert torch.equal(on_gpu.cpu(), on_cpu)
+
+
+def require_memory(gib: float) -> None:
+    free = torch.cuda.mem_get_info()[0] / GIB
+    if free < gib:
+        pytest.skip(f"needs {gib} GiB of free GPU memory, there are {free:.0f}")
+
+
+def test_noise_inject_beyond_int32(backend):
+    """More than 2^31 elements in all: the last samples equal those of a small batch."""
+    require_memory(60)
+    shape = (2**16 + 3, 32, 32, 32)
+    mean = torch.zeros(shape, dtype=torch.bfloat16, device="cuda").requires_grad_()
+    spread = torch.zeros_like(mean).requires_grad_()
+    rest = torch.zeros(32, device="cuda"), torch.ones(32, device="cuda"), philox.make_key(1, 2, "cuda")
+    ids = torch.arange(shape[0], device="cuda")
+    out = noise_inject(mean, spread, *rest, ids)
+    grad_mean, grad_spread = torch.autograd.grad(out.z_t, (mean, spread), torch.ones_like(out.z_t))
+    few_mean, few_spread = (x[-3:].detach().requires_grad_() for x in (mean, spread))
+    few = noise_inject(few_mean, few_spread, *rest, ids[-3:])
+    few_grads = torch.autograd.grad(few.z_t, (few_mean, few_spread), torch.ones_like(few.z_t))
+    assert_all_equal(tuple(x[-3:] for x in (*out, grad_mean, grad_spread)), (*few, *few_grads))
+
+
+def test_cosine_align_beyond_int32(backend):
+    require_memory(30)
+    features = torch.ones(2**22 + 5, 513, dtype=torch.bfloat16, device="cuda")
+    target = torch.ones_like(features)
+    features[-5:], target[-5:] = torch.randn(5, 513), torch.randn(5, 513)
+    features.requires_grad_()
+    distance = cosine_align(features, target, reduction="none")
+    (grad,) = torch.autograd.grad(distance.sum(), features)
+    few = features[-5:].detach().requires_grad_()
+    few_distance = cosine_align(few, target[-5:], reduction="none")
+    assert_all_equal((distance[-5:], grad[-5:]), (few_distance, *torch.autograd.grad(few_distance.sum(), few)))
