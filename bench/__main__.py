@@ -1,0 +1,33 @@
+"""`python -m bench <verb>`: measurements, run by hand on the machine they speak of.
+
+    kernels   time every fused op against plain PyTorch and torch.compile; writes bench/results/kernels_<machine>.json
+    table     rewrite the tables of docs/performance.md from bench/results
+
+`python -m bench <verb> --help` lists a verb's options.
+"""
+
+import importlib
+import sys
+
+from sendvae_fast.errors import UserError
+
+VERBS = ("kernels", "table")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one verb; what the user can mend is one line and exit code 2."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    verb, *rest = arguments
+    try:
+        if verb not in VERBS:
+            raise UserError(f"no verb {verb!r}; the verbs are {', '.join(VERBS)}")
+        return importlib.import_module(f"bench.{verb}").main(rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

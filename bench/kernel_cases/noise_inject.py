@@ -1,0 +1,94 @@
+"""noise_inject in stage 1 (halves of the encoder's moments, with gradients) and stage 2 (cached mean and std).
+
+The reference draws its noise as the op does, by Philox in int64 arithmetic, which is slow; the yardstick "torch.randn"
+is what a training script without stateless noise runs.
+"""
+
+import torch
+
+from bench.kernel_cases.case import KernelCase, dtype_name, random_normal
+from sendvae_fast.ops import NoiseInjectOutput, noise_inject, noise_inject_reference, philox
+
+LATENTS = {"f16d32": (32, 16, 16), "f8d4": (4, 32, 32)}  # at 256 px: [C, H, W]
+
+
+def cases(device: torch.device) -> list[KernelCase]:
+    if device.type == "cuda":
+        return [
+            stage_1("f16d32", 64, torch.bfloat16, device),
+            stage_1("f8d4", 64, torch.bfloat16, device),
+            stage_2("f16d32", 256, torch.bfloat16, device),
+        ]
+    return [stage_1("f16d32", 16, torch.float32, device), stage_2("f8d4", 32, torch.float32, device)]
+
+
+def stage_1(latent: str, batch: int, dtype: torch.dtype, device: torch.device) -> KernelCase:
+    channels, height, width = LATENTS[latent]
+
+    def inputs(number):
+        moments = random_normal(
+            batch, 2 * channels, height, width, number=number, dtype=dtype, device=device, requires_grad=True
+        )
+        return moments, *statistics_and_ids(channels, batch, number, device)
+
+    def form(function):
+        def call(moments, *rest):
+            out = function(*moments.chunk(2, dim=1), *rest)
+            return out.z, out.z_t
+
+        return call
+
+    latent_bytes = batch * channels * height * width * dtype.itemsize
+    return KernelCase(
+        name=f"stage 1, {latent} 256px, batch {batch}, {dtype_name(dtype)}",
+        inputs=inputs,
+        eager=form(noise_inject_reference),
+        fused=form(noise_inject),
+        yardsticks={"torch.randn": form(plain)},
+        forward_bytes=4 * latent_bytes,  # mean, logvar -> z, z_t
+        backward_bytes=5 * latent_bytes,  # grad z, grad z_t, logvar -> grad mean, grad logvar
+    )
+
+
+def stage_2(latent: str, batch: int, dtype: torch.dtype, device: torch.device) -> KernelCase:
+    channels, height, width = LATENTS[latent]
+    shape = batch, channels, height, width
+
+    def inputs(number):
+        mean, std = (random_normal(*shape, number=2 * number + i, dtype=dtype, device=device) for i in range(2))
+        return mean, std.abs(), *statistics_and_ids(channels, batch, number, device)
+
+    def form(function):
+        def call(*tensors):
+            out = function(*tensors, spread_is_std=True)
+            return out.z_t, out.velocity
+
+        return call
+
+    return KernelCase(
+        name=f"stage 2, {latent} 256px, batch {batch}, {dtype_name(dtype)}",
+        inputs=inputs,
+        eager=form(noise_inject_reference),
+        fused=form(noise_inject),
+        yardsticks={"torch.randn": form(plain)},
+        forward_bytes=4 * batch * channels * height * width * dtype.itemsize,  # mean, std -> z_t, velocity
+    )
+
+
+def plain(mean, spread, latent_mean, latent_std, key, sample_ids, *, spread_is_std=False):
+    """The same arithmetic with noise and time from PyTorch's own generator."""
+    std = spread if spread_is_std else torch.exp(0.5 * spread.clamp(-30, 20))
+    z = mean + std * torch.randn_like(mean)
+    normalised = (z - latent_mean[:, None, None]) / latent_std[:, None, None]
+    t = torch.rand(mean.shape[0], device=mean.device)
+    level = t[:, None, None, None]
+    noise = torch.randn_like(normalised)
+    z_t = (1 - level) * normalised + level * noise
+    return NoiseInjectOutput(z, z_t.to(mean.dtype), (noise - normalised).to(mean.dtype), t)
+
+
+def statistics_and_ids(channels: int, batch: int, number: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """latent_mean, latent_std, key, sample_ids."""
+    latent_mean = random_normal(channels, number=number, dtype=torch.float32, device=device)
+    ids = torch.arange(batch, device=device) + number * batch
+    return latent_mean, torch.full_like(latent_mean, 1.5), philox.make_key(0, number, device), ids

@@ -1,0 +1,129 @@
+"""Time every fused op against plain PyTorch, torch.compile of it, and a copy of the same bytes.
+
+Each op is measured in a process of its own, so that a crash or a hang costs only that op. A row per case and pass goes
+into <out>/kernels_<machine>.json, with the machine, the versions and the commit; rows of other ops stay there. How a
+case is made: `bench/kernel_cases/__init__.py`.
+"""
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.command_line import Parser, positive
+from bench.kernel_cases import available_ops, cases_of
+from bench.kernel_rows import COPY, EAGER, Effort, one_line, rows_of
+from bench.machine import ROOT, last_level_cache_bytes, machine_facts, slug, source_facts, version_facts
+from sendvae_fast.errors import UserError
+
+OP_LIMIT_S = 180
+EFFORT = {"cpu": Effort(seconds=1.0), "cuda": Effort(seconds=0.5)}
+QUICK = Effort(seconds=0.2, compile=False, graph_replays=3)
+
+
+def main(arguments: list[str]) -> int:
+    """The verb; 1 if a case failed."""
+    parser = Parser("kernels", __doc__)
+    parser.add_argument("--ops", nargs="+", metavar="OP", help="these ops only, by name")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--threads", type=positive, help="CPU threads, default: the cores this process may use")
+    parser.add_argument("--quick", action="store_true", help="few samples, no torch.compile: to try a case")
+    parser.add_argument("--out", type=Path, help="folder of the results, default bench/results (--quick: not written)")
+    options = parser.parse_args(arguments)
+
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no CUDA device here")
+    ops = options.ops or available_ops()
+    if unknown := [op for op in ops if op not in available_ops()]:
+        raise UserError(f"--ops: no cases of {', '.join(unknown)}; there are {', '.join(available_ops())}")
+    threads = options.threads or len(os.sched_getaffinity(0))
+    effort = QUICK if options.quick else EFFORT[device.type]
+
+    facts = {"machine": machine_facts(device), "threads": threads, "versions": version_facts(), **source_facts()}
+    rows = []
+    for row in measured_rows(ops, device, threads, effort):
+        rows.append({**row, **facts})
+        print(summary(row), flush=True)
+    out = options.out or (None if options.quick else ROOT / "bench" / "results")
+    if out is not None:
+        print("written:", write_rows(out, facts["machine"]["name"], rows))
+    return 1 if any(errors_of(row) for row in rows) else 0
+
+
+def measured_rows(ops: list[str], device: torch.device, threads: int, effort: Effort) -> Iterator[dict[str, Any]]:
+    """Rows of every op as they come; an op whose process dies or outlasts its limit ends in a row with the error."""
+    context = multiprocessing.get_context("spawn")
+    for op in ops:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=measure_op, args=(op, str(device), threads, effort, sender))
+        process.start()
+        sender.close()  # so that the end of the process ends the pipe
+        deadline = time.monotonic() + OP_LIMIT_S
+        error = None
+        try:
+            while receiver.poll(max(0.0, deadline - time.monotonic())):
+                yield receiver.recv()
+            error = f"not done within {OP_LIMIT_S} s"
+        except EOFError:
+            process.join()
+            if process.exitcode != 0:
+                error = f"its process ended with exit code {process.exitcode}"
+        finally:
+            process.kill()
+            process.join()
+        if error is not None:
+            yield {"op": op, "case": "", "pass": "", "error": error}
+
+
+def measure_op(op: str, device_name: str, threads: int, effort: Effort, sender: Connection) -> None:
+    """In a process of its own: send the rows of one op."""
+    torch.set_num_threads(threads)
+    device = torch.device(device_name)
+    try:
+        cases = cases_of(op, device)
+    except Exception as error:
+        sender.send({"op": op, "case": "", "pass": "", "error": one_line(error)})
+        return
+    for case in cases:
+        for row in rows_of(op, case, device, last_level_cache_bytes(device), effort):
+            sender.send(row)
+
+
+def write_rows(out: Path, machine: str, rows: list[dict[str, Any]]) -> Path:
+    """Put the rows into the machine's file, in place of all rows of the same ops."""
+    path = out / f"kernels_{slug(machine)}.json"
+    measured = {row["op"] for row in rows}
+    kept = [row for row in json.loads(path.read_text()) if row["op"] not in measured] if path.exists() else []
+    out.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(row) for row in [*kept, *rows])
+    path.write_text(f"[\n{lines}\n]\n")
+    return path
+
+
+def errors_of(row: dict[str, Any]) -> list[str]:
+    """What failed in a row, a line each."""
+    forms = row.get("forms", {})
+    return [
+        *([row["error"]] if "error" in row else []),
+        *(f"{name}: {result['error']}" for name, result in forms.items() if "error" in result),
+    ]
+
+
+def summary(row: dict[str, Any]) -> str:
+    """A row for the terminal: medians in microseconds."""
+    title = f"{row['op']}, {row['case']}, {row['pass']}"
+    forms = {name: result for name, result in row.get("forms", {}).items() if "error" not in result}
+    eager = forms.get(EAGER, {}).get("median_us")
+    parts = [
+        f"{name} {result['median_us']:.0f} us"
+        + (f" ({eager / result['median_us']:.2f}x)" if eager and name not in (EAGER, COPY) else "")
+        for name, result in forms.items()
+    ]
+    return "\n  ".join([title, ", ".join(parts), *(f"FAILED {error}" for error in errors_of(row))])
