@@ -13,4 +13,7 @@ STABLE_TORCH_LIBRARY(sendvae, library) {
   library.def(
       "cosine_align_backward(Tensor grad, Tensor features, Tensor target, Tensor stats, float eps, bool need_target) "
       "-> (Tensor grad_features, Tensor grad_target)");
+  library.def(
+      "sde_step(Tensor x, Tensor velocity, Tensor times, Tensor key, Tensor sample_ids, float? guidance_scale, "
+      "bool last) -> (Tensor x_next, Tensor network_input)");
 }

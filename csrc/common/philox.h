@@ -11,7 +11,7 @@
 namespace sendvae {
 
 // One independent sequence per use; the numbers of philox.Stream.
-enum class Stream : uint32_t { kPosterior = 0, kInterpolant = 1, kTime = 2 };
+enum class Stream : uint32_t { kPosterior = 0, kInterpolant = 1, kTime = 2, kSamplerStep = 5 };
 
 struct PhiloxKey {
   uint32_t low, high;

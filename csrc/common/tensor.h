@@ -51,6 +51,26 @@ inline void check_float_dtype(const char* op, const char* name, const Tensor& te
                   name, " must be Float, BFloat16 or Half, got ", torch::headeronly::toString(dtype));
 }
 
+// [B, C, H, W] whose samples are small enough for 32-bit element numbers, as the noise needs them.
+inline void check_sample_shape(const char* op, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.dim() == 4, op, ": expected [B, C, H, W], got ", shape_string(tensor));
+  const int64_t elements = tensor.size(1) * tensor.size(2) * tensor.size(3);
+  STD_TORCH_CHECK(elements < (int64_t{1} << 31), op, ": a sample must have fewer than 2^31 elements, got ", elements);
+}
+
+// Checks a vector on the first argument's device and returns it packed.
+inline Tensor checked_vector(const char* op, const char* name, const Tensor& tensor, const Tensor& first,
+                             ScalarType dtype, int64_t length) {
+  check_same_device(op, name, tensor, first);
+  check_dtype(op, name, tensor, dtype);
+  check_shape(op, name, tensor, {length});
+  return torch::stable::contiguous(tensor);
+}
+
+inline Tensor empty_packed(const Tensor& like) {
+  return torch::stable::new_empty(like, like.sizes(), like.scalar_type());
+}
+
 // True when everything behind the first dimension is packed; the stride of the first dimension is free. So a half of
 // `moments.chunk(2, dim=1)` needs no copy.
 inline bool is_inner_contiguous(const Tensor& tensor) {

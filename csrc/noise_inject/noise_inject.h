@@ -113,12 +113,6 @@ Samples<T> samples(const Tensor& tensor) {
   return {data<T>(tensor), tensor.stride(0), is_uniform(tensor)};
 }
 
-inline void check_noise_shape(const char* op, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.dim() == 4, op, ": expected [B, C, H, W], got ", shape_string(tensor));
-  const int64_t elements = tensor.size(1) * tensor.size(2) * tensor.size(3);
-  STD_TORCH_CHECK(elements < (int64_t{1} << 31), op, ": a sample must have fewer than 2^31 elements, got ", elements);
-}
-
 // Checks `tensor` against the first [B, C, H, W] argument and returns it with packed samples,
 // copied only if it must be.
 inline Tensor checked_samples(const char* op, const char* name, const Tensor& tensor, const Tensor& first) {
@@ -126,18 +120,6 @@ inline Tensor checked_samples(const char* op, const char* name, const Tensor& te
   check_dtype(op, name, tensor, first.scalar_type());
   check_shape(op, name, tensor, {first.size(0), first.size(1), first.size(2), first.size(3)});
   return packed_or_uniform(tensor);
-}
-
-inline Tensor checked_vector(const char* op, const char* name, const Tensor& tensor, const Tensor& first,
-                             ScalarType dtype, int64_t length) {
-  check_same_device(op, name, tensor, first);
-  check_dtype(op, name, tensor, dtype);
-  check_shape(op, name, tensor, {length});
-  return torch::stable::contiguous(tensor);
-}
-
-inline Tensor empty_packed(const Tensor& like) {
-  return torch::stable::new_empty(like, like.sizes(), like.scalar_type());
 }
 
 // Holds the checked inputs and fresh outputs of one forward call.
@@ -152,7 +134,7 @@ struct NoiseInject {
               const Tensor& key_, const Tensor& sample_ids_, const std::optional<Tensor>& t_, bool spread_is_std_)
       : spread_is_std(spread_is_std_) {
     check_float_dtype(kName, "mean", mean_);
-    check_noise_shape(kName, mean_);
+    check_sample_shape(kName, mean_);
     const int64_t batch = mean_.size(0), channels = mean_.size(1);
     mean = packed_or_uniform(mean_);
     spread = checked_samples(kName, "spread", spread_, mean_);
@@ -191,7 +173,7 @@ struct NoiseInjectBackward {
                       const Tensor& t_, bool spread_is_std_)
       : spread_is_std(spread_is_std_) {
     check_float_dtype(kName, "grad_z", grad_z_);
-    check_noise_shape(kName, grad_z_);
+    check_sample_shape(kName, grad_z_);
     const int64_t batch = grad_z_.size(0), channels = grad_z_.size(1);
     grad_z = packed_or_uniform(grad_z_);
     grad_z_t = checked_samples(kName, "grad_z_t", grad_z_t_, grad_z_);

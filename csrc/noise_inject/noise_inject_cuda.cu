@@ -2,57 +2,13 @@
 // elements; a block of threads stays within one sample. Forward reads 2 and writes 3 tensors, backward 4 and 2.
 #include "noise_inject.h"
 
-#include <algorithm>
-
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include "../common/cuda.cuh"
+#include "../common/cuda_samples.cuh"
 
 namespace sendvae {
 namespace {
-
-constexpr int kMaxThreads = 256;
-
-// Where a thread works, and what all threads of its block share.
-struct Place {
-  int64_t sample;
-  bool first_of_sample;  // the first block of the sample
-  uint32_t element;      // first of the thread's vector; may lie past the sample's end
-};
-
-__device__ __forceinline__ Place find_place(uint32_t blocks_per_sample, int vector_width) {
-  const uint32_t block = blockIdx.x % blocks_per_sample;
-  return {static_cast<int64_t>(blockIdx.x / blocks_per_sample), block == 0,
-          (block * blockDim.x + threadIdx.x) * vector_width};
-}
-
-// The channel of consecutive elements, with one division at the start.
-struct ChannelCursor {
-  uint32_t channel, left, plane;
-  __device__ ChannelCursor(uint32_t element, uint32_t plane_) : channel(element / plane_), plane(plane_) {
-    left = plane - element % plane;
-  }
-  __device__ void advance() {
-    if (--left == 0) {
-      ++channel;
-      left = plane;
-    }
-  }
-};
-
-template <int kWidth>
-__device__ __forceinline__ void draw_normals(PhiloxKey key, Stream stream, int64_t sample_id, uint32_t element,
-                                             float (&out)[kWidth]) {
-  SENDVAE_UNROLL
-  for (int i = 0; i < kWidth / 4; ++i) {
-    const Normal4 normals = sample_normals(key, stream, sample_id, element / 4 + i);
-    out[4 * i] = normals.x;
-    out[4 * i + 1] = normals.y;
-    out[4 * i + 2] = normals.z;
-    out[4 * i + 3] = normals.w;
-  }
-}
 
 template <typename T>
 __device__ __forceinline__ void load_samples(const Samples<T>& samples, const Place& place, uint32_t count,
@@ -143,20 +99,6 @@ __global__ void __launch_bounds__(kMaxThreads)
   const int64_t offset = place.sample * static_cast<int64_t>(args.elements) + place.element;
   store_vector(args.grad_mean + offset, count, aligned, grad_mean);
   store_vector(args.grad_spread + offset, count, aligned, grad_spread);
-}
-
-struct Grid {
-  uint32_t blocks, threads, blocks_per_sample;
-};
-
-// Whole warps, as few as a small sample needs; at least one block a sample, which also writes t.
-Grid grid_for(const char* op, int64_t batch, uint32_t elements, int vector_width) {
-  const int64_t vectors = (static_cast<int64_t>(elements) + vector_width - 1) / vector_width;
-  const int64_t threads = std::clamp<int64_t>((vectors + 31) / 32 * 32, 32, kMaxThreads);
-  const int64_t blocks_per_sample = std::max<int64_t>(1, (vectors + threads - 1) / threads);
-  const int64_t blocks = batch * blocks_per_sample;
-  STD_TORCH_CHECK(blocks < (int64_t{1} << 31), op, ": too large for one launch: ", blocks, " blocks");
-  return {static_cast<uint32_t>(blocks), static_cast<uint32_t>(threads), static_cast<uint32_t>(blocks_per_sample)};
 }
 
 template <typename T>

@@ -4,9 +4,11 @@ from sendvae_fast.ops import philox
 from sendvae_fast.ops.cosine_align import cosine_align, cosine_align_reference
 from sendvae_fast.ops.dispatch import available_backends, chosen_backend, use_backend
 from sendvae_fast.ops.noise_inject import NoiseInjectOutput, noise_inject, noise_inject_reference
+from sendvae_fast.ops.sde_step import SdeStepOutput, sde_step, sde_step_reference
 
 __all__ = [
     "NoiseInjectOutput",
+    "SdeStepOutput",
     "available_backends",
     "chosen_backend",
     "cosine_align",
@@ -14,5 +16,7 @@ __all__ = [
     "noise_inject",
     "noise_inject_reference",
     "philox",
+    "sde_step",
+    "sde_step_reference",
     "use_backend",
 ]

@@ -7,7 +7,8 @@
 Unless forced, a CUDA tensor takes cuda, else triton, else the reference; a CPU tensor takes cpu, else the reference.
 `SENDVAE_BACKEND=<name>` or `use_backend(name)` forces one; a forced backend that cannot run is an error, never a silent
 fall-back. An op that was never written for the forced backend (`OPS`) keeps its own choice, so that a whole run can be
-forced. float64 tensors always take the reference, which is the ground truth of the others.
+forced. float64 tensors always take the reference, which is the ground truth of the others. (The float64 state of
+`sde_step` is not what counts there, but the velocity's dtype.)
 """
 
 import importlib.util
@@ -26,6 +27,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPS = {
     "noise_inject": BACKENDS,
     "cosine_align": BACKENDS,
+    "sde_step": ("reference", "cpu", "cuda"),
 }
 ENVIRONMENT_VARIABLE = "SENDVAE_BACKEND"
 

@@ -36,14 +36,24 @@ class GuidedVelocity:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """x [B, C, H, W]; t scalar. Costs one evaluation of 2B inside the interval, of B outside."""
+        velocity, scale = self.uncombined(x, t)
+        if scale is None:
+            return velocity
+        conditional, unconditional = velocity.chunk(2)
+        return unconditional + scale * (conditional - unconditional)
+
+    def uncombined(self, x: Tensor, t: Tensor) -> tuple[Tensor, float | None]:
+        """The velocities before they are combined, as `ops.sde_step` takes them.
+
+        Inside the interval [2B, C, H, W], for the labels and then for the null class, and the scale; outside it
+        [B, C, H, W] and None.
+        """
         # Compared as Python floats: the end 0.65 in float32 lies below 0.65, and would move the interval's edge.
         decisive_t = float(t) if self.decided_at is None else self.decided_at
         if self.scale > 1 and self.interval[0] <= decisive_t <= self.interval[1]:
             null_labels = torch.full_like(self.labels, self.null_label)
-            velocity = self._evaluate(torch.cat([x, x]), t, torch.cat([self.labels, null_labels]))
-            conditional, unconditional = velocity.chunk(2)
-            return unconditional + self.scale * (conditional - unconditional)
-        return self._evaluate(x, t, self.labels)
+            return self._evaluate(torch.cat([x, x]), t, torch.cat([self.labels, null_labels])), self.scale
+        return self._evaluate(x, t, self.labels), None
 
     def decide_at(self, t: float) -> "GuidedVelocity":
         """The same function with the decision to guide taken at `t`: both halves of a Heun step must agree."""

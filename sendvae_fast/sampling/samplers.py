@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.ops import philox
-from sendvae_fast.sampling import path
+from sendvae_fast.ops import philox, sde_step
 from sendvae_fast.sampling.guidance import GuidedVelocity
 
 # (x [B, C, H, W] in the model's dtype, t float64 scalar on the CPU) -> velocity [B, C, H, W]
@@ -74,19 +73,24 @@ def euler_maruyama(
     """The reverse SDE: x <- x + d(x, t) Δt + sqrt(w(t) |Δt|) ε, and x <- x + d(x, t) Δt in the last step.
 
     The same numbers of steps, grid, precision and order of operations as REPA's and REPA-E's sampler
-    (`path.sde_drift`, `path.sde_diffusion`); only the noise comes from elsewhere. Arguments as in `sample`.
+    (`path.sde_drift`, `path.sde_diffusion`, a step in `ops.sde_step`); only the noise comes from elsewhere. Guidance is
+    computed in the state's precision. Arguments as in `sample`.
     """
     times = time_grid(config)
-    x = z.to(getattr(torch, config.dtype))
+    device_times = times.to(z.device)
+    x, network_input = z.to(getattr(torch, config.dtype)), z
     for step in range(config.num_steps):
-        t, dt = times[step], times[step + 1] - times[step]
-        x = x + path.sde_drift(x, velocity(x.to(z.dtype), t).to(x.dtype), t) * dt
-        if step < config.num_steps - 1:
-            key = philox.make_key(seed, step, z.device)
-            noise = philox.normal(key, philox.Stream.SAMPLER_STEP, sample_ids, tuple(z.shape[1:]))
-            x = x + torch.sqrt(path.sde_diffusion(t) * dt.abs()) * noise.to(x.dtype)
+        if isinstance(velocity, GuidedVelocity):
+            v, scale = velocity.uncombined(network_input, times[step])
+        else:
+            v, scale = velocity(network_input, times[step]), None
+        key = philox.make_key(seed, step, z.device)
+        x, network_input = sde_step(
+            x, v.to(z.dtype), device_times[step : step + 2], key, sample_ids,
+            guidance_scale=scale, last=step == config.num_steps - 1,
+        )  # fmt: skip
         on_step()
-    return x.to(z.dtype)
+    return network_input
 
 
 @torch.no_grad()

@@ -39,6 +39,18 @@ def test_inside_the_interval_and_at_both_ends_one_doubled_batch_is_guided_on_all
     torch.testing.assert_close(velocity, unconditional + 2.5 * (conditional - unconditional))
 
 
+@pytest.mark.parametrize(("t", "scale"), [(0.4, 2.5), (0.7, None)])
+def test_uncombined_velocities_are_what_the_call_combines(t, scale):
+    model = ScaledByLabel()
+    velocity = guided(model, torch.tensor([3, 0]), 2.5, (0.2, 0.65), NUM_CLASSES)
+    x = torch.randn(2, 5, 2, 2)
+    parts, given = velocity.uncombined(x, torch.tensor(t, dtype=torch.float64))
+    assert given == scale
+    labels = [4.0, 1.0] if scale is None else [4.0, 1.0, 11.0, 11.0]
+    expected = x.repeat(len(labels) // 2, 1, 1, 1) * torch.tensor(labels)[:, None, None, None]
+    torch.testing.assert_close(parts, expected)
+
+
 @pytest.mark.parametrize("t", [0.0, math.nextafter(0.2, 0), math.nextafter(0.65, 1), 1.0])
 def test_outside_the_interval_only_the_labels_are_evaluated(t):
     model, x, velocity = evaluate(t)
