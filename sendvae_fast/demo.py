@@ -133,7 +133,7 @@ def run_demo(config: DemoConfig) -> int:
         if any(codes):
             return max(codes)
     with timer.part("evaluation"):
-        results = measure(config, root, Catalog.from_folder(train_data), Catalog.from_folder(test_data))
+        results = measure(config, root, Catalog.open(train_data), Catalog.from_folder(test_data))
     with timer.part("report"):
         results["notes"].append(timer.sentence())
         (root / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -217,7 +217,7 @@ def prepare_pictures(config: DemoConfig, root: Path) -> tuple[Path, Path]:
         synth_scenes(train, config.num_train_images, image_size(), seed=0)
         synth_scenes(test, config.num_test_images, image_size(), seed=1)
     else:
-        link_photographs(Catalog.from_folder(config.data), train, test)
+        link_photographs(Catalog.open(config.data), train, test)
     return train, test
 
 
@@ -228,14 +228,15 @@ def link_photographs(catalog: Catalog, train: Path, test: Path) -> None:
     """
     seen: dict[int, int] = {}
     counts = {train: 0, test: 0}
-    for path, label in zip(catalog.paths, catalog.labels.tolist(), strict=True):
+    for sample_id, label in enumerate(catalog.labels.tolist()):
+        path = Path(catalog.locate(sample_id))
         seen[label] = seen.get(label, 0) + 1
         folder = test if seen[label] % HELD_OUT_EVERY == 0 else train
         counts[folder] += 1
-        link = folder / catalog.class_names[label] / f"{seen[label]:06d}{Path(path).suffix}"
+        link = folder / catalog.class_names[label] / f"{seen[label]:06d}{path.suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
-            link.symlink_to(Path(path).resolve())
+            link.symlink_to(path.resolve())
     if min(counts.values()) < 2:
         raise UserError(
             f"{catalog.root} has too few pictures for the demo: give classes of at least {HELD_OUT_EVERY} pictures, "

@@ -1,6 +1,7 @@
 """The demo, smaller still: every part runs, a second call trains nothing, and photographs are split and linked."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,8 +74,8 @@ def test_photographs_are_split_by_links_and_left_as_they_are(tmp_path):
     link_photographs(catalog, tmp_path / "train", tmp_path / "test")
     train, test = (Catalog.from_folder(tmp_path / name) for name in ("train", "test"))
     assert (len(train), len(test)) == (16, 4) and train.class_names == test.class_names == ("cat", "dog")
-    sources = {str((tmp_path / name).resolve()) for name in train.paths + test.paths}
-    assert sources == {str((tmp_path / path).resolve()) for path in catalog.paths}
+    links = [Path(part.locate(i)) for part in (train, test) for i in range(len(part))]
+    assert {link.resolve() for link in links} == {Path(catalog.locate(i)) for i in range(len(catalog))}
 
 
 def test_too_few_photographs_are_a_clear_error(tmp_path):

@@ -149,7 +149,7 @@ def look_at_folders(findings: Findings, config: Config) -> None:
                  verdict if os.access(existing, os.W_OK) else "broken")
     if config.data is not None:
         try:
-            catalog = Catalog.from_folder(config.data)
+            catalog = Catalog.open(config.data)
             findings.add("folders", "data", f"{len(catalog)} images in {len(catalog.class_names)} classes")
         except UserError as error:
             findings.add("folders", "data", error, "broken")

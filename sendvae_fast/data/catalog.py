@@ -1,148 +1,89 @@
-"""What images there are: an ImageFolder listed once, with its classes and, where known, its attributes."""
+"""What pictures there are: the samples of a source with their classes and, where known, attributes and verdicts."""
 
-import csv
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from sendvae_fast.data.images import UnreadableImage, check_header
-from sendvae_fast.errors import UserError
-from sendvae_fast.progress import Progress
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-"""File name endings taken for images, whatever their case."""
-ATTRIBUTES_FILE = "attributes.csv"
-MESSAGE_LIST_LENGTH = 5
-"""At most so many file names go into one error message."""
-VERIFY_CHUNK = 4096
-
-
-@dataclass(frozen=True)
-class Attributes:
-    """Binary attributes of every image of a catalog."""
-
-    names: tuple[str, ...]
-    values: np.ndarray
-    """bool [num_images, len(names)]."""
+from sendvae_fast.data.attributes import Attributes, read_attributes
+from sendvae_fast.data.sources.base import Listing, Source
+from sendvae_fast.data.sources.folder import list_folder
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """The images under a folder. A sample id is an index into `paths`."""
+    """The samples of a source. A sample id counts them: by class, then by name."""
 
-    root: Path
-    paths: list[str]
-    """Full path of each image, class by class."""
+    source: Source
     labels: np.ndarray
-    """Class index of each image, int64 [num_images]."""
+    """Class index of each sample, int64 [num_samples]."""
     class_names: tuple[str, ...]
-    """Names of the class folders, sorted: the ImageFolder convention."""
+    """Sorted, as ImageFolder sorts them."""
     attributes: Attributes | None = None
     """From `attributes.csv` in the root, where there is one."""
+    verdicts: np.ndarray | None = None
+    """What `sendvae data index` found, str [num_samples]: "ok", "odd: <why>", "bad: <reason>"; None: no index."""
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.source)
+
+    @property
+    def root(self) -> Path:
+        """Folder of the source."""
+        return self.source.root
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each sample, with forward slashes; in a folder its path under the root."""
+        return self.source.names
+
+    @property
+    def is_bad(self) -> np.ndarray:
+        """Which samples are known to be unreadable, bool [num_samples]; without an index none is."""
+        if self.verdicts is None:
+            return np.zeros(len(self), bool)
+        return np.array([verdict.startswith("bad") for verdict in self.verdicts], bool)
+
+    def read(self, sample_id: int) -> bytes:
+        """The encoded bytes of a sample. May be called from many threads.
+
+        Raises:
+            UnreadableImage: when they cannot be had.
+        """
+        return self.source.read(sample_id)
+
+    def locate(self, sample_id: int) -> str:
+        """Where a sample lies, for messages."""
+        return self.source.locate(sample_id)
+
+    @classmethod
+    def open(cls, where: str | os.PathLike[str]) -> "Catalog":
+        """The catalog of the pictures at `where`: an ImageFolder.
+
+        Raises:
+            UserError: when there are none, or something is wrong with how they are laid out.
+        """
+        return cls.from_folder(where)
 
     @classmethod
     def from_folder(cls, root: str | os.PathLike[str]) -> "Catalog":
-        """List an ImageFolder (`root/<class>/.../<image>`); a flat folder of images counts as one class.
-
-        Only names are looked at, so that a million files take seconds; `verify` looks inside. Names that begin with a
-        dot are passed over.
+        """List an ImageFolder by names alone, so that a million files take seconds.
 
         Raises:
-            UserError: when the folder is missing, holds no images, has a class without images, or its
-                `attributes.csv` does not fit.
+            UserError: as `list_folder`, or when its `attributes.csv` does not fit.
         """
-        root = Path(root)
-        if not root.exists():
-            raise UserError(f"the image folder {root} does not exist; check the path")
-        if not root.is_dir():
-            raise UserError(f"{root} is a file, not an image folder; give the folder that holds the class folders")
-        class_names = tuple(sorted(entry.name for entry in _entries(root) if entry.is_dir()))
-        if class_names:
-            per_class = [_images_under(root / name) for name in class_names]
-        else:
-            class_names, per_class = (root.resolve().name,), [_images_under(root)]
-        paths = [path for class_paths in per_class for path in class_paths]
-        if not paths:
-            raise UserError(
-                f"there are no images in {root}; expected {root}/<class>/<image> with one of {', '.join(EXTENSIONS)}"
-            )
-        for name, class_paths in zip(class_names, per_class, strict=True):
-            if not class_paths:
-                raise UserError(f"the class folder {root / name} holds no images; remove it or fill it")
-        counts = [len(class_paths) for class_paths in per_class]
-        labels = np.repeat(np.arange(len(class_names), dtype=np.int64), counts)
-        table = root / ATTRIBUTES_FILE
-        attributes = _read_attributes(table, root, paths) if table.exists() else None
-        return cls(root=root, paths=paths, labels=labels, class_names=class_names, attributes=attributes)
+        return cls._of_listing(list_folder(root))
 
-    def verify(self, max_bad_fraction: float = 0.0, num_threads: int = 8) -> list[UnreadableImage]:
-        """Read every image's header (not its pixels) and return what is wrong with the unreadable ones.
+    @classmethod
+    def _of_listing(cls, listing: Listing) -> "Catalog":
+        source = listing.source
+        return cls(source, listing.labels, listing.class_names, read_attributes(source.root, source.names))
 
-        Raises:
-            UserError: when more than `max_bad_fraction` of the images are unreadable, naming the first of them.
-        """
-        bad: list[UnreadableImage] = []
-        with ThreadPoolExecutor(num_threads) as pool, Progress("checking images", len(self), unit="image") as progress:
-            for verdict in _verdicts(pool, self.paths):
-                if verdict is not None:
-                    bad.append(verdict)
-                progress.advance(1, bad=len(bad))
-        if len(bad) > max_bad_fraction * len(self):
-            names = ", ".join(error.path for error in bad[:MESSAGE_LIST_LENGTH])
-            more = f" and {len(bad) - MESSAGE_LIST_LENGTH} more" if len(bad) > MESSAGE_LIST_LENGTH else ""
-            raise UserError(
-                f"{len(bad)} of {len(self)} images cannot be read ({bad[0].reason}): {names}{more}; "
-                "remove or replace them, or raise data.max_bad_fraction"
-            )
-        return bad
-
-
-def _verdicts(pool: ThreadPoolExecutor, paths: list[str]) -> Iterator[UnreadableImage | None]:
-    """Header verdicts in order; in chunks, so that a million paths do not become a million waiting futures."""
-    for start in range(0, len(paths), VERIFY_CHUNK):
-        yield from pool.map(check_header, paths[start:start + VERIFY_CHUNK])
-
-
-def _entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        yield from (entry for entry in entries if not entry.name.startswith("."))
-
-
-def _images_under(folder: Path) -> list[str]:
-    """Paths of the images anywhere under `folder`, sorted folder by folder as torchvision's ImageFolder does."""
-    found: list[tuple[str, str]] = []
-    waiting = [str(folder)]
-    while waiting:
-        here = waiting.pop()
-        for entry in _entries(here):
-            if entry.is_dir():
-                waiting.append(entry.path)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                found.append((here, entry.name))
-    return [os.path.join(*pair) for pair in sorted(found)]
-
-
-def _read_attributes(table: Path, root: Path, paths: list[str]) -> Attributes:
-    """Read `file` and one 0/1 column per attribute; `file` is relative to the root, with forward slashes."""
-    with open(table, newline="") as file:
-        rows = list(csv.reader(file))
-    if not rows or rows[0][:1] != ["file"] or len(rows[0]) < 2:
-        raise UserError(f"{table} must begin with a line 'file,<attribute>,...'; correct or remove it")
-    names = tuple(rows[0][1:])
-    by_file: dict[str, list[bool]] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(names) + 1 or not {"0", "1"}.issuperset(row[1:]):
-            raise UserError(f"{table} line {number} must be a file name and {len(names)} values 0 or 1; correct it")
-        by_file[row[0]] = [value == "1" for value in row[1:]]
-    files = [Path(path).relative_to(root).as_posix() for path in paths]
-    missing = [file for file in files if file not in by_file]
-    if missing:
-        raise UserError(f"{table} has no line for {missing[0]} ({len(missing)} images lack one); add them or remove it")
-    return Attributes(names=names, values=np.array([by_file[file] for file in files], bool))
+    def subset(self, ids: np.ndarray) -> "Catalog":
+        """The samples `ids` int64 [n], in that order, with the same classes."""
+        attributes = self.attributes and replace(self.attributes, values=self.attributes.values[ids])
+        verdicts = None if self.verdicts is None else self.verdicts[ids]
+        return replace(
+            self, source=self.source.take(ids), labels=self.labels[ids], attributes=attributes, verdicts=verdicts
+        )

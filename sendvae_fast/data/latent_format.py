@@ -33,7 +33,7 @@ class LatentSource:
     image_root: str
     """Folder of the images; recorded, but free to move."""
     file_list_sha256: str
-    """Of the image paths relative to the root, in order."""
+    """Of the images' names, in order."""
     num_samples: int
     image_size: int
     dtype: str = "float32"
@@ -82,9 +82,8 @@ class LatentSource:
 
 
 def file_list_sha256(catalog: Catalog) -> str:
-    """Hash of a catalog's paths relative to its root, in order: which id is which image."""
-    files = "\n".join(Path(path).relative_to(catalog.root).as_posix() for path in catalog.paths)
-    return hashlib.sha256(files.encode()).hexdigest()
+    """Hash of a catalog's names, in order: which id is which image."""
+    return hashlib.sha256("\n".join(catalog.names).encode(errors="surrogateescape")).hexdigest()
 
 
 def shard_header(path: Path) -> dict[str, Any] | None:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.data.images import UnreadableImage, read_crop
+from sendvae_fast.data.decode import UnreadableImage
+from sendvae_fast.data.images import read_crop
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.errors import UserError
 
@@ -125,7 +126,8 @@ class ImageLoader:
                 return sample_id, self._cache[sample_id]
             if sample_id not in self._bad:
                 try:
-                    crop = read_crop(self.catalog.paths[sample_id], self.size)
+                    data = self.catalog.read(sample_id)
+                    crop = read_crop(data, self.size, self.catalog.locate(sample_id))
                 except UnreadableImage as error:
                     self._note_bad(sample_id, error)
                 else:

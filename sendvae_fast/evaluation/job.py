@@ -139,18 +139,18 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], object] = print) -> di
     """
     device = init_distributed().device
     evaluator = Evaluator(config.foundation, config.perceptual, config.image_size, config.batch_size, device)
-    data = Catalog.from_folder(config.data)
+    data = Catalog.open(config.data)
     metrics: dict[str, float | None] = {}
     attribute_f1: dict[str, float] = {}
     if config.autoencoder is not None:
         autoencoder = load_autoencoder(resolve_weights(config.autoencoder)).autoencoder.to(device)
         metrics.update(evaluator.reconstruction(autoencoder, data))
         if config.train_data is not None:
-            probe = evaluator.attributes(autoencoder, Catalog.from_folder(config.train_data), data)
+            probe = evaluator.attributes(autoencoder, Catalog.open(config.train_data), data)
             metrics["attribute_f1"] = probe.mean_f1
             attribute_f1 = dict(zip(probe.names, probe.f1, strict=True))
     if config.samples is not None:
-        reference = data if config.reference is None else Catalog.from_folder(config.reference)
+        reference = data if config.reference is None else Catalog.open(config.reference)
         metrics["gfid"] = evaluator.generation(PngFolder(config.samples), reference)
     for name, value in metrics.items():
         say(f"{name:14s} {'not measured' if value is None else f'{value:.4f}'}")

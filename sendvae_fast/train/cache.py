@@ -54,7 +54,7 @@ def cache(config: CacheConfig) -> LatentCache:
         UserError: the folder holds latents of another autoencoder or of other images.
     """
     distributed = init_distributed()
-    catalog = Catalog.from_folder(config.data)
+    catalog = Catalog.open(config.data)
     autoencoder = load_autoencoder(resolve_weights(config.autoencoder)).autoencoder
     source = LatentSource.of_catalog(
         catalog, config.image_size, weights_sha256(autoencoder.state_dict()),

@@ -54,7 +54,7 @@ class TrainingImages:
                 f"data.global_batch={config.global_batch} must be a multiple of ranks x accumulation steps = "
                 f"{distributed.world_size} x {accumulation_steps}"
             )
-        self.catalog = Catalog.from_folder(config.root)
+        self.catalog = Catalog.open(config.root)
         self.schedule = BatchSchedule(len(self.catalog), config.global_batch, seed)
         self._loader = ImageLoader(self.catalog, config.image_size, config)
         self._ranks = distributed

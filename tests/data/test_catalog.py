@@ -6,6 +6,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from sendvae_fast.data.catalog import Catalog
+from sendvae_fast.data.decode import UnreadableImage
 from sendvae_fast.errors import UserError
 
 
@@ -28,7 +29,7 @@ def test_lists_as_torchvision_does(tmp_path):
     (root / "n10" / ".hidden.jpg").unlink()
     catalog, truth = Catalog.from_folder(root), ImageFolder(root)
     assert list(catalog.class_names) == truth.classes == ["n01", "n02", "n10"]
-    assert list(zip(catalog.paths, catalog.labels.tolist(), strict=True)) == truth.samples
+    assert [(catalog.locate(i), label) for i, label in enumerate(catalog.labels.tolist())] == truth.samples
     assert len(catalog) == 5 and catalog.labels.dtype == np.int64 and catalog.attributes is None
 
 
@@ -42,7 +43,7 @@ def test_a_flat_folder_is_one_class(tmp_path):
     save(tmp_path / "flat" / "a.jpg")
     catalog = Catalog.from_folder(tmp_path / "flat")
     assert catalog.class_names == ("flat",) and catalog.labels.tolist() == [0, 0]
-    assert [os.path.basename(path) for path in catalog.paths] == ["a.jpg", "b.jpg"]
+    assert catalog.names == ["a.jpg", "b.jpg"]
 
 
 def test_attributes_are_read_by_file_name(tmp_path):
@@ -53,7 +54,7 @@ def test_attributes_are_read_by_file_name(tmp_path):
     catalog = Catalog.from_folder(root)
     assert catalog.attributes.names == ("round", "warm")
     by_name = {os.path.basename(path): row.tolist() for path, row in
-               zip(catalog.paths, catalog.attributes.values, strict=True)}
+               zip(catalog.names, catalog.attributes.values, strict=True)}
     assert by_name == {"a.jpg": [False, True], "z.jpeg": [True, True], "x.JpG": [False, False],
                        "q.Png": [True, False], "b.JPEG": [True, True]}
 
@@ -86,14 +87,22 @@ def test_folder_errors(tmp_path):
         Catalog.from_folder(tmp_path / "part")
 
 
-def test_verify_names_what_is_broken(tmp_path):
-    root = tree(tmp_path)
-    (root / "n01" / "bad1.jpg").write_bytes(b"")
-    (root / "n02" / "bad2.jpg").write_text("<html>404</html>")
-    (root / "n02" / "bad3.jpg").symlink_to(root / "gone")
-    catalog = Catalog.from_folder(root)
-    with pytest.raises(UserError, match=r"3 of 8 images cannot be read .*n01/bad1.jpg, .*bad2.jpg, .*bad3.jpg"):
-        catalog.verify()
-    bad = catalog.verify(max_bad_fraction=0.4)
-    assert [os.path.basename(error.path) for error in bad] == ["bad1.jpg", "bad2.jpg", "bad3.jpg"]
-    assert Catalog.from_folder(root / "n10").verify() == []
+def test_the_parent_of_train_stands_for_train(tmp_path):
+    tree(tmp_path / "train")
+    tree(tmp_path / "val")
+    catalog = Catalog.open(tmp_path)
+    assert catalog.root == tmp_path / "train" and catalog.class_names == ("n01", "n02", "n10")
+    save(tmp_path / "boat" / "a.jpg")  # now `train` is a class among others
+    assert Catalog.open(tmp_path).class_names == ("boat", "train", "val")
+
+
+def test_reading_and_subsets(tmp_path):
+    catalog = Catalog.from_folder(tree(tmp_path))
+    part = catalog.subset(np.array([4, 1]))
+    assert part.names == [catalog.names[4], catalog.names[1]] and part.class_names == catalog.class_names
+    assert part.labels.tolist() == [2, 0] and part.locate(0) == str(tmp_path / catalog.names[4])
+    assert part.read(1) == (tmp_path / catalog.names[1]).read_bytes()
+    assert not catalog.is_bad.any()
+    (tmp_path / catalog.names[1]).unlink()
+    with pytest.raises(UnreadableImage, match="does not exist"):
+        part.read(1)

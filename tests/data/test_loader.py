@@ -43,7 +43,7 @@ def test_batches_are_what_the_schedule_says(catalog):
         assert batch.ids.dtype == batch.labels.dtype == torch.int64
         for i, image, label in zip(batch.ids.tolist(), batch.images, batch.labels.tolist(), strict=True):
             assert label == catalog.labels[i]
-            assert np.array_equal(image.numpy(), read_crop(catalog.paths[i], 16))
+            assert np.array_equal(image.numpy(), read_crop(catalog.locate(i), 16))
 
 
 @pytest.mark.parametrize("num_threads, read_ahead, cache_mb", [(1, 0, 0), (1, 0, 64), (3, 5, 0), (8, 2, 64)])
@@ -91,13 +91,13 @@ def test_in_order_reads_each_sample_once(catalog):
 
 def break_files(catalog, ids):
     for i in ids:
-        with open(catalog.paths[i], "wb") as file:
+        with open(catalog.locate(i), "wb") as file:
             file.write(b"broken")
 
 
 def test_an_unreadable_image_stops_the_run_with_its_name(catalog):
     break_files(catalog, [6])
-    with pytest.raises(UserError, match=f"{catalog.paths[6]}.*run the same command again.*data.max_bad_fraction"):
+    with pytest.raises(UserError, match=f"{catalog.locate(6)}.*run the same command again.*data.max_bad_fraction"):
         list(ImageLoader(catalog, 16).batches(BatchSchedule(NUM, 4, seed=1), stop=6))
 
 
@@ -115,8 +115,8 @@ def test_substitution_shifts_no_other_sample(catalog, caplog, num_threads):
         for row, i in enumerate(b.ids.tolist()):
             used = substitute.get(i, i)
             assert int(a.ids[row]) == used and int(a.labels[row]) == catalog.labels[used]
-            assert np.array_equal(a.images[row].numpy(), read_crop(catalog.paths[used], 16))
-    assert sorted(record.args[0] for record in caplog.records) == sorted(catalog.paths[i] for i in bad)
+            assert np.array_equal(a.images[row].numpy(), read_crop(catalog.locate(used), 16))
+    assert sorted(record.args[0] for record in caplog.records) == sorted(catalog.locate(i) for i in bad)
 
 
 def test_too_many_unreadable_images_stop_the_run(catalog):

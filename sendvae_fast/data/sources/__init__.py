@@ -1,0 +1,1 @@
+"""Where encoded pictures lie: folders, WebDataset tar shards, Hugging Face parquet files."""
