@@ -5,13 +5,12 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "../common/philox.h"
 #include "build_facts.h"  // written by CMake
-#include "read_rows.h"
+#include "latent_reader_python.h"
 
 namespace py = pybind11;
 
@@ -27,33 +26,6 @@ py::dict build_info() {
   info["cuda_architectures"] = SENDVAE_BUILD_CUDA_ARCHITECTURES;
   info["cuda_reason"] = SENDVAE_BUILD_HAS_CUDA ? py::none() : py::object(py::str(SENDVAE_BUILD_CUDA_REASON));
   return info;
-}
-
-void read_rows_into(const std::string& path, const std::vector<int64_t>& offsets, int64_t row_bytes,
-                    const py::buffer& buffer, int num_threads) {
-  const py::buffer_info view = buffer.request(/*writable=*/true);
-  int64_t packed = view.itemsize;
-  for (py::ssize_t i = view.ndim - 1; i >= 0; --i) {
-    if (view.shape[i] != 1 && view.strides[i] != packed) throw py::value_error("read_rows: buffer must be contiguous");
-    packed *= view.shape[i];
-  }
-  if (row_bytes < 0) throw py::value_error("read_rows: row_bytes must not be negative");
-  if (num_threads < 1) throw py::value_error("read_rows: num_threads must be at least 1");
-  if (packed != static_cast<int64_t>(offsets.size()) * row_bytes) {
-    throw py::value_error("read_rows: buffer holds " + std::to_string(packed) + " bytes, but " +
-                          std::to_string(offsets.size()) + " rows of " + std::to_string(row_bytes) +
-                          " bytes are asked for");
-  }
-  std::optional<sendvae::ReadError> error;
-  {
-    const py::gil_scoped_release release;
-    error = sendvae::read_rows(path, offsets, row_bytes, static_cast<char*>(view.ptr), num_threads);
-  }
-  if (!error) return;
-  if (error->error_number == 0) throw py::value_error("read_rows: " + error->message);
-  // OSError(errno, text) picks FileNotFoundError, PermissionError, ... by the number.
-  PyErr_SetObject(PyExc_OSError, py::make_tuple(error->error_number, "read_rows: " + error->message).ptr());
-  throw py::error_already_set();
 }
 
 py::tuple philox4x32(const std::vector<uint32_t>& counter, const std::vector<uint32_t>& key) {
@@ -82,16 +54,12 @@ py::tuple box_muller(const py::array_t<uint32_t, py::array::c_style>& word0,
 }  // namespace
 
 PYBIND11_MODULE(_host, module) {
-  module.doc() = "Host-side helpers of sendvae_fast: facts of the build, threaded file reading, hooks for tests.";
+  module.doc() = "Host-side helpers of sendvae_fast: facts of the build, the reader of latent shards, hooks for tests.";
   module.def("build_info", &build_info,
              "How the compiled parts were built: compiler, build_type, torch_version (built against),\n"
              "torch_target_version (oldest torch they load under), cuda_version and cuda_architectures, or\n"
              "None, [] and the reason in cuda_reason.");
-  module.def("read_rows", &read_rows_into, py::arg("path"), py::arg("offsets"), py::arg("row_bytes"),
-             py::arg("buffer"), py::arg("num_threads") = 1,
-             "Reads rows of row_bytes bytes at the byte offsets into a writable contiguous buffer, one after another,\n"
-             "with num_threads threads and the GIL released. Raises OSError if the file cannot be opened or read and\n"
-             "ValueError if a row reaches past its end or the buffer has another size.");
+  sendvae::define_latent_reader(module);
   module.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"),
              "For tests: the four words of Philox4x32-10.");
   module.def("box_muller", &box_muller, py::arg("word0"), py::arg("word1"),

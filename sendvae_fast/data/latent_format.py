@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ SHARD_PATTERN = re.compile(r"latents_(\d{5})\.safetensors")
 SHARD_KEY = "shard"
 """Key of a shard's metadata that holds its description, as JSON."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64}
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -40,6 +42,8 @@ class LatentSource:
     """Storage of mean and std: float32 or bfloat16."""
     shard_size: int = 4096
     """Samples per shard."""
+    flips: bool = False
+    """Whether the latents of the mirrored images are there too."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -96,6 +100,42 @@ def shard_header(path: Path) -> dict[str, Any] | None:
             return {**json.loads(file.metadata()[SHARD_KEY]), "shape": file.get_slice("mean").get_shape()[1:]}
     except (OSError, SafetensorError, TypeError, KeyError, ValueError):
         return None
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where a tensor lies in a safetensors file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    """Of its first byte in the file."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one entry of the first dimension."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+
+def tensor_places(path: Path) -> dict[str, TensorPlace]:
+    """The tensors of a safetensors file and where they lie, so that rows can be read without mapping the file.
+
+    The format: the header's length as a 64-bit number, the header as JSON, the tensors; offsets count from the end of
+    the header. safetensors itself has checked the header (no overlap, nothing outside the file) before it is read here.
+
+    Raises:
+        SafetensorError, OSError: the file is not a whole safetensors file.
+    """
+    with safe_open(path, framework="pt"):
+        pass
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        name: TensorPlace(_SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + begin)
+        for name, entry in header.items() if name != "__metadata__" and entry["dtype"] in _SAFETENSORS_DTYPES
+        for begin in entry["data_offsets"][:1]
+    }
 
 
 def read_cache_file(directory: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The latent cache: what the autoencoder says about every image, computed once, so that stage 2 never encodes.
 
-    latents_00000.safetensors ...   mean, std [n, C, H, W]; labels, sample_ids int64 [n]
+    latents_00000.safetensors ...   mean, std [n, C, H, W]; labels, sample_ids int64 [n]; with flips also mean_flip and
+                                    std_flip, of the mirrored images
     cache.json                      what it was made from, statistics, and every shard's size and sha256
 
 Mean and standard deviation are kept, not a sample, so that each epoch draws its own latents. Shard k holds the samples
@@ -35,6 +36,7 @@ from sendvae_fast.data.latent_format import (
     read_cache_file,
     shard_header,
 )
+from sendvae_fast.data.latent_rows import LatentRows
 from sendvae_fast.data.loader import ImageLoader
 from sendvae_fast.errors import UserError
 from sendvae_fast.progress import Progress
@@ -75,8 +77,12 @@ class LatentCacheWriter:
         """Shards not yet there or not readable; those are to be written."""
         return [k for k in range(self.source.num_shards) if shard_header(self._shard_path(k)) is None]
 
-    def write_shard(self, shard: int, mean: Tensor, std: Tensor, labels: Tensor) -> None:
+    def write_shard(
+        self, shard: int, mean: Tensor, std: Tensor, labels: Tensor, flipped: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         """Write mean, std [n, C, H, W] and labels int64 [n] of the samples of `shard`, whole or not at all.
+
+        flipped: mean and std of the mirrored images, where the source says so.
 
         Raises:
             UserError: when a mean or standard deviation is not finite: the autoencoder is broken.
@@ -87,7 +93,12 @@ class LatentCacheWriter:
                 f"shard {shard} takes {stop - start} samples, got mean {list(mean.shape)}, std {list(std.shape)}, "
                 f"labels {list(labels.shape)}"
             )
-        finite = (mean.isfinite() & std.isfinite()).flatten(1).all(1)
+        if self.source.flips != (flipped is not None):
+            raise ValueError(f"the source has flips={self.source.flips}, but flipped is {type(flipped).__name__}")
+        latents = {"mean": mean, "std": std}
+        if flipped is not None:
+            latents.update(zip(("mean_flip", "std_flip"), flipped, strict=True))
+        finite = torch.stack([value.isfinite().flatten(1).all(1) for value in latents.values()]).all(0)
         if not finite.all():
             sample_id = start + int((~finite).nonzero()[0])
             raise UserError(
@@ -95,7 +106,7 @@ class LatentCacheWriter:
             )
         dtype = DTYPES[self.source.dtype]
         tensors = {
-            "mean": mean.to(dtype).contiguous(), "std": std.to(dtype).contiguous(),
+            **{name: value.to(dtype).contiguous() for name, value in latents.items()},
             "labels": labels.to(torch.int64).contiguous(), "sample_ids": torch.arange(start, stop),
         }
         # One key only: safetensors writes several in random order, and the same latents should give the same file.
@@ -142,22 +153,25 @@ class LatentCacheWriter:
 
 
 class LatentCache:
-    """A finished latent cache, read at random through memory maps.
+    """A finished latent cache, read at random; `LatentReader` reads one ahead in a schedule's order.
 
     `latent_mean` and `latent_std` (float32 [C]) are the statistics of *sampled* latents per channel: the mean of the
     means, and the root of the means' variance plus the mean posterior variance. They normalise latents for stage 2.
     """
 
-    def __init__(self, directory: Path, note: dict[str, Any], shards: list[dict[str, Tensor]]) -> None:
-        self.directory, self._shards = directory, shards
+    def __init__(self, directory: Path, note: dict[str, Any], rows: LatentRows, labels: Tensor) -> None:
+        self.directory, self.rows, self.labels = directory, rows, labels
         self.source = LatentSource(**note["source"])
-        self.latent_shape: tuple[int, int, int] = tuple(note["latent_shape"])
         self.latent_mean = torch.tensor(note["latent_mean"], dtype=torch.float32)
         self.latent_std = torch.tensor(note["latent_std"], dtype=torch.float32)
-        self.labels = torch.cat([shard["labels"] for shard in shards])
 
     def __len__(self) -> int:
         return self.source.num_samples
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """[C, H, W]."""
+        return self.rows.shape
 
     @classmethod
     def open(cls, directory: str | Path, verify_hashes: bool = False) -> "LatentCache":
@@ -175,7 +189,8 @@ class LatentCache:
         if not directory.is_dir():
             raise UserError(f"the latent cache {directory} does not exist; make it with `sendvae cache-latents`")
         note = read_cache_file(directory)
-        shards = []
+        variants = [("mean", "std"), ("mean_flip", "std_flip")][: 1 + note["source"].get("flips", False)]
+        paths, labels = [], []
         for shard in note["shards"]:
             path = directory / shard["file"]
             again = f"remove it and {directory / CACHE_FILE}, and run `sendvae cache-latents` again"
@@ -190,10 +205,11 @@ class LatentCache:
                 raise UserError(f"the latent shard {path} has changed since it was written (sha256 differs); {again}")
             try:
                 with safe_open(path, framework="pt") as file:
-                    shards.append({name: file.get_tensor(name) for name in ("mean", "std", "labels")})
+                    labels.append(file.get_tensor("labels"))
             except SafetensorError as error:
                 raise UserError(f"the latent shard {path} cannot be read ({error}); {again}") from None
-        return cls(directory, note, shards)
+            paths.append(path)
+        return cls(directory, note, LatentRows.of_files(paths, variants), torch.cat(labels))
 
     def check_catalog(self, catalog: Catalog, image_size: int) -> None:
         """Raise a UserError unless the cache holds the latents of exactly these images, at this size."""
@@ -211,15 +227,7 @@ class LatentCache:
             IndexError: for an id outside the cache.
         """
         ids = torch.as_tensor(ids)
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self):
-            raise IndexError(f"sample ids must be in [0, {len(self)}), got {int(ids.min())} .. {int(ids.max())}")
-        mean = torch.empty((len(ids), *self.latent_shape), dtype=DTYPES[self.source.dtype])
-        std = torch.empty_like(mean)
-        shard_of = ids // self.source.shard_size
-        for k in shard_of.unique().tolist():
-            rows = (shard_of == k).nonzero().squeeze(1)
-            local = ids[rows] - k * self.source.shard_size
-            mean[rows], std[rows] = self._shards[k]["mean"][local], self._shards[k]["std"][local]
+        mean, std = self.rows.load(ids)
         return mean, std, self.labels[ids]
 
 
@@ -244,18 +252,20 @@ def cache_latents(
     Raises:
         UserError: when an image cannot be read, or the autoencoder's output is not finite.
     """
+    flips = writer.source.flips
     ranges = {k: writer.source.shard_range(k) for k in writer.missing_shards() if k % world_size == rank}
     num_images = sum(stop - start for start, stop in ranges.values())
     with torch.inference_mode(), Progress("caching latents", num_images, unit="image") as progress:
         for shard, (start, stop) in ranges.items():
-            means, stds, labels = [], [], []
+            parts: list[tuple[Tensor, ...]] = []
             for batch in loader.in_order(batch_size, start=start, stop=stop):
-                mean, std = encode(batch.images)
-                means.append(mean.float().cpu())
-                stds.append(std.float().cpu())
-                labels.append(batch.labels)
+                latents = encode(batch.images)
+                if flips:
+                    latents = *latents, *encode(batch.images.flip(-1))
+                parts.append((batch.labels, *(value.float().cpu() for value in latents)))
                 progress.advance(len(batch.ids))
-            writer.write_shard(shard, torch.cat(means), torch.cat(stds), torch.cat(labels))
+            labels, mean, std, *flipped = (torch.cat(column) for column in zip(*parts, strict=True))
+            writer.write_shard(shard, mean, std, labels, tuple(flipped) or None)
 
 
 def _channel_sums(mean: Tensor, std: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def status() -> dict[str, str | None]:
 
 
 def host() -> ModuleType | None:
-    """The module `_host` (build facts, threaded file reading), or None if it is not built."""
+    """The module `_host` (build facts, the reader of latent shards), or None if it is not built."""
     return _import_host()[0]
 
 
