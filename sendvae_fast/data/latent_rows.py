@@ -126,7 +126,7 @@ class LatentReader:
         )
 
     def read(self, plan: Iterable[tuple[Tensor, Tensor | None, Any]]) -> Iterator[tuple[list[Tensor], Any]]:
-        """The fields [B, C, H, W] for each (ids int64 [B], variants int64 [B] or None, anything) of the plan, and anything.
+        """Of each (ids int64 [B], variants int64 [B] or None, anything) in the plan: the fields [B, C, H, W], anything.
 
         The plan is asked for `read_ahead` batches more than are delivered. The fields lie in buffers that are used
         again: they hold until the next batch is asked for, or, copied from pinned memory to a CUDA device, as long as

@@ -38,6 +38,7 @@ class Stream(IntEnum):
     SAMPLER_LABEL = 6
     ORDER = 7
     SYNTHETIC = 8
+    FLIP = 9
 
 
 def make_key(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Tensor:

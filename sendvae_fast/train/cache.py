@@ -38,6 +38,8 @@ class CacheConfig:
     """Storage of mean and standard deviation."""
     shard_size: int = 4096
     """Samples per shard."""
+    flips: bool = False
+    """Also encode the mirrored images; training then flips half of the samples."""
     loader: LoaderConfig = dataclasses.field(default_factory=lambda: LoaderConfig(cache_mb=0))
     """How images are read."""
 
@@ -58,7 +60,7 @@ def cache(config: CacheConfig) -> LatentCache:
     autoencoder = load_autoencoder(resolve_weights(config.autoencoder)).autoencoder
     source = LatentSource.of_catalog(
         catalog, config.image_size, weights_sha256(autoencoder.state_dict()),
-        dataclasses.asdict(autoencoder.config), dtype=config.dtype, shard_size=config.shard_size,
+        dataclasses.asdict(autoencoder.config), dtype=config.dtype, shard_size=config.shard_size, flips=config.flips,
     )
     writer = LatentCacheWriter(config.out, source)
     if not writer.is_complete:

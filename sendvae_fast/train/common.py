@@ -24,8 +24,9 @@ Batch = TypeVar("Batch", bound=tuple)
 class ImageDataConfig(LoaderConfig):
     """The training images and how many of them make a step."""
 
-    root: str
-    """ImageFolder: `root/<class>/<image>`."""
+    root: str | None = None
+    """The photographs: an ImageFolder (`root/<class>/<image>`), tar shards, parquet files or a catalog of them. Stage 2
+    without REPA needs none."""
     image_size: int = 256
     """Side of the ADM centre crop in pixels."""
     global_batch: int = 1024
@@ -38,6 +39,15 @@ class ImageDataConfig(LoaderConfig):
                 raise UserError(f"data.{name} is {getattr(self, name)}: it must be at least 1")
 
 
+def check_global_batch(config: ImageDataConfig, accumulation_steps: int, distributed: Distributed) -> None:
+    """Raise a UserError unless the global batch divides among ranks and accumulation steps."""
+    if config.global_batch % (distributed.world_size * accumulation_steps):
+        raise UserError(
+            f"data.global_batch={config.global_batch} must be a multiple of ranks x accumulation steps = "
+            f"{distributed.world_size} x {accumulation_steps}"
+        )
+
+
 class TrainingImages:
     """This rank's share of the images of every step.
 
@@ -48,12 +58,9 @@ class TrainingImages:
     def __init__(
         self, config: ImageDataConfig, seed: int, accumulation_steps: int, distributed: Distributed
     ) -> None:
-        parts = distributed.world_size * accumulation_steps
-        if config.global_batch % parts:
-            raise UserError(
-                f"data.global_batch={config.global_batch} must be a multiple of ranks x accumulation steps = "
-                f"{distributed.world_size} x {accumulation_steps}"
-            )
+        check_global_batch(config, accumulation_steps, distributed)
+        if config.root is None:
+            raise UserError("data.root is missing: give the photographs to train on, --data.root=FOLDER")
         self.catalog = Catalog.open(config.root)
         self.schedule = BatchSchedule(len(self.catalog), config.global_batch, seed)
         self._loader = ImageLoader(self.catalog, config.image_size, config)
@@ -64,10 +71,6 @@ class TrainingImages:
         return self._loader.batches(
             self.schedule, start=start_step, rank=self._ranks.rank, world_size=self._ranks.world_size
         )
-
-    def ids(self, step: int) -> Tensor:
-        """This rank's sample ids at `step`, int64 [B]: those `batches` reads."""
-        return torch.from_numpy(self.schedule.ids(step, self._ranks.rank, self._ranks.world_size))
 
     def spread(self, num: int) -> Tensor:
         """`num` images spread evenly over the catalog, for previews: uint8 [num, 3, S, S]."""

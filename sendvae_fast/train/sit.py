@@ -6,18 +6,15 @@ C latent channels, H W latent size, N tokens.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sendvae_fast.data.latents import LatentCache
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.engine import EngineConfig, build_engine
 from sendvae_fast.engine.optimizer import OptimizerConfig
@@ -32,13 +29,8 @@ from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import noise_inject, philox
 from sendvae_fast.sampling.generate import GenerateConfig, LatentDecoder, generate
 from sendvae_fast.sampling.writer import save_grid
-from sendvae_fast.train.common import (
-    ImageDataConfig,
-    TrainingImages,
-    add_means,
-    build_foundation,
-    micro_batches,
-)
+from sendvae_fast.train.common import ImageDataConfig, add_means, build_foundation, micro_batches
+from sendvae_fast.train.latent_batches import LatentBatch, LatentReaderConfig, TrainingLatents
 from sendvae_fast.train.loop import LoopConfig, fit
 
 
@@ -61,9 +53,11 @@ class GeneratorConfig:
     projector_width: int = 2048
     """Hidden width of the REPA projector."""
 
-    def build(self, cache: LatentCache, num_classes: int, repa_dim: int | None, repa_block: int) -> SiTConfig:
-        """The full SiT config for a latent cache."""
-        channels, size = cache.latent_shape[:2]
+    def build(
+        self, latent_shape: tuple[int, int, int], num_classes: int, repa_dim: int | None, repa_block: int
+    ) -> SiTConfig:
+        """The full SiT config for latents [C, H, W]."""
+        channels, size = latent_shape[:2]
         shared = dict(
             latent_channels=channels, latent_size=size, num_classes=num_classes, repa_dim=repa_dim,
             repa_block=repa_block, label_dropout=self.label_dropout, projector_width=self.projector_width,
@@ -94,11 +88,13 @@ class SiTTrainConfig:
     run: str
     """Run directory. The same command again resumes it."""
     latents: str
-    """Latent cache folder, as `sendvae cache-latents` writes it."""
+    """Latent cache folder, as `sendvae cache-latents` writes it, or a folder of LightningDiT's published latents."""
     autoencoder: str | None = None
     """Autoencoder folder or run that decodes the preview pictures; without it there are none."""
-    data: ImageDataConfig
-    """The photographs the cache was made from (REPA looks at them beside the latents) and the global batch."""
+    data: ImageDataConfig = field(default_factory=lambda: ImageDataConfig(global_batch=256))
+    """The global batch, and the photographs the cache was made from when REPA looks at them beside the latents."""
+    reader: LatentReaderConfig = field(default_factory=LatentReaderConfig)
+    """How latents are read."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """Sizes of the SiT."""
     repa: RepaConfig = field(default_factory=RepaConfig)
@@ -115,31 +111,21 @@ class SiTTrainConfig:
     """Seed of weights, data order, noise and label dropout."""
 
 
-class LatentBatch(NamedTuple):
-    """One rank's share of a step: latents, and the photographs beside them when REPA wants them."""
-
-    ids: Tensor  # int64 [B]
-    mean: Tensor  # [B, C, H, W]
-    std: Tensor  # [B, C, H, W]
-    labels: Tensor  # int64 [B]
-    images: Tensor | None  # uint8 [B, 3, S, S]
-
-
 class SiTStage:
     """Stage 2 behind the loop's interface (`train.loop.Stage`)."""
 
     title = "train sit"
 
-    def __init__(
-        self, config: SiTTrainConfig, images: TrainingImages, cache: LatentCache, distributed: Distributed
-    ) -> None:
-        self.config, self.images, self.cache, self.distributed = config, images, cache, distributed
+    def __init__(self, config: SiTTrainConfig, latents: TrainingLatents, distributed: Distributed) -> None:
+        self.config, self.latents, self.distributed = config, latents, distributed
         self.device = distributed.device
         self.foundation = build_foundation(config.repa.weight, config.repa.foundation, self.device)
         torch.manual_seed(config.seed)
         repa_dim = self.foundation.dim if self.foundation else None
-        num_classes = len(images.catalog.class_names)
-        self.model = SiT(config.generator.build(cache, num_classes, repa_dim, config.repa.block))
+        cache = latents.cache
+        self.model = SiT(
+            config.generator.build(cache.rows.shape, latents.num_classes, repa_dim, config.repa.block)
+        )
         if self.foundation is not None:
             self.foundation.check_grid(self.model.config.grid_size)
         self.engine = build_engine(self.model, config.optimizer, config.engine)
@@ -161,7 +147,7 @@ class SiTStage:
 
     def _losses(self, batch: LatentBatch, key: Tensor, target: Tensor | None) -> dict[str, Tensor]:
         noised = noise_inject(
-            batch.mean, batch.std, self.latent_mean, self.latent_std, key, batch.ids, spread_is_std=True
+            batch.mean.float(), batch.std.float(), self.latent_mean, self.latent_std, key, batch.ids, spread_is_std=True
         )
         draw = philox.uniform(key, philox.Stream.LABEL_DROPOUT, batch.ids, 1)[:, 0]
         drop = draw < self.config.generator.label_dropout
@@ -179,16 +165,7 @@ class SiTStage:
 
     def batches(self, start_step: int) -> Iterator[LatentBatch]:
         """This rank's latents from `start_step` on, with the images of the same ids when REPA looks at them."""
-        if self.foundation is not None:
-            for batch in self.images.batches(start_step):
-                yield self._with_latents(batch.ids, batch.images)
-        else:
-            for step in itertools.count(start_step):
-                yield self._with_latents(self.images.ids(step), None)
-
-    def _with_latents(self, ids: Tensor, images: Tensor | None) -> LatentBatch:
-        mean, std, labels = self.cache.load(ids)
-        return LatentBatch(ids, mean, std, labels, images)
+        return self.latents.batches(start_step)
 
     def save(self, directory: Path) -> None:
         """A SiT folder (see `models.sit_io`) with the engine's state beside it."""
@@ -221,10 +198,11 @@ class SiTStage:
 def train_sit(config: SiTTrainConfig) -> int:
     """Run or resume stage 2; returns the exit code (see `train.loop.fit`). Collective."""
     distributed = init_distributed()
-    images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
-    cache = LatentCache.open(config.latents)
-    cache.check_catalog(images.catalog, config.data.image_size)
-    may_change = ("run", "loop", "engine", "preview", "latents", "autoencoder", "data.root")
+    latents = TrainingLatents(
+        config.latents, config.data, config.reader, with_images=config.repa.weight > 0, seed=config.seed,
+        accumulation_steps=config.engine.accumulation_steps, distributed=distributed,
+    )
+    may_change = ("run", "loop", "engine", "preview", "latents", "autoencoder", "reader", "data.root")
     run = RunDirectory(config.run, config, may_change=may_change)
-    stage = SiTStage(config, images, cache, distributed)
+    stage = SiTStage(config, latents, distributed)
     return fit(stage, config.loop, run, config.data.global_batch, distributed)

@@ -50,9 +50,13 @@ def sit_config(run: Path, images: Path, latents: Path, **settings: Any) -> SiTTr
     return build_config(SiTTrainConfig, merge(merge(SIT, own), settings))
 
 
-def cache_of(autoencoder: Path, images: Path, out: Path) -> Path:
+def cache_of(autoencoder: Path, images: Path, out: Path, **settings: Any) -> Path:
     """The latents of `images`."""
-    cache(CacheConfig(out=str(out), autoencoder=str(autoencoder), data=str(images), image_size=32, batch_size=8))
+    cache(
+        CacheConfig(
+            out=str(out), autoencoder=str(autoencoder), data=str(images), image_size=32, batch_size=8, **settings
+        )
+    )
     return out
 
 
