@@ -148,7 +148,8 @@ def forms_of(op: str, case: KernelCase, device: torch.device, effort: Effort) ->
     forms = [Form(EAGER, case.eager)]
     if case.compiles and effort.compile:
         torch._dynamo.reset()  # lest earlier cases use up the limit of recompilations
-        forms.append(Form(COMPILED, torch.compile(case.eager, fullgraph=True, dynamic=False)))
+        compiled = torch.compile(case.to_compile or case.eager, fullgraph=True, dynamic=False)
+        forms.append(Form(COMPILED, compiled, checked=case.to_compile is None))
     forms += [Form(name, work, checked=False) for name, work in case.yardsticks.items()]
     backends = [name for name in OPS[op] if name != "reference" and (name, device.type) != ("triton", "cpu")]
     for backend in backends:

@@ -46,14 +46,16 @@ def main(arguments: list[str]) -> int:
     threads = options.threads or len(os.sched_getaffinity(0))
     effort = QUICK if options.quick else EFFORT[device.type]
 
-    facts = {"machine": machine_facts(device), "threads": threads, "versions": version_facts(), **source_facts()}
+    machine = machine_facts(device)
+    facts = {"device": device.type, "machine": machine, "threads": threads, "versions": version_facts()}
+    facts |= source_facts()
     rows = []
     for row in measured_rows(ops, device, threads, effort):
         rows.append({**row, **facts})
         print(summary(row), flush=True)
     out = options.out or (None if options.quick else ROOT / "bench" / "results")
     if out is not None:
-        print("written:", write_rows(out, facts["machine"]["name"], rows))
+        print("written:", write_rows(out, machine["name"], rows))
     return 1 if any(errors_of(row) for row in rows) else 0
 
 

@@ -33,7 +33,9 @@ class KernelCase:
     backward_bytes: int | None = None
     """The least bytes of the backward pass alone, upstream gradients and saved inputs included; None: no backward."""
     compiles: bool = True
-    """Whether `torch.compile(eager, fullgraph=True)` is a yardstick (not where eager is Pillow, say)."""
+    """Whether torch.compile is a yardstick (not where eager is Pillow, say)."""
+    to_compile: Work | None = None
+    """What torch.compile compiles, if not the eager form; what it returns is then not checked."""
     yardsticks: Mapping[str, Work] = field(default_factory=dict)
     """Further forms to compare with, by name ("fused AdamW + foreach EMA + clip"); what they return is not checked."""
     tolerance: float = 2e-2

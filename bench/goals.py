@@ -1,0 +1,77 @@
+"""What the ops are to reach, as ratios of two times measured in one run, and whether a row reaches it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bench.kernel_rows import COMPILED, COPY, EAGER, FORWARD, WITH_BACKWARD
+
+BOTH = (FORWARD, WITH_BACKWARD)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """time(against) / time(ours) is to be `at_least` this in these passes."""
+
+    against: str
+    at_least: float
+    passes: tuple[str, ...] = BOTH
+
+
+NOT_SLOWER = (Goal(EAGER, 1.0),)
+GOALS: dict[tuple[str, str], tuple[Goal, ...]] = {
+    **{(op, "cpu"): (Goal(EAGER, 1.5),) for op in ("noise_inject", "cosine_align", "adamw_ema", "group_norm_silu")},
+    # On an H200, in bf16. Against a copy 1 / 1.3 means: at most 1.3 times as long as the copy.
+    ("noise_inject", "cuda"): (Goal(COPY, 1 / 1.3), Goal(EAGER, 4.0)),
+    ("cosine_align", "cuda"): (Goal(COPY, 0.9), Goal(EAGER, 4.0), Goal(COMPILED, 1.3)),
+    ("group_norm_silu", "cuda"): (
+        Goal(COPY, 0.85, (FORWARD,)), Goal(EAGER, 1.4, (WITH_BACKWARD,)), Goal(COMPILED, 1.1, (WITH_BACKWARD,)),
+    ),
+    ("adaln", "cuda"): (
+        Goal(COPY, 0.85, (FORWARD,)), Goal(COMPILED, 1.0, (FORWARD,)), Goal(COMPILED, 1.2, (WITH_BACKWARD,)),
+    ),
+    ("adamw_ema", "cuda"): (
+        Goal(COPY, 0.85), Goal("fused AdamW + foreach EMA + clip", 1.15), Goal(EAGER, 2.0),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A goal and what a row reached; None where a time is missing, which is a miss."""
+
+    goal: Goal
+    ratio: float | None
+
+    @property
+    def met(self) -> bool:
+        return self.ratio is not None and self.ratio >= self.goal.at_least
+
+    def __str__(self) -> str:
+        if self.goal.against == COPY:
+            reached = "no time" if self.ratio is None else f"{self.ratio:.0%}"
+            text = f"{reached} of copy (goal {self.goal.at_least:.0%})"
+        else:
+            reached = "no time" if self.ratio is None else f"{self.ratio:.2f}x"
+            text = f"{reached} {self.goal.against} (goal {self.goal.at_least:.1f}x)"
+        return f"{'met' if self.met else '**missed**'}: {text}"
+
+
+def verdicts(row: dict[str, Any], kind: str | None) -> Iterator[Verdict]:
+    """Every goal of the row's op on its device and pass; `kind` as for `median_us`."""
+    for goal in GOALS.get((row["op"], row["device"]), NOT_SLOWER):
+        if row["pass"] in goal.passes:
+            yield Verdict(goal, ratio(row, goal.against, kind))
+
+
+def ratio(row: dict[str, Any], against: str, kind: str | None) -> float | None:
+    """time(against) / time(ours), ours being the backend that the op takes by itself on this device."""
+    theirs, ours = (median_us(row, form, kind) for form in (against, row["chosen"]))
+    return None if theirs is None or ours is None else theirs / ours
+
+
+def median_us(row: dict[str, Any], form: str, kind: str | None) -> float | None:
+    """Median time of a form: launched from Python with kind None, or with kind "graph" within a CUDA graph."""
+    result = row["forms"].get(form, {})
+    timing = result if kind is None else result.get(kind, {})
+    return timing.get("median_us")

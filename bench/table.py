@@ -1,0 +1,141 @@
+"""Rewrite the tables of docs/performance.md from the rows in bench/results: one per machine, nothing typed by hand.
+
+The tables stand between two marker comments; the rest of the page is left alone.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.command_line import Parser
+from bench.goals import median_us, ratio, verdicts
+from bench.kernel_rows import COMPILED, COPY, EAGER
+from bench.kernels import errors_of
+from bench.machine import ROOT
+from sendvae_fast.errors import UserError
+from sendvae_fast.ops.dispatch import BACKENDS
+
+PAGE = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "bench" / "results"
+BEGIN, END = "<!-- made by `python -m bench table`: begin -->", "<!-- made by `python -m bench table`: end -->"
+COLUMNS = (EAGER, COMPILED, *(name for name in BACKENDS if name != "reference"), COPY)
+
+
+def main(arguments: list[str]) -> int:
+    """The verb."""
+    parser = Parser("table", __doc__)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    options.page.write_text(with_tables(options.page.read_text(), tables(options.results)))
+    print("written:", options.page)
+    return 0
+
+
+def with_tables(page: str, text: str) -> str:
+    """The page with `text` between its markers."""
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise UserError(f"the page needs these two lines, once each and in this order: {BEGIN} and {END}")
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+
+
+def tables(results: Path) -> str:
+    """Every machine's tables, in the order of the file names."""
+    files = sorted(results.glob("kernels_*.json"))
+    return "\n".join(machine_tables(json.loads(file.read_text())) for file in files)
+
+
+def machine_tables(rows: list[dict[str, Any]]) -> str:
+    """The part of the page about one machine."""
+    machine = rows[0]["machine"]
+    lines = [f"### {machine['name']}", "", *provenance(rows), ""]
+    if rows[0]["device"] == "cuda":
+        lines += ["On the device, within a CUDA graph:", "", *table(rows, "graph"), ""]
+        lines += ["As launched from Python:", "", *table(rows, None, goals=False), ""]
+    else:
+        lines += [*table(rows, None), ""]
+    if failures := [f"- {title(row)}: {error}" for row in rows for error in errors_of(row)]:
+        lines += ["Failed:", "", *failures, ""]
+    return "\n".join(lines)
+
+
+def provenance(rows: list[dict[str, Any]]) -> list[str]:
+    """What the numbers depend on, one line per commit measured."""
+    lines = {}
+    for row in rows:
+        tree = {True: "", False: " with uncommitted changes", None: " (tree not checked)"}[row["clean"]]
+        versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items() if version)
+        lines.setdefault(
+            (row["commit"], row["clean"], row["date"], row["threads"], versions),
+            f"commit {(row['commit'] or 'unknown')[:10]}{tree}, {row['date']}, {versions}, "
+            f"{row['threads']} CPU threads, load {row['machine']['load_1min']} at the start",
+        )
+    return [f"- {text}" for text in lines.values()]
+
+
+def table(rows: list[dict[str, Any]], kind: str | None, *, goals: bool = True) -> list[str]:
+    """One Markdown table; `kind` as for `median_us`."""
+    measured = [row for row in rows if "forms" in row]
+    columns = [name for name in COLUMNS if any(name in row["forms"] for row in measured)]
+    others = sorted({name for row in measured for name in row["forms"]} - set(columns))
+    lines = []
+    for row in measured:
+        cells = {"op": row["op"], "case": row["case"], "pass": row["pass"].replace("+", " + ")}
+        cells |= {name: cell(row, name, kind) for name in columns}
+        if others:
+            cells["other"] = "; ".join(f"{name} {cell(row, name, kind)}" for name in others if name in row["forms"])
+        cells["vs eager"], cells["vs compile"] = (times(ratio(row, name, kind)) for name in (EAGER, COMPILED))
+        cells["of copy"] = percent(ratio(row, COPY, kind))
+        cells["GB/s"], cells["copy GB/s"] = (rate(row, name, kind) for name in (row["chosen"], COPY))
+        if goals:
+            cells["goals"] = "<br>".join(map(str, verdicts(row, kind)))
+        if not lines:
+            lines = [line(cells), line("---" for _ in cells)]
+        lines.append(line(cells.values()))
+    return lines
+
+
+def line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def title(row: dict[str, Any]) -> str:
+    return ", ".join(part for part in (row["op"], row["case"], row["pass"]) if part)
+
+
+def cell(row: dict[str, Any], form: str, kind: str | None) -> str:
+    """A form's median and half its interquartile range; bold for the backend that the op takes by itself."""
+    result = row["forms"].get(form)
+    if result is None:
+        return ""
+    if "error" in result:
+        return "failed"
+    timing = result if kind is None else result.get(kind)
+    if timing is None:
+        return "not captured"
+    spread = (timing["q3_us"] - timing["q1_us"]) / 2 / timing["median_us"]
+    text = f"{duration(timing['median_us'])} ±{spread:.0%}"
+    return f"**{text}**" if form == row["chosen"] else text
+
+
+def duration(microseconds: float) -> str:
+    """A time with three digits: "1.23 ms"."""
+    value, unit = (microseconds, "µs") if microseconds < 1000 else (microseconds / 1000, "ms")
+    digits = max(0, 2 - math.floor(math.log10(value)))
+    return f"{value:.{digits}f} {unit}"
+
+
+def rate(row: dict[str, Any], form: str, kind: str | None) -> str:
+    median = median_us(row, form, kind)
+    return "" if median is None else f"{row['bytes'] / median / 1e3:.0f}"
+
+
+def times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}x"
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
