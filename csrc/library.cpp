@@ -4,6 +4,12 @@
 
 STABLE_TORCH_LIBRARY(sendvae, library) {
   library.def(
+      "adaln(Tensor x, Tensor? branch, Tensor? gate, Tensor shift, Tensor scale, float eps) "
+      "-> (Tensor y, Tensor s, Tensor stats)");
+  library.def(
+      "adaln_backward(Tensor grad_y, Tensor? grad_s, Tensor s, Tensor? branch, Tensor? gate, Tensor scale, "
+      "Tensor stats) -> (Tensor grad_x, Tensor grad_branch, Tensor grad_gate, Tensor grad_shift, Tensor grad_scale)");
+  library.def(
       "noise_inject(Tensor mean, Tensor spread, Tensor latent_mean, Tensor latent_std, Tensor key, Tensor sample_ids, "
       "Tensor? t, bool spread_is_std) -> (Tensor z, Tensor z_t, Tensor velocity, Tensor t)");
   library.def(

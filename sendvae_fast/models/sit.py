@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.positions import sincos_2d
 from sendvae_fast.models.transformer import Attention, Mlp, PatchEmbed, init_transformer, projector
+from sendvae_fast.ops import adaln
 
 _SIZES = {
     "S": dict(depth=12, width=384, num_heads=6),
@@ -148,14 +150,14 @@ class SiT(nn.Module):
         if return_features and config.repa_dim is None:
             raise ValueError("return_features needs a SiT with repa_dim")
         x = self.x_embedder(z_t)
-        x = x + self.pos_embed.to(x.dtype)
+        stream = Stream(x + self.pos_embed.to(x.dtype))
         condition = self.t_embedder(t) + self.y_embedder(labels, drop)  # [B, D]
         features = None
         for i, block in enumerate(self.blocks, start=1):
-            x = block(x, condition)
+            stream = block(stream, condition)
             if return_features and i == config.repa_block:
-                features = self.projectors[0](x)
-        return self._unpatchify(self.final_layer(x, condition)), features
+                features = self.projectors[0](stream.tokens())
+        return self._unpatchify(self.final_layer(stream, condition)), features
 
     def _unpatchify(self, x: Tensor) -> Tensor:
         """Tokens [B, N, P P C] to latents [B, C, H, H]."""
@@ -193,40 +195,49 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(labels)
 
 
+class Stream(NamedTuple):
+    """The residual stream between two layers. What the last layer gave is added in the op of the next norm, `adaln`."""
+
+    x: Tensor
+    """Tokens [B, N, D] before the last layer."""
+    branch: Tensor | None = None
+    """What the last layer gave [B, N, D]; None before the first layer."""
+    gate: Tensor | None = None
+    """Its factor [B, D]."""
+
+    def tokens(self) -> Tensor:
+        """The tokens [B, N, D] with everything added."""
+        return self.x if self.branch is None else self.x + self.gate.unsqueeze(1) * self.branch
+
+
 class SiTBlock(nn.Module):
-    """Transformer layer [B, N, D] whose norms and residual branches are modulated by the condition [B, D]."""
+    """Transformer layer on a stream of [B, N, D], whose norms and branches are modulated by the condition [B, D]."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(width, num_heads)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(width, approximate="tanh")
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).unsqueeze(1).chunk(6, dim=2)
-        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+    def forward(self, stream: Stream, condition: Tensor) -> Stream:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, dim=1)
+        y, x = adaln(stream.x, shift1, scale1, branch=stream.branch, gate=stream.gate)
+        y, x = adaln(x, shift2, scale2, branch=self.attn(y), gate=gate1)
+        return Stream(x, self.mlp(y), gate2)
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and a linear layer from tokens [B, N, D] to patches [B, N, P P C]."""
+    """Modulated norm and a linear layer from a stream of [B, N, D] to patches [B, N, P P C]."""
 
     def __init__(self, width: int, patch_size: int, channels: int):
         super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(width, patch_size * patch_size * channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(condition).unsqueeze(1).chunk(2, dim=2)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """``x (1 + scale) + shift`` for x [B, N, D] and shift, scale [B, 1, D]."""
-    return x * (1 + scale) + shift
+    def forward(self, stream: Stream, condition: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
+        y, _ = adaln(stream.x, shift, scale, branch=stream.branch, gate=stream.gate)
+        return self.linear(y)
 
 
 def _fill_pos_embed(module: SiT, state_dict: dict, prefix: str, *_) -> None:

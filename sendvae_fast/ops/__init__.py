@@ -1,6 +1,7 @@
 """Fused operations and the random numbers they draw. See docs/design.md, "Op" and "Randomness"."""
 
 from sendvae_fast.ops import philox
+from sendvae_fast.ops.adaln import adaln, adaln_reference
 from sendvae_fast.ops.cosine_align import cosine_align, cosine_align_reference
 from sendvae_fast.ops.dispatch import available_backends, chosen_backend, use_backend
 from sendvae_fast.ops.noise_inject import NoiseInjectOutput, noise_inject, noise_inject_reference
@@ -9,6 +10,8 @@ from sendvae_fast.ops.sde_step import SdeStepOutput, sde_step, sde_step_referenc
 __all__ = [
     "NoiseInjectOutput",
     "SdeStepOutput",
+    "adaln",
+    "adaln_reference",
     "available_backends",
     "chosen_backend",
     "cosine_align",

@@ -28,6 +28,7 @@ OPS = {
     "noise_inject": BACKENDS,
     "cosine_align": BACKENDS,
     "sde_step": ("reference", "cpu", "cuda"),
+    "adaln": ("reference", "cpu"),
 }
 ENVIRONMENT_VARIABLE = "SENDVAE_BACKEND"
 

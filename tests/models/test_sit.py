@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.sit import SiT, SiTConfig
+from sendvae_fast.ops import use_backend
 
 TINY = dict(
     latent_size=8, latent_channels=3, patch_size=2, width=24, depth=3, num_heads=3, num_classes=5,
@@ -199,11 +200,51 @@ def test_overfits_and_trains_every_weight():
     assert losses[-1] < 0.4 * losses[0]
 
 
+def loss_of(velocity, features):
+    """Some number that every output has a part in."""
+    weights = torch.linspace(-1, 1, velocity.numel()).view_as(velocity)
+    return (weights * velocity.float()).sum() + features.float().square().mean()
+
+
+# The tokens of 3 blocks in bf16 (8 bits) are good to a few per cent of a gradient's norm.
+@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 0.03)])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_gradients_are_a_plain_versions(backend, autocast, tolerance):
+    sit = tiny()
+    z_t, t, labels = inputs()
+    state = {name: x.detach().double().requires_grad_() for name, x in sit.state_dict().items()}
+    loss_of(*plain_sit(state, z_t.double(), t.double(), labels, sit.config)).backward()
+    with use_backend(backend), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        velocity, features = sit(z_t, t, labels, return_features=True)
+    assert velocity.dtype == features.dtype == (torch.bfloat16 if autocast else torch.float32)
+    loss_of(velocity, features).backward()
+    for name, parameter in sit.named_parameters():
+        true = state[name].grad
+        assert parameter.grad.dtype == torch.float32
+        assert (parameter.grad - true).norm() <= tolerance * true.norm(), name
+
+
 def test_runs_in_bfloat16():
     sit = tiny().bfloat16()
     z_t, t, labels = inputs()
     velocity, _ = sit(z_t.bfloat16(), t, labels)
     assert velocity.dtype == torch.bfloat16 and velocity.isfinite().all()
+
+
+def test_large_activations_stay_finite_under_autocast():
+    """Tokens of 1e4 and modulations of hundreds, as late in a long run in bf16."""
+    sit = tiny()
+    with torch.no_grad():
+        sit.x_embedder.proj.bias.add_(1e4)
+        for block in sit.blocks:
+            block.adaLN_modulation[1].bias.mul_(1e3)
+    z_t, t, labels = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        velocity, features = sit(1e2 * z_t, t, labels, return_features=True)
+        loss = velocity.float().square().mean() + features.float().square().mean()
+    loss.backward()
+    assert velocity.isfinite().all() and features.isfinite().all() and loss.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in sit.parameters())
 
 
 @pytest.mark.parametrize(
