@@ -1,32 +1,44 @@
 """What pictures there are: the samples of a source with their classes and, where known, attributes and verdicts."""
 
+import logging
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from sendvae_fast.data.attributes import Attributes, read_attributes
+from sendvae_fast.data.catalog_file import is_catalog_file, read_catalog_file, write_catalog_file
 from sendvae_fast.data.sources.base import Listing, Source
+from sendvae_fast.data.sources.find import list_source
 from sendvae_fast.data.sources.folder import list_folder
+from sendvae_fast.errors import UserError
+
+CATALOG_NAME = "catalog.parquet"
+"""A folder of shards with a catalog of this name in it is opened by it."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Catalog:
     """The samples of a source. A sample id counts them: by class, then by name."""
 
-    source: Source
-    labels: np.ndarray
-    """Class index of each sample, int64 [num_samples]."""
-    class_names: tuple[str, ...]
-    """Sorted, as ImageFolder sorts them."""
+    listing: Listing
     attributes: Attributes | None = None
     """From `attributes.csv` in the root, where there is one."""
-    verdicts: np.ndarray | None = None
-    """What `sendvae data index` found, str [num_samples]: "ok", "odd: <why>", "bad: <reason>"; None: no index."""
+    facts: pa.Table | None = None
+    """What `sendvae data index` found out, a row of `catalog_file.FACTS` per sample; None without an index."""
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @property
+    def source(self) -> Source:
+        """Where the encoded pictures lie."""
+        return self.listing.source
 
     @property
     def root(self) -> Path:
@@ -39,6 +51,24 @@ class Catalog:
         return self.source.names
 
     @property
+    def labels(self) -> np.ndarray:
+        """Class index of each sample, int64 [num_samples]."""
+        return self.listing.labels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By class index. Where classes have names and no numbers, they are sorted, as ImageFolder does."""
+        return self.listing.class_names
+
+    @cached_property
+    def verdicts(self) -> np.ndarray | None:
+        """"ok", "odd: <why>" or "bad: <reason>" of each sample, str objects [num_samples]; None without an index."""
+        if self.facts is None:
+            return None
+        column = self.facts["verdict"].combine_chunks().dictionary_encode()
+        return np.array(column.dictionary.to_pylist(), object)[column.indices.to_numpy()]
+
+    @cached_property
     def is_bad(self) -> np.ndarray:
         """Which samples are known to be unreadable, bool [num_samples]; without an index none is."""
         if self.verdicts is None:
@@ -59,12 +89,29 @@ class Catalog:
 
     @classmethod
     def open(cls, where: str | os.PathLike[str]) -> "Catalog":
-        """The catalog of the pictures at `where`: an ImageFolder.
+        """The catalog of the pictures at `where`.
+
+        Args:
+            where: a catalog file, or what `list_source` takes: an ImageFolder, tar shards, parquet files.
 
         Raises:
-            UserError: when there are none, or something is wrong with how they are laid out.
+            UserError: when there are no pictures, something is wrong with how they are laid out, or a shard that was
+                never indexed is damaged.
         """
-        return cls.from_folder(where)
+        path = Path(where)
+        path = path / CATALOG_NAME if path.is_dir() else path
+        if path.suffix == ".parquet" and is_catalog_file(path):
+            listing, facts = read_catalog_file(path)
+            return cls._of_listing(listing, facts)
+        listing = list_source(where)
+        if listing.damage:
+            raise UserError(
+                f"{listing.damage[0]} ({len(listing.damage)} damaged); fetch it again, "
+                "or catalog what is left of it with `sendvae data index`"
+            )
+        for line in listing.passed_over:
+            logger.warning(line)
+        return cls._of_listing(listing)
 
     @classmethod
     def from_folder(cls, root: str | os.PathLike[str]) -> "Catalog":
@@ -76,14 +123,17 @@ class Catalog:
         return cls._of_listing(list_folder(root))
 
     @classmethod
-    def _of_listing(cls, listing: Listing) -> "Catalog":
-        source = listing.source
-        return cls(source, listing.labels, listing.class_names, read_attributes(source.root, source.names))
+    def _of_listing(cls, listing: Listing, facts: pa.Table | None = None) -> "Catalog":
+        return cls(listing, read_attributes(listing.source.root, listing.source.names), facts)
 
     def subset(self, ids: np.ndarray) -> "Catalog":
         """The samples `ids` int64 [n], in that order, with the same classes."""
-        attributes = self.attributes and replace(self.attributes, values=self.attributes.values[ids])
-        verdicts = None if self.verdicts is None else self.verdicts[ids]
-        return replace(
-            self, source=self.source.take(ids), labels=self.labels[ids], attributes=attributes, verdicts=verdicts
+        return Catalog(
+            listing=replace(self.listing, source=self.source.take(ids), labels=self.labels[ids]),
+            attributes=self.attributes and replace(self.attributes, values=self.attributes.values[ids]),
+            facts=self.facts and self.facts.take(pa.array(ids)),
         )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a catalog file that `open` reads. Attributes stay where they are: in the source's root."""
+        write_catalog_file(Path(path), self.listing, self.facts)

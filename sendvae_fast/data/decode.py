@@ -70,11 +70,16 @@ def read_encoded(path: str | os.PathLike[str]) -> bytes:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError("not a regular file")
-            if status.st_size > MAX_FILE_BYTES:
-                raise ValueError(f"{status.st_size} bytes are too many for a picture")
+            check_size(status.st_size)
             return file.read()
     except (OSError, ValueError) as error:
         raise UnreadableImage(os.fspath(path), failure_reason(error)) from error
+
+
+def check_size(num_bytes: int) -> None:
+    """Raise a ValueError when a picture of so many bytes is not to be read at all."""
+    if num_bytes > MAX_FILE_BYTES:
+        raise ValueError(f"{num_bytes} bytes are too many for a picture")
 
 
 def decode_rgb(source: bytes | str | os.PathLike[str], where: str = "in memory") -> Image.Image:
@@ -140,6 +145,7 @@ def _open(data: bytes) -> Image.Image:
     Raises:
         ValueError: for what is over the limits; Pillow's own errors for what is broken.
     """
+    check_size(len(data))
     if not data:
         raise ValueError("the file is empty")
     image = Image.open(io.BytesIO(data), formats=FORMATS)

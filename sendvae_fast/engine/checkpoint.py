@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 
 from sendvae_fast import __version__
 from sendvae_fast.engine.distributed import Distributed, current_distributed
-from sendvae_fast.engine.files import fsync_path, write_atomic
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import fsync_path, write_atomic
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from sendvae_fast.engine.distributed import current_distributed
-from sendvae_fast.engine.files import write_atomic
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.files import write_atomic
 
 
 class MetricsLogger:

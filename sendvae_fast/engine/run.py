@@ -19,8 +19,8 @@ import yaml
 
 from sendvae_fast import __version__
 from sendvae_fast.engine.distributed import current_distributed
-from sendvae_fast.engine.files import write_atomic
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import write_atomic
 
 PACKAGES = ("torch", "torchvision", "triton", "deepspeed", "timm", "numpy", "pillow", "safetensors")
 NUM_CHANGES_SHOWN = 3

@@ -1,7 +1,10 @@
+import json
 import os
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from pictures import write_folder, write_parquet, write_tar
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -94,6 +97,47 @@ def test_the_parent_of_train_stands_for_train(tmp_path):
     assert catalog.root == tmp_path / "train" and catalog.class_names == ("n01", "n02", "n10")
     save(tmp_path / "boat" / "a.jpg")  # now `train` is a class among others
     assert Catalog.open(tmp_path).class_names == ("boat", "train", "val")
+
+
+def test_a_catalog_file_holds_all_there_is(tmp_path):
+    files = {f"{name}.jpg": os.fsencode(name) for name in ("n1/b", "n1/a", "n2/bad\udcff", "n2/line\nbreak")}
+    sources = [
+        write_folder(tmp_path / "folder", files), write_tar(tmp_path / "tar" / "s.tar", files),
+        write_parquet(tmp_path / "parquet" / "p.parquet", [("a.jpg", b"0", 0), ("b.jpg", b"1", 2), ("c.jpg", b"2", 1)]),
+    ]
+    for source in sources:
+        catalog = Catalog.open(source)
+        catalog.save(tmp_path / "c.parquet")
+        again = Catalog.open(tmp_path / "c.parquet")
+        assert again.names == catalog.names and again.class_names == catalog.class_names
+        assert again.labels.tolist() == catalog.labels.tolist() and again.labels.dtype == np.int64
+        assert [again.read(i) for i in range(len(again))] == [catalog.read(i) for i in range(len(catalog))]
+        assert again.locate(0) == catalog.locate(0) and again.verdicts is None and again.root == catalog.root
+        again.subset(np.array([2, 0])).save(tmp_path / "part.parquet")
+        part = Catalog.open(tmp_path / "part.parquet")
+        assert part.names == [catalog.names[2], catalog.names[0]] and part.class_names == catalog.class_names
+        assert part.read(0) == catalog.read(2)
+
+
+def test_a_catalog_moves_with_its_pictures(tmp_path):
+    write_folder(tmp_path / "a" / "train", {"n1/x.jpg": b"x"})
+    Catalog.open(tmp_path / "a" / "train").save(tmp_path / "a" / "train.catalog.parquet")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert Catalog.open(tmp_path / "b" / "train.catalog.parquet").read(0) == b"x"
+
+
+def test_damaged_and_future_catalogs(tmp_path):
+    write_folder(tmp_path / "a", {"n1/x.jpg": b"x"})
+    path = tmp_path / "c.parquet"
+    Catalog.open(tmp_path / "a").save(path)
+    table = pq.read_table(path)
+    note = json.loads(table.schema.metadata[b"sendvae"])
+    pq.write_table(table.replace_schema_metadata({b"sendvae": json.dumps({**note, "schema_version": 99})}), path)
+    with pytest.raises(UserError, match="schema version 99, this program reads 1"):
+        Catalog.open(path)
+    pq.write_table(table.replace_schema_metadata({b"sendvae": "{}"}), path)
+    with pytest.raises(UserError, match="damaged catalog.*sendvae data index"):
+        Catalog.open(path)
 
 
 def test_reading_and_subsets(tmp_path):

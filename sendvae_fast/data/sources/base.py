@@ -3,11 +3,16 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+
+from sendvae_fast.errors import UserError
+
+MAX_CLASSES = 2**20
+"""A class number beyond it is taken for a mistake, before there is a name for each class below it."""
 
 
 class Source(ABC):
@@ -38,6 +43,44 @@ class Source(ABC):
     def take(self, indices: np.ndarray) -> "Source":
         """The samples `indices` int64 [n], in that order, as a source of their own."""
 
+    @abstractmethod
+    def reading_order(self) -> np.ndarray:
+        """All indices, int64 [n], in the order in which the storage is read fastest."""
+
+    def __reduce__(self) -> tuple:
+        return type(self), self._arguments()
+
+    @abstractmethod
+    def _arguments(self) -> tuple:
+        """Of the constructor: all there is to a source but its open files."""
+
+
+class ShardedSource(Source):
+    """Many samples per file: sample i is the one at `offset[i]` (a byte, or a row) of `files[file[i]]`."""
+
+    def __init__(
+        self, root: Path, names: list[str], files: list[str], file: np.ndarray, offset: np.ndarray, size: np.ndarray
+    ) -> None:
+        """`files` are paths under `root`; file int32, offset int64, size int64 [n] (in bytes; -1 where unknown)."""
+        super().__init__(root, names)
+        self.files, self.file, self.offset, self.size = files, file, offset, size
+
+    def take(self, indices: np.ndarray) -> "ShardedSource":
+        names = [self.names[i] for i in indices]
+        return type(self)(
+            self.root, names, self.files, self.file[indices], self.offset[indices], self.size[indices]
+        )
+
+    def reading_order(self) -> np.ndarray:
+        return np.lexsort((self.offset, self.file))
+
+    def shard_path(self, index: int) -> Path:
+        """The file that holds a sample."""
+        return self.root / self.files[self.file[index]]
+
+    def _arguments(self) -> tuple:
+        return self.root, self.names, self.files, self.file, self.offset, self.size
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -47,18 +90,37 @@ class Listing:
     labels: np.ndarray
     """Class index of each sample, int64 [num_samples]."""
     class_names: tuple[str, ...]
-    problems: tuple[str, ...] = field(default=())
-    """Parts of the source that are damaged or were passed over, one line each."""
+    damage: tuple[str, ...] = ()
+    """Files of which a part cannot be read, one line each."""
+    passed_over: tuple[str, ...] = ()
+    """What was left out on purpose, one line each."""
 
 
-def class_indices(classes: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels int64 [n] of samples by their class's name, and the names sorted."""
+def index_classes(classes: Sequence[str | int], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels int64 [n] and class names of samples by their classes: names, sorted, or numbers, which keep their value.
+
+    Raises:
+        UserError: when names and numbers are mixed, or a number cannot be a class.
+    """
+    kinds = {type(item) for item in classes}
+    if kinds == {int}:
+        lowest, highest = min(classes), max(classes)
+        if lowest < 0 or highest >= MAX_CLASSES:
+            wrong = lowest if lowest < 0 else highest
+            raise UserError(f"{where}: a sample has the class number {wrong}; give a source with labels from 0 on")
+        return np.array(classes, np.int64), tuple(str(number) for number in range(highest + 1))
+    if kinds - {str}:
+        raise UserError(f"{where}: some classes are names and some are numbers; correct the labels")
     class_names = tuple(sorted(set(classes)))
-    index = {name: number for number, name in enumerate(class_names)}
-    return np.array([index[name] for name in classes], np.int64), class_names
+    number = {name: index for index, name in enumerate(class_names)}
+    return np.array([number[name] for name in classes], np.int64), class_names
 
 
 def sample_order(labels: np.ndarray, names: list[str]) -> np.ndarray:
     """The order of sample ids, whatever holds them: by class, folder and file name; int64 [n]."""
-    ranks = sorted(range(len(names)), key=lambda i: (labels[i], *os.path.split(names[i])))
-    return np.array(ranks, np.int64)
+    return np.array(sorted(range(len(names)), key=lambda i: (labels[i], *os.path.split(names[i]))), np.int64)
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The deepest folder that holds all of `paths`."""
+    return Path(os.path.commonpath([path.parent for path in paths]))

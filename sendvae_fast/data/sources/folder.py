@@ -28,6 +28,12 @@ class FolderSource(Source):
     def take(self, indices: np.ndarray) -> "FolderSource":
         return FolderSource(self.root, [self.names[i] for i in indices])
 
+    def reading_order(self) -> np.ndarray:
+        return np.arange(len(self))
+
+    def _arguments(self) -> tuple:
+        return self.root, self.names
+
 
 def list_folder(root: str | os.PathLike[str]) -> Listing:
     """List an ImageFolder (`root/<class>/.../<image>`); a flat folder of images counts as one class.
@@ -64,10 +70,11 @@ def list_folder(root: str | os.PathLike[str]) -> Listing:
 
 
 def _folders_in(root: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in _entries(root) if entry.is_dir()))
+    return tuple(sorted(entry.name for entry in visible_entries(root) if entry.is_dir()))
 
 
-def _entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+def visible_entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder, without the names that begin with a dot."""
     with os.scandir(folder) as entries:
         yield from (entry for entry in entries if not entry.name.startswith("."))
 
@@ -78,7 +85,7 @@ def _images_under(root: Path, folder: str) -> list[str]:
     waiting = [folder]
     while waiting:
         here = waiting.pop()
-        for entry in _entries(root / here):
+        for entry in visible_entries(root / here):
             if entry.is_dir():
                 waiting.append(os.path.join(here, entry.name))
             elif entry.name.lower().endswith(EXTENSIONS):

@@ -1,0 +1,114 @@
+"""A catalog on disk: one parquet file with a row per sample id.
+
+    name     binary       the name's bytes, as the file system has them
+    label    int64        class index
+    file     int32        index into `files` (shards only, else null)
+    offset   int64        first byte in the tar, or row of the parquet file (else null)
+    size     int64        encoded bytes
+    sha256   binary(32)   of the encoded bytes
+    width, height int32, mode, format string             of the picture; 0 and "" where it is bad
+    verdict  string       "ok", "odd: <why>", "bad: <reason>"
+
+The columns from `sha256` on are null in a catalog that was never indexed. The schema's metadata holds under `sendvae`
+as JSON: schema_version, kind, root (relative to the catalog's folder when it lies there, so that both may move
+together), files, class_names, and what was found damaged or passed over.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sendvae_fast.data.sources.base import Listing, ShardedSource
+from sendvae_fast.data.sources.find import SOURCES
+from sendvae_fast.errors import UserError
+from sendvae_fast.files import staged
+
+SCHEMA_VERSION = 1
+METADATA_KEY = b"sendvae"
+FACTS = pa.schema([
+    ("size", pa.int64()), ("sha256", pa.binary(32)), ("width", pa.int32()), ("height", pa.int32()),
+    ("mode", pa.string()), ("format", pa.string()), ("verdict", pa.string()),
+])
+"""What `sendvae data index` finds out about a sample."""
+LOCATION = pa.schema([
+    ("name", pa.binary()), ("label", pa.int64()), ("file", pa.int32()), ("offset", pa.int64()),
+])
+
+
+def is_catalog_file(path: Path) -> bool:
+    """Whether a file is a catalog, and not parquet of another kind or something else."""
+    try:
+        return METADATA_KEY in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def write_catalog_file(path: Path, listing: Listing, facts: pa.Table | None) -> None:
+    """Write what `read_catalog_file` reads, whole or not at all.
+
+    Args:
+        facts: one row of `FACTS` per sample, None without an index.
+    """
+    source, path = listing.source, path.absolute()
+    sharded = isinstance(source, ShardedSource)
+    nulls = [None] * len(source)
+    columns = {
+        "name": [os.fsencode(name) for name in source.names], "label": listing.labels,
+        "file": source.file if sharded else nulls, "offset": source.offset if sharded else nulls,
+    }
+    if facts is None:
+        facts = pa.table({field.name: pa.nulls(len(source), field.type) for field in FACTS}, FACTS)
+        if sharded:
+            facts = facts.set_column(0, FACTS.field("size"), pa.array(source.size))
+    root = source.root.absolute()
+    note = {
+        "schema_version": SCHEMA_VERSION, "kind": source.kind,
+        "root": str(root.relative_to(path.parent) if root.is_relative_to(path.parent) else root),
+        "files": source.files if sharded else [], "class_names": listing.class_names,
+        "damage": listing.damage, "passed_over": listing.passed_over,
+    }
+    table = pa.table([pa.array(columns[field.name], field.type) for field in LOCATION], schema=LOCATION)
+    for field in FACTS:
+        table = table.append_column(field, facts[field.name])
+    with staged(path) as unfinished:
+        pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(note)}), unfinished)
+
+
+def read_catalog_file(path: Path) -> tuple[Listing, pa.Table | None]:
+    """The samples in a catalog file and the facts about them, None when it was never indexed.
+
+    Raises:
+        UserError: when the file is damaged or of another schema version.
+    """
+    try:
+        table = pq.read_table(path)
+        note = json.loads(table.schema.metadata[METADATA_KEY])
+        version = note["schema_version"]
+        if version == SCHEMA_VERSION:
+            return _listing(table, note, path.absolute().parent), _facts(table)
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is a damaged catalog ({error}); make it again with `sendvae data index`") from error
+    raise UserError(
+        f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
+        "make it again with `sendvae data index`"
+    )
+
+
+def _listing(table: pa.Table, note: dict, folder: Path) -> Listing:
+    kind, root = SOURCES[note["kind"]], folder / note["root"]
+    names = [os.fsdecode(name) for name in table["name"].to_pylist()]
+    if issubclass(kind, ShardedSource):
+        size = table["size"].fill_null(-1).to_numpy()
+        source = kind(root, names, note["files"], table["file"].to_numpy(), table["offset"].to_numpy(), size)
+    else:
+        source = kind(root, names)
+    labels = table["label"].to_numpy().astype(np.int64)
+    return Listing(source, labels, tuple(note["class_names"]), tuple(note["damage"]), tuple(note["passed_over"]))
+
+
+def _facts(table: pa.Table) -> pa.Table | None:
+    return table.select(FACTS.names) if table["verdict"].null_count == 0 else None

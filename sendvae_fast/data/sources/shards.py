@@ -1,0 +1,64 @@
+"""Which files a pattern or a folder of shards stands for."""
+
+import glob
+import os
+import re
+from pathlib import Path
+
+from sendvae_fast.errors import UserError
+
+BRACES = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+SPLIT_WORDS = re.compile(r"(?<![a-z])(train|val|validation|test)(?![a-z])")
+
+
+def is_pattern(where: str) -> bool:
+    """Whether a path is to be expanded; one that exists under this very name is not."""
+    return any(mark in where for mark in "*?[{") and not os.path.exists(where)
+
+
+def expand(pattern: str) -> list[Path]:
+    """The files a pattern names, sorted: `{000..127}` and `{a,b}` as in WebDataset, `*`, `?` and `[...]` as in a shell.
+
+    Raises:
+        UserError: when a file that braces name is missing, or nothing matches.
+    """
+    found = []
+    for name in _expand_braces(pattern):
+        matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        found += matches
+    missing = [name for name in found if not os.path.isfile(name)]
+    if missing or not found:
+        what = f"{missing[0]} does not exist ({len(missing)} missing)" if missing else "nothing matches"
+        raise UserError(f"{pattern}: {what}; correct the pattern or fetch the files")
+    return [Path(name) for name in found]
+
+
+def shards_in(folder: Path, suffix: str) -> list[Path]:
+    """The files in `folder` that end with `suffix`, sorted.
+
+    Raises:
+        UserError: when they are of several splits: which one is meant?
+    """
+    found = sorted(path for path in folder.iterdir() if path.name.endswith(suffix) and not path.name.startswith("."))
+    splits = {word for path in found for word in SPLIT_WORDS.findall(path.name.lower())}
+    if len(splits) > 1:
+        raise UserError(
+            f"{folder} holds files of the splits {', '.join(sorted(splits))}; give those of one, "
+            f"as in '{folder}/*{sorted(splits)[0]}*{suffix}'"
+        )
+    return found
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    match = BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    numbers = RANGE.fullmatch(match[1])
+    if numbers:
+        first, last = numbers.groups()
+        options = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    else:
+        options = match[1].split(",")
+    head, tail = pattern[:match.start()], pattern[match.end():]
+    return [expanded for option in options for expanded in _expand_braces(head + option + tail)]
