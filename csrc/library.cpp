@@ -11,14 +11,16 @@ STABLE_TORCH_LIBRARY(sendvae, library) {
       "Tensor stats) -> (Tensor grad_x, Tensor grad_branch, Tensor grad_gate, Tensor grad_shift, Tensor grad_scale)");
   library.def(
       "noise_inject(Tensor mean, Tensor spread, Tensor latent_mean, Tensor latent_std, Tensor key, Tensor sample_ids, "
-      "Tensor? t, bool spread_is_std) -> (Tensor z, Tensor z_t, Tensor velocity, Tensor t)");
+      "Tensor? t, bool spread_is_std, int? patch_size) -> (Tensor z, Tensor z_t, Tensor velocity, Tensor t)");
   library.def(
       "noise_inject_backward(Tensor grad_z, Tensor grad_z_t, Tensor grad_velocity, Tensor spread, Tensor latent_std, "
-      "Tensor key, Tensor sample_ids, Tensor t, bool spread_is_std) -> (Tensor grad_mean, Tensor grad_spread)");
-  library.def("cosine_align(Tensor features, Tensor target, float eps) -> (Tensor distance, Tensor stats)");
+      "Tensor key, Tensor sample_ids, Tensor t, bool spread_is_std, int? patch_size) "
+      "-> (Tensor grad_mean, Tensor grad_spread)");
   library.def(
-      "cosine_align_backward(Tensor grad, Tensor features, Tensor target, Tensor stats, float eps, bool need_target) "
-      "-> (Tensor grad_features, Tensor grad_target)");
+      "cosine_align(Tensor features, Tensor target, float eps, float? margin) -> (Tensor distance, Tensor stats)");
+  library.def(
+      "cosine_align_backward(Tensor grad, Tensor features, Tensor target, Tensor stats, float eps, float? margin, "
+      "bool need_target) -> (Tensor grad_features, Tensor grad_target)");
   library.def(
       "sde_step(Tensor x, Tensor velocity, Tensor times, Tensor key, Tensor sample_ids, float? guidance_scale, "
       "bool last) -> (Tensor x_next, Tensor network_input)");

@@ -1,12 +1,14 @@
 // cosine_align: 1 - cos(features, target) per row, without normalised copies of the rows.
 //
-//   a = max(|f|, eps);  b = max(|y|, eps);  distance = 1 - f.y / (a b)
+//   a = max(|f|, eps);  b = max(|y|, eps);  distance = 1 - f.y / (a b), or max(0, 1 - margin - f.y / (a b))
 //   d distance / d f = -y / (a b) + [|f| > eps] f.y / (a b) f / |f|^2      and the same for y
 //
-// The sums are fp32. A norm under eps counts as the constant eps, in the gradient too. Shapes: M rows, D width.
+// The sums are fp32. A norm under eps counts as the constant eps, in the gradient too. Where the margin makes the
+// distance 0, so is the gradient. Shapes: M rows, D width.
 #pragma once
 
 #include <cmath>
+#include <optional>
 #include <tuple>
 
 #include "../common/tensor.h"
@@ -36,6 +38,24 @@ SENDVAE_HD float cosine(const RowStats& stats, float eps) {
   return stats.dot / max_norm(stats.features_norm, eps) / max_norm(stats.target_norm, eps);
 }
 
+// 1 - margin, and whether there is a margin. Without one the distance has no lower bound.
+struct Margin {
+  float offset;
+  bool is_given;
+};
+
+inline Margin make_margin(const std::optional<double>& margin) {
+  return {static_cast<float>(1.0 - margin.value_or(0.0)), margin.has_value()};
+}
+
+// Of a row's distance before the lower bound; false for NaN.
+SENDVAE_HD bool is_within_margin(float distance, const Margin& margin) { return margin.is_given && distance <= 0.0f; }
+
+SENDVAE_HD float distance_of(const RowStats& stats, float eps, const Margin& margin) {
+  const float distance = margin.offset - cosine(stats, eps);
+  return is_within_margin(distance, margin) ? 0.0f : distance;
+}
+
 // The gradient of a row is scale (projection f - y) for the features and scale (projection y - f) for the target. What
 // is common stays outside the brackets: the closer the two rows, the more the terms inside cancel, and the less may
 // their factors be rounded.
@@ -43,8 +63,9 @@ struct RowGradFactors {
   float scale, features_projection, target_projection;
 };
 
-SENDVAE_HD RowGradFactors grad_factors(float grad, const RowStats& stats, float eps) {
+SENDVAE_HD RowGradFactors grad_factors(float grad, const RowStats& stats, float eps, const Margin& margin) {
   const float f = stats.features_norm, y = stats.target_norm;
+  grad = is_within_margin(margin.offset - cosine(stats, eps), margin) ? 0.0f : grad;
   return {grad / max_norm(f, eps) / max_norm(y, eps), f <= eps ? 0.0f : stats.dot / f / f,
           y <= eps ? 0.0f : stats.dot / y / y};
 }
@@ -65,6 +86,7 @@ struct CosineAlignArgs {
   RowStats* stats;     // [M]
   int64_t rows, width;
   float eps;
+  Margin margin;
 };
 
 template <typename T>
@@ -76,6 +98,7 @@ struct CosineAlignBackwardArgs {
   T* grad_target;               // [M, D], packed, or null: not needed
   int64_t rows, width;
   float eps;
+  Margin margin;
 };
 
 // ---- From tensors to kernel arguments ----
@@ -98,9 +121,11 @@ struct CosineAlign {
   static constexpr const char* kName = "cosine_align";
   Tensor features, target;
   float eps;
+  Margin margin;
   Tensor distance, stats;
 
-  CosineAlign(const Tensor& features_, const Tensor& target_, double eps_) : eps(static_cast<float>(eps_)) {
+  CosineAlign(const Tensor& features_, const Tensor& target_, double eps_, const std::optional<double>& margin_)
+      : eps(static_cast<float>(eps_)), margin(make_margin(margin_)) {
     check_pair(kName, features_, target_);
     features = inner_contiguous(features_);
     target = inner_contiguous(target_);
@@ -112,7 +137,7 @@ struct CosineAlign {
   template <typename T>
   CosineAlignArgs<T> args() const {
     return {rows<T>(features), rows<T>(target), mutable_data<float>(distance), mutable_data<RowStats>(stats),
-            features.size(0), features.size(1), eps};
+            features.size(0), features.size(1), eps, margin};
   }
 
   std::tuple<Tensor, Tensor> outputs() const { return {distance, stats}; }
@@ -123,12 +148,13 @@ struct CosineAlignBackward {
   static constexpr const char* kName = "cosine_align_backward";
   Tensor grad, features, target, stats;
   float eps;
+  Margin margin;
   bool need_target;
   Tensor grad_features, grad_target;
 
   CosineAlignBackward(const Tensor& grad_, const Tensor& features_, const Tensor& target_, const Tensor& stats_,
-                      double eps_, bool need_target_)
-      : eps(static_cast<float>(eps_)), need_target(need_target_) {
+                      double eps_, const std::optional<double>& margin_, bool need_target_)
+      : eps(static_cast<float>(eps_)), margin(make_margin(margin_)), need_target(need_target_) {
     check_pair(kName, features_, target_);
     const int64_t count = features_.size(0), width = features_.size(1);
     check_same_device(kName, "grad", grad_, features_);
@@ -150,7 +176,7 @@ struct CosineAlignBackward {
   CosineAlignBackwardArgs<T> args() const {
     return {data<float>(grad), rows<T>(features), rows<T>(target), data<RowStats>(stats),
             mutable_data<T>(grad_features), need_target ? mutable_data<T>(grad_target) : nullptr,
-            features.size(0), features.size(1), eps};
+            features.size(0), features.size(1), eps, margin};
   }
 
   std::tuple<Tensor, Tensor> outputs() const { return {grad_features, grad_target}; }

@@ -29,7 +29,7 @@ SENDVAE_CPU_CLONES void forward_rows(const CosineAlignArgs<T>& args, int64_t fir
     }
     const RowStats stats = stats_from_sums({dot, features_square, target_square});
     args.stats[row] = stats;
-    args.distance[row] = 1.0f - cosine(stats, args.eps);
+    args.distance[row] = distance_of(stats, args.eps, args.margin);
   }
 }
 
@@ -38,7 +38,7 @@ SENDVAE_CPU_CLONES void backward_rows(const CosineAlignBackwardArgs<T>& args, in
   for (int64_t row = first; row < last; ++row) {
     const T* __restrict__ features = args.features.data + row * args.features.stride;
     const T* __restrict__ target = args.target.data + row * args.target.stride;
-    const RowGradFactors factors = grad_factors(args.grad[row], args.stats[row], args.eps);
+    const RowGradFactors factors = grad_factors(args.grad[row], args.stats[row], args.eps, args.margin);
     T* __restrict__ grad_features = args.grad_features + row * args.width;
     for (int64_t i = 0; i < args.width; ++i) {
       const float f = to_float(features[i]), y = to_float(target[i]);
@@ -59,8 +59,9 @@ void for_all_rows(const Args& args, void (*rows)(const Args&, int64_t, int64_t))
   torch::stable::parallel_for(0, args.rows, grain, [&](int64_t first, int64_t last) { rows(args, first, last); });
 }
 
-std::tuple<Tensor, Tensor> cosine_align_cpu(const Tensor& features, const Tensor& target, double eps) {
-  const CosineAlign call(features, target, eps);
+std::tuple<Tensor, Tensor> cosine_align_cpu(const Tensor& features, const Tensor& target, double eps,
+                                            const std::optional<double>& margin) {
+  const CosineAlign call(features, target, eps, margin);
   dispatch_float(features.scalar_type(), [&](auto type) {
     using T = decltype(type);
     for_all_rows(call.args<T>(), forward_rows<T>);
@@ -69,8 +70,9 @@ std::tuple<Tensor, Tensor> cosine_align_cpu(const Tensor& features, const Tensor
 }
 
 std::tuple<Tensor, Tensor> cosine_align_backward_cpu(const Tensor& grad, const Tensor& features, const Tensor& target,
-                                                     const Tensor& stats, double eps, bool need_target) {
-  const CosineAlignBackward call(grad, features, target, stats, eps, need_target);
+                                                     const Tensor& stats, double eps, const std::optional<double>& margin,
+                                                     bool need_target) {
+  const CosineAlignBackward call(grad, features, target, stats, eps, margin, need_target);
   dispatch_float(features.scalar_type(), [&](auto type) {
     using T = decltype(type);
     for_all_rows(call.args<T>(), backward_rows<T>);

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kWarp* kRowsPerBlock) forward_kernel(CosineAli
   const RowStats stats = stats_from_sums({warp_sum(dot), warp_sum(features_square), warp_sum(target_square)});
   if (lane == 0) {
     args.stats[row] = stats;
-    args.distance[row] = 1.0f - cosine(stats, args.eps);
+    args.distance[row] = distance_of(stats, args.eps, args.margin);
   }
 }
 
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kWarp* kRowsPerBlock)
   const int lane = threadIdx.x % kWarp;
   const T* features = args.features.data + row * args.features.stride;
   const T* target = args.target.data + row * args.target.stride;
-  const RowGradFactors factors = grad_factors(args.grad[row], args.stats[row], args.eps);
+  const RowGradFactors factors = grad_factors(args.grad[row], args.stats[row], args.eps, args.margin);
   for (int64_t i = lane * kWidth; i < args.width; i += kWarp * kWidth) {
     const int64_t count = args.width - i;
     float f[kWidth], y[kWidth], grad[kWidth];
@@ -80,9 +80,10 @@ bool is_aligned(const Rows<T>& rows) {
   return is_vector_aligned(rows.data, rows.stride);
 }
 
-std::tuple<Tensor, Tensor> cosine_align_cuda(const Tensor& features, const Tensor& target, double eps) {
+std::tuple<Tensor, Tensor> cosine_align_cuda(const Tensor& features, const Tensor& target, double eps,
+                                             const std::optional<double>& margin) {
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
-  const CosineAlign call(features, target, eps);
+  const CosineAlign call(features, target, eps, margin);
   dispatch_float(features.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const CosineAlignArgs<T> args = call.args<T>();
@@ -96,9 +97,10 @@ std::tuple<Tensor, Tensor> cosine_align_cuda(const Tensor& features, const Tenso
 }
 
 std::tuple<Tensor, Tensor> cosine_align_backward_cuda(const Tensor& grad, const Tensor& features, const Tensor& target,
-                                                      const Tensor& stats, double eps, bool need_target) {
+                                                      const Tensor& stats, double eps, const std::optional<double>& margin,
+                                                      bool need_target) {
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
-  const CosineAlignBackward call(grad, features, target, stats, eps, need_target);
+  const CosineAlignBackward call(grad, features, target, stats, eps, margin, need_target);
   dispatch_float(features.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const CosineAlignBackwardArgs<T> args = call.args<T>();

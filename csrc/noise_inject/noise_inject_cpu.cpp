@@ -20,6 +20,29 @@ SENDVAE_HD const T* tile_of(const Samples<T>& samples, int64_t sample, uint32_t 
   return scratch;
 }
 
+// Calls body(i, index) for elements `begin` + i of a sample and their indices among its tokens.
+template <typename Body>
+SENDVAE_HD void for_each_token_index(const PatchGrid& grid, uint32_t plane, uint32_t begin, uint32_t end,
+                                     const Body& body) {
+  for_each_channel(begin, end, plane, [&](Run run) __attribute__((always_inline)) {
+    const uint32_t first = static_cast<uint32_t>(begin + run.begin - run.channel * plane);  // in the plane
+    uint32_t row = first / grid.width, column = first % grid.width;
+    for (int64_t i = run.begin; i < run.end; ++row, column = 0) {
+      // Along a row, features of a patch follow each other; then comes the same place in the next token.
+      uint32_t index = token_index(grid, static_cast<uint32_t>(run.channel), row, column);
+      uint32_t in_patch = column % grid.patch;
+      const int64_t row_end = std::min<int64_t>(run.end, i + grid.width - column);
+      for (; i < row_end; ++i, ++index) {
+        body(i, index);
+        if (++in_patch == grid.patch) {
+          in_patch = 0;
+          index += grid.features - grid.patch;
+        }
+      }
+    }
+  });
+}
+
 // kSpreadIsStd is a constant here because a choice that a loop makes afresh for each element keeps it from vectorising.
 template <typename T, bool kSpreadIsStd>
 SENDVAE_CPU_CLONES void forward_tile(const NoiseInjectArgs<T>& args, int64_t sample, uint32_t begin, uint32_t end) {
@@ -29,12 +52,14 @@ SENDVAE_CPU_CLONES void forward_tile(const NoiseInjectArgs<T>& args, int64_t sam
   fill_normals(key, Stream::kPosterior, id, begin, end - begin, e1_tile);
   fill_normals(key, Stream::kInterpolant, id, begin, end - begin, e2_tile);
 
-  T mean_scratch[kTile], spread_scratch[kTile];
+  T mean_scratch[kTile], spread_scratch[kTile], z_t_scratch[kTile];
   const T* mean_tile = tile_of(args.mean, sample, begin, end - begin, mean_scratch);
   const T* spread_tile = tile_of(args.spread, sample, begin, end - begin, spread_scratch);
 
   const float t = args.t[sample];
-  const int64_t offset = sample * static_cast<int64_t>(args.elements) + begin;
+  const int64_t first_of_sample = sample * static_cast<int64_t>(args.elements);
+  const int64_t offset = first_of_sample + begin;
+  T* z_t_tile = args.grid.patch ? z_t_scratch : args.z_t + offset;
   for_each_channel(begin, end, args.plane, [&](Run run) __attribute__((always_inline)) {
     const float latent_mean = args.latent_mean[run.channel], latent_std = args.latent_std[run.channel];
     const T* __restrict__ mean = mean_tile + run.begin;
@@ -42,7 +67,7 @@ SENDVAE_CPU_CLONES void forward_tile(const NoiseInjectArgs<T>& args, int64_t sam
     const float* __restrict__ e1 = e1_tile + run.begin;
     const float* __restrict__ e2 = e2_tile + run.begin;
     T* __restrict__ z = args.z + offset + run.begin;
-    T* __restrict__ z_t = args.z_t + offset + run.begin;
+    T* __restrict__ z_t = z_t_tile + run.begin;
     T* __restrict__ velocity = args.velocity + offset + run.begin;
     const int64_t count = run.end - run.begin;
     for (int64_t i = 0; i < count; ++i) {
@@ -52,6 +77,12 @@ SENDVAE_CPU_CLONES void forward_tile(const NoiseInjectArgs<T>& args, int64_t sam
       z_t[i] = from_float<T>(out.z_t);
       velocity[i] = from_float<T>(out.velocity);
     }
+  });
+  if (!args.grid.patch) return;
+  T* __restrict__ tokens = args.z_t + first_of_sample;
+  for_each_token_index(args.grid, args.plane, begin, end, [&](int64_t i, uint32_t index)
+                                                              __attribute__((always_inline)) {
+    tokens[index] = z_t_tile[i];
   });
 }
 
@@ -64,7 +95,16 @@ SENDVAE_CPU_CLONES void backward_tile(const NoiseInjectBackwardArgs<T>& args, in
 
   T grad_z_scratch[kTile], grad_z_t_scratch[kTile], grad_velocity_scratch[kTile], spread_scratch[kTile];
   const T* grad_z_tile = tile_of(args.grad_z, sample, begin, end - begin, grad_z_scratch);
-  const T* grad_z_t_tile = tile_of(args.grad_z_t, sample, begin, end - begin, grad_z_t_scratch);
+  const T* grad_z_t_tile = grad_z_t_scratch;
+  if (args.grid.patch && !args.grad_z_t.uniform) {
+    const T* tokens = args.grad_z_t.data + sample * args.grad_z_t.stride;
+    for_each_token_index(args.grid, args.plane, begin, end, [&](int64_t i, uint32_t index)
+                                                                __attribute__((always_inline)) {
+      grad_z_t_scratch[i] = tokens[index];
+    });
+  } else {
+    grad_z_t_tile = tile_of(args.grad_z_t, sample, begin, end - begin, grad_z_t_scratch);
+  }
   const T* grad_velocity_tile = tile_of(args.grad_velocity, sample, begin, end - begin, grad_velocity_scratch);
   const T* spread_tile = tile_of(args.spread, sample, begin, end - begin, spread_scratch);
 
@@ -92,8 +132,9 @@ SENDVAE_CPU_CLONES void backward_tile(const NoiseInjectBackwardArgs<T>& args, in
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> noise_inject_cpu(
     const Tensor& mean, const Tensor& spread, const Tensor& latent_mean, const Tensor& latent_std, const Tensor& key,
-    const Tensor& sample_ids, const std::optional<Tensor>& t, bool spread_is_std) {
-  const NoiseInject call(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std);
+    const Tensor& sample_ids, const std::optional<Tensor>& t, bool spread_is_std,
+    const std::optional<int64_t>& patch_size) {
+  const NoiseInject call(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size);
   dispatch_float(mean.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const NoiseInjectArgs<T> args = call.args<T>();
@@ -108,9 +149,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> noise_inject_cpu(
 
 std::tuple<Tensor, Tensor> noise_inject_backward_cpu(
     const Tensor& grad_z, const Tensor& grad_z_t, const Tensor& grad_velocity, const Tensor& spread,
-    const Tensor& latent_std, const Tensor& key, const Tensor& sample_ids, const Tensor& t, bool spread_is_std) {
+    const Tensor& latent_std, const Tensor& key, const Tensor& sample_ids, const Tensor& t, bool spread_is_std,
+    const std::optional<int64_t>& patch_size) {
   const NoiseInjectBackward call(grad_z, grad_z_t, grad_velocity, spread, latent_std, key, sample_ids, t,
-                                 spread_is_std);
+                                 spread_is_std, patch_size);
   dispatch_float(spread.scalar_type(), [&](auto type) {
     using T = decltype(type);
     for_each_tile(call.args<T>(), spread_is_std ? backward_tile<T, true> : backward_tile<T, false>);

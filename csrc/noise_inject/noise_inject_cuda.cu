@@ -22,6 +22,20 @@ __device__ __forceinline__ void load_samples(const Samples<T>& samples, const Pl
   }
 }
 
+// Where a thread's elements go among the sample's tokens. Neighbouring threads are far apart there (C P P elements or
+// P): the L2 cache gathers what they write before it goes to memory.
+template <int kWidth>
+__device__ __forceinline__ void token_indices(const PatchGrid& grid, uint32_t plane, const Place& place,
+                                              uint32_t (&out)[kWidth]) {
+  ChannelCursor cursor(place.element, plane);
+  SENDVAE_UNROLL
+  for (int i = 0; i < kWidth; ++i) {
+    const uint32_t position = plane - cursor.left;
+    out[i] = token_index(grid, cursor.channel, position / grid.width, position % grid.width);
+    cursor.advance();
+  }
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kMaxThreads)
     forward_kernel(NoiseInjectArgs<T> args, uint32_t blocks_per_sample, bool aligned) {
@@ -61,7 +75,17 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
   const int64_t offset = place.sample * static_cast<int64_t>(args.elements) + place.element;
   store_vector(args.z + offset, count, aligned, z);
-  store_vector(args.z_t + offset, count, aligned, z_t);
+  if (args.grid.patch) {
+    T* tokens = args.z_t + place.sample * static_cast<int64_t>(args.elements);
+    uint32_t indices[kWidth];
+    token_indices(args.grid, args.plane, place, indices);
+    SENDVAE_UNROLL
+    for (int i = 0; i < kWidth; ++i) {
+      if (i < count) tokens[indices[i]] = from_float<T>(z_t[i]);
+    }
+  } else {
+    store_vector(args.z_t + offset, count, aligned, z_t);
+  }
   store_vector(args.velocity + offset, count, aligned, velocity);
 }
 
@@ -80,7 +104,15 @@ __global__ void __launch_bounds__(kMaxThreads)
   const uint32_t count = args.elements - place.element;
   float grad_z[kWidth], grad_z_t[kWidth], grad_velocity[kWidth], spread[kWidth], e1[kWidth];
   load_samples(args.grad_z, place, count, aligned, grad_z);
-  load_samples(args.grad_z_t, place, count, aligned, grad_z_t);
+  if (args.grid.patch && !args.grad_z_t.uniform) {
+    const T* tokens = args.grad_z_t.data + place.sample * args.grad_z_t.stride;
+    uint32_t indices[kWidth];
+    token_indices(args.grid, args.plane, place, indices);
+    SENDVAE_UNROLL
+    for (int i = 0; i < kWidth; ++i) grad_z_t[i] = i < count ? to_float(tokens[indices[i]]) : 0.0f;
+  } else {
+    load_samples(args.grad_z_t, place, count, aligned, grad_z_t);
+  }
   load_samples(args.grad_velocity, place, count, aligned, grad_velocity);
   load_samples(args.spread, place, count, aligned, spread);
   draw_normals(key, Stream::kPosterior, args.sample_ids[place.sample], place.element, e1);
@@ -108,9 +140,10 @@ bool is_aligned(const Samples<T>& samples) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> noise_inject_cuda(
     const Tensor& mean, const Tensor& spread, const Tensor& latent_mean, const Tensor& latent_std, const Tensor& key,
-    const Tensor& sample_ids, const std::optional<Tensor>& t, bool spread_is_std) {
+    const Tensor& sample_ids, const std::optional<Tensor>& t, bool spread_is_std,
+    const std::optional<int64_t>& patch_size) {
   const torch::stable::accelerator::DeviceGuard guard(mean.get_device_index());
-  const NoiseInject call(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std);
+  const NoiseInject call(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size);
   dispatch_float(mean.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const NoiseInjectArgs<T> args = call.args<T>();
@@ -127,10 +160,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> noise_inject_cuda(
 
 std::tuple<Tensor, Tensor> noise_inject_backward_cuda(
     const Tensor& grad_z, const Tensor& grad_z_t, const Tensor& grad_velocity, const Tensor& spread,
-    const Tensor& latent_std, const Tensor& key, const Tensor& sample_ids, const Tensor& t, bool spread_is_std) {
+    const Tensor& latent_std, const Tensor& key, const Tensor& sample_ids, const Tensor& t, bool spread_is_std,
+    const std::optional<int64_t>& patch_size) {
   const torch::stable::accelerator::DeviceGuard guard(grad_z.get_device_index());
   const NoiseInjectBackward call(grad_z, grad_z_t, grad_velocity, spread, latent_std, key, sample_ids, t,
-                                 spread_is_std);
+                                 spread_is_std, patch_size);
   dispatch_float(grad_z.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const NoiseInjectBackwardArgs<T> args = call.args<T>();

@@ -52,7 +52,10 @@ class MapperConfig:
 
 
 class Mapper(nn.Module):
-    """Noised, normalised latents [B, C, grid P, grid P] to features [B, N, target_dim], one per patch, row-major."""
+    """Noised, normalised latents [B, C, grid P, grid P] to features [B, N, target_dim], one per patch, row-major.
+
+    Latents may come as flattened patches [B, N, C P P], see `PatchEmbed`.
+    """
 
     def __init__(self, config: MapperConfig):
         super().__init__()
@@ -65,11 +68,14 @@ class Mapper(nn.Module):
         self.register_buffer("pos_embed", sincos_2d(config.width, config.grid_size), persistent=False)  # [N, D]
 
     def forward(self, z_t: Tensor) -> Tensor:
-        size = self.config.grid_size * self.config.patch_size
-        if z_t.shape[-2:] != (size, size):
+        config = self.config
+        expected = (config.grid_size * config.patch_size,) * 2
+        if z_t.dim() == 3:
+            expected = (config.grid_size**2, config.latent_channels * config.patch_size**2)
+        if z_t.shape[-2:] != expected:
             raise UserError(
-                f"the mapper was built for latents of {size} x {size} but got {z_t.shape[-2]} x {z_t.shape[-1]}: set "
-                f"mapper grid_size * patch_size to the latent size (image size / downsampling)"
+                f"the mapper was built for latents of {expected[0]} x {expected[1]} but got {z_t.shape[-2]} x "
+                f"{z_t.shape[-1]}: set mapper grid_size * patch_size to the latent size (image size / downsampling)"
             )
         x = self.patch_embed(z_t)
         x = x + self.pos_embed.to(x.dtype)

@@ -101,6 +101,9 @@ class SendVAE(nn.Module):
             self.latent_norm.update(mean.detach(), logvar.detach())
         latent_mean, latent_std = self.latent_norm.statistics()
         t = None if self.noise else torch.zeros(x.shape[0], device=x.device)
-        noised = noise_inject(mean, logvar, latent_mean, latent_std, key, sample_ids, t)
+        patch_size = None if self.mapper is None else self.mapper.config.patch_size
+        noised = noise_inject(
+            mean, logvar, latent_mean, latent_std, key, sample_ids, t, patch_size=patch_size
+        )
         features = None if self.mapper is None else self.mapper(noised.z_t)
         return SendVAEOutput(self.autoencoder.decode(noised.z), moments, features)

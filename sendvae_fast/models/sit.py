@@ -132,7 +132,7 @@ class SiT(nn.Module):
         """Predict the velocity.
 
         Args:
-            z_t: noised latents [B, C, H, H].
+            z_t: noised latents [B, C, H, H], or their flattened patches [B, N, C P P] (see `PatchEmbed`).
             t: noise levels [B] in [0, 1].
             labels: classes int64 [B] in [0, num_classes]; num_classes is the null class.
             drop: bool [B], which labels become the null class; none when not given.
@@ -142,10 +142,13 @@ class SiT(nn.Module):
             velocity [B, C, H, H] and, with `return_features`, the projected tokens [B, N, repa_dim] (else None).
         """
         config = self.config
-        if z_t.shape[1:] != (config.latent_channels, config.latent_size, config.latent_size):
+        expected = (config.latent_channels, config.latent_size, config.latent_size)
+        if z_t.dim() == 3:
+            expected = (config.grid_size**2, config.latent_channels * config.patch_size**2)
+        if z_t.shape[1:] != expected:
             raise UserError(
-                f"SiT was built for latents of {config.latent_channels} x {config.latent_size} x {config.latent_size} "
-                f"but got {' x '.join(map(str, z_t.shape[1:]))}: match latent_channels and latent_size to the data"
+                f"SiT was built for latents of {' x '.join(map(str, expected))} but got "
+                f"{' x '.join(map(str, z_t.shape[1:]))}: match latent_channels and latent_size to the data"
             )
         if return_features and config.repa_dim is None:
             raise ValueError("return_features needs a SiT with repa_dim")

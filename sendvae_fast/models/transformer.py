@@ -10,14 +10,29 @@ from torch import Tensor, nn
 
 
 class PatchEmbed(nn.Module):
-    """Images or latents [B, C, H, W] to tokens [B, (H / P) (W / P), D] in row-major order."""
+    """Images or latents [B, C, H, W] to tokens [B, N, D], N = (H / P) (W / P), in row-major order.
+
+    Also takes the flattened patches themselves, [B, N, C P P], as `ops.noise_inject` gives them with a patch size.
+    """
 
     def __init__(self, patch_size: int, in_channels: int, width: int):
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+        self.proj = PatchProjection(in_channels, width, patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
+        return self.proj(x)
+
+
+class PatchProjection(nn.Conv2d):
+    """The convolution of `PatchEmbed`, which on flattened patches is a linear layer.
+
+    A module of its own, because ZeRO-3 gathers a parameter for the forward pass of the module that owns it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3:
+            return F.linear(x, self.weight.flatten(1), self.bias)
+        return super().forward(x).flatten(2).transpose(1, 2)
 
 
 class Attention(nn.Module):

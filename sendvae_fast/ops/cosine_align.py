@@ -3,6 +3,7 @@
 N tokens (patches), D width, M rows: all leading dimensions flattened.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -17,13 +18,17 @@ def cosine_align(
     *,
     reduction: Literal["none", "sample", "mean"] = "mean",
     eps: float = 1e-8,
+    margin: float | None = None,
 ) -> torch.Tensor:
     """One minus the cosine similarity of each patch.
 
-        distance = 1 - <f, y> / (max(|f|, eps) max(|y|, eps))
+        cos = <f, y> / (max(|f|, eps) max(|y|, eps))
+        distance = 1 - cos, or max(0, 1 - margin - cos) with a margin
 
-    The mean is Eq. 2 of the Send-VAE paper; REPA minimises the same thing without the constant 1. Sums over D are
-    float32 (float64 for float64 inputs), whatever the inputs' dtype or autocast.
+    The mean is Eq. 2 of the Send-VAE paper; REPA minimises the same thing without the constant 1. With a margin it is
+    VA-VAE's marginal cosine similarity loss (arXiv:2501.01423; its last stage of training has 0.5): a patch as close as
+    the margin asks is left alone, with gradient 0 at the margin itself. Sums over D are float32 (float64 for float64
+    inputs), whatever the inputs' dtype or autocast.
 
     Gradients reach features, and target if it requires them, once (no double backward; the reference has it). Besides
     the inputs the backward pass keeps three float32 numbers per row. A norm up to eps counts as the constant eps.
@@ -38,21 +43,23 @@ def cosine_align(
         reduction: "none" gives [..., N]; "sample" the mean over N, [...]; "mean" the mean over everything, a scalar
             (NaN when there is nothing, as for torch.mean).
         eps: lower bound of a norm, positive.
+        margin: distance that counts as none, finite; None: no margin and no lower bound (rounding can make the distance
+            of parallel patches slightly negative). 0 differs from None in that bound only.
     Returns:
         float32 tensor (float64 for float64 inputs).
     Raises:
         ValueError: shapes or devices that differ, fewer than 2 dimensions, D of 0, a dtype that is not floating point,
-            an unknown reduction, an eps that is not positive.
+            an unknown reduction, an eps that is not positive, a margin that is not finite.
         UserError: the forced backend cannot run, see `dispatch`.
     """
-    _check(features, target, reduction, eps)
+    _check(features, target, reduction, eps, margin)
     dtype = torch.promote_types(features.dtype, target.dtype)
     features, target = features.to(dtype), target.to(dtype)
     backend = backend_for("cosine_align", features)
     if backend == "reference":
-        return cosine_align_reference(features, target, reduction=reduction, eps=eps)
+        return cosine_align_reference(features, target, reduction=reduction, eps=eps, margin=margin)
     width = features.shape[-1]
-    distance, _ = op_of("cosine_align", backend)(features.reshape(-1, width), target.reshape(-1, width), eps)
+    distance, _ = op_of("cosine_align", backend)(features.reshape(-1, width), target.reshape(-1, width), eps, margin)
     return _reduce(distance.view(features.shape[:-1]), reduction)
 
 
@@ -62,6 +69,7 @@ def cosine_align_reference(
     *,
     reduction: Literal["none", "sample", "mean"] = "mean",
     eps: float = 1e-8,
+    margin: float | None = None,
 ) -> torch.Tensor:
     """`cosine_align` in plain, differentiable PyTorch; float64 inputs are computed in float64 throughout."""
     compute = torch.promote_types(torch.promote_types(features.dtype, target.dtype), torch.float32)
@@ -70,7 +78,8 @@ def cosine_align_reference(
     # Not clamp_min: its gradient at eps itself depends on the version of PyTorch. Here it is 0.
     f_norm, y_norm = (torch.where(norm <= eps, eps, norm) for norm in (f_norm, y_norm))
     # Two divisions: the product of the norms can overflow where the cosine does not.
-    return _reduce(1.0 - (f * y).sum(-1) / f_norm / y_norm, reduction)
+    cosine = (f * y).sum(-1) / f_norm / y_norm
+    return _reduce(1.0 - cosine if margin is None else torch.relu((1.0 - margin) - cosine), reduction)
 
 
 def _reduce(distance: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -79,7 +88,9 @@ def _reduce(distance: torch.Tensor, reduction: str) -> torch.Tensor:
     return distance.mean(-1) if reduction == "sample" else distance.mean()
 
 
-def _check(features: torch.Tensor, target: torch.Tensor, reduction: str, eps: float) -> None:
+def _check(
+    features: torch.Tensor, target: torch.Tensor, reduction: str, eps: float, margin: float | None
+) -> None:
     if features.dim() < 2 or features.shape[-1] == 0:
         raise ValueError(f"features must be [..., N, D] with D > 0, got {list(features.shape)}")
     if features.shape != target.shape:
@@ -93,30 +104,32 @@ def _check(features: torch.Tensor, target: torch.Tensor, reduction: str, eps: fl
         raise ValueError(f'reduction must be "none", "sample" or "mean", got {reduction!r}')
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
+    if margin is not None and not math.isfinite(margin):
+        raise ValueError(f"margin must be finite or None, got {margin}")
 
 
-def _fake(features, target, eps):
+def _fake(features, target, eps, margin):
     num_rows = features.shape[0]
     return features.new_empty(num_rows, dtype=torch.float32), features.new_empty((num_rows, 3), dtype=torch.float32)
 
 
-def _fake_backward(grad, features, target, stats, eps, need_target):
+def _fake_backward(grad, features, target, stats, eps, margin, need_target):
     grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
     return grad_features, torch.empty_like(grad_features) if need_target else target.new_empty(0)
 
 
 def _setup_context(ctx, inputs, output):
-    features, target, eps = inputs
+    features, target, eps, margin = inputs
     _, stats = output
     ctx.save_for_backward(features, target, stats)
-    ctx.eps = eps
+    ctx.eps, ctx.margin = eps, margin
     ctx.mark_non_differentiable(stats)
 
 
 def _backward(op, ctx, grad, _grad_stats):
     need_target = ctx.needs_input_grad[1]
-    grad_features, grad_target = op(grad, *ctx.saved_tensors, ctx.eps, need_target)
-    return grad_features, grad_target if need_target else None, None
+    grad_features, grad_target = op(grad, *ctx.saved_tensors, ctx.eps, ctx.margin, need_target)
+    return grad_features, grad_target if need_target else None, None, None
 
 
 register(

@@ -1,6 +1,6 @@
 """Sample a latent, normalise it, and noise it: one pass over the encoder's output.
 
-B batch, C latent channels, H W latent height and width.
+B batch, C latent channels, H W latent height and width, P patch size, N = (H / P) (W / P) tokens.
 """
 
 import math
@@ -22,7 +22,8 @@ class NoiseInjectOutput(NamedTuple):
     z: torch.Tensor
     """Sampled latent, not normalised (what the decoder takes), [B, C, H, W], dtype of mean."""
     z_t: torch.Tensor
-    """Normalised latent at noise level t (what the mapper or SiT takes), [B, C, H, W], dtype of mean."""
+    """Normalised latent at noise level t (what the mapper or SiT takes), [B, C, H, W] or, patchified,
+    [B, N, C P P], dtype of mean."""
     velocity: torch.Tensor
     """Flow target ε₂ - n, [B, C, H, W], dtype of mean."""
     t: torch.Tensor
@@ -39,6 +40,7 @@ def noise_inject(
     t: torch.Tensor | None = None,
     *,
     spread_is_std: bool = False,
+    patch_size: int | None = None,
 ) -> NoiseInjectOutput:
     """Reparameterise, normalise by the latent statistics, and interpolate with noise.
 
@@ -47,6 +49,9 @@ def noise_inject(
         n = (z - latent_mean) / latent_std
         z_t = (1 - t) n + t ε₂
         velocity = ε₂ - n
+
+    With a patch size, z_t comes as tokens, ready for a patch embedding to be one matrix product: the token of patch
+    (r, s) is number r W / P + s, and its feature c P P + i P + j is z_t[c, r P + i, s P + j].
 
     This is Eq. 1 of the Send-VAE paper with α = 1 - t. ε₁, ε₂ ~ N(0, 1) and t ~ U(0, 1) are Philox numbers of
     (seed, step, sample id, element), see `philox`, on the streams POSTERIOR, INTERPOLANT and TIME: a sample draws the
@@ -70,18 +75,22 @@ def noise_inject(
         sample_ids: int64 [B].
         t: float32 [B] to use instead of the drawn noise level; zeros give z_t = n.
         spread_is_std: what spread means.
+        patch_size: P, to get z_t as tokens [B, N, C P P]; must divide H and W. None: z_t is [B, C, H, W].
     Raises:
-        ValueError: a wrong shape, dtype or device, C, H or W of 0, or C H W of 2^31 and more.
+        ValueError: a wrong shape, dtype or device, C, H or W of 0, C H W of 2^31 and more, or a patch size that does
+            not divide H and W.
         UserError: the forced backend cannot run, see `dispatch`.
     """
-    _check(mean, spread, latent_mean, latent_std, key, sample_ids, t)
+    _check(mean, spread, latent_mean, latent_std, key, sample_ids, t, patch_size)
     backend = backend_for("noise_inject", mean)
     if backend == "reference":
         return noise_inject_reference(
-            mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std=spread_is_std
-        )
+            mean, spread, latent_mean, latent_std, key, sample_ids, t,
+            spread_is_std=spread_is_std, patch_size=patch_size,
+        )  # fmt: skip
+    op = op_of("noise_inject", backend)
     return NoiseInjectOutput(
-        *op_of("noise_inject", backend)(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std)
+        *op(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size)
     )
 
 
@@ -95,6 +104,7 @@ def noise_inject_reference(
     t: torch.Tensor | None = None,
     *,
     spread_is_std: bool = False,
+    patch_size: int | None = None,
 ) -> NoiseInjectOutput:
     """`noise_inject` in plain, differentiable PyTorch; float64 inputs are computed in float64 throughout."""
     compute = torch.promote_types(mean.dtype, torch.float32)
@@ -115,7 +125,16 @@ def noise_inject_reference(
     normalised = (z - offset) / scale
     z_t = (1.0 - level) * normalised + level * noise
     velocity = noise - normalised
+    if patch_size is not None:
+        z_t = _to_tokens(z_t, patch_size)
     return NoiseInjectOutput(*(x.to(mean.dtype).contiguous() for x in (z, z_t, velocity)), t)
+
+
+def _to_tokens(x: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """[B, C, H, W] to [B, N, C P P]. (`pixel_unshuffle` forgets the shape of an empty batch.)"""
+    rows, columns = (size // patch_size for size in x.shape[2:])
+    patches = x.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))  # [B, C, row, P, column, P]
+    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def _check(
@@ -126,11 +145,14 @@ def _check(
     key: torch.Tensor,
     sample_ids: torch.Tensor,
     t: torch.Tensor | None,
+    patch_size: int | None,
 ) -> None:
     if mean.dim() != 4 or 0 in mean.shape[1:] or math.prod(mean.shape[1:]) >= 2**31:
         raise ValueError(f"mean must be [B, C, H, W] with 0 < C H W < 2^31, got {list(mean.shape)}")
     if mean.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ValueError(f"mean must be float32, bfloat16, float16 or float64, got {mean.dtype}")
+    if patch_size is not None and (patch_size < 1 or any(size % patch_size for size in mean.shape[2:])):
+        raise ValueError(f"patch_size must be positive and divide H and W of mean {list(mean.shape)}, got {patch_size}")
     batch, channels = mean.shape[:2]
     expected = [
         ("spread", spread, tuple(mean.shape), mean.dtype),
@@ -151,22 +173,26 @@ def _check(
             raise ValueError(f"{name} is on {tensor.device}, mean on {mean.device}: put all on one device")
 
 
-def _fake(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std):
-    like_mean = [torch.empty_like(mean, memory_format=torch.contiguous_format) for _ in range(3)]
-    return *like_mean, latent_mean.new_empty(mean.shape[0])
+def _fake(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size):
+    z, z_t, velocity = (torch.empty_like(mean, memory_format=torch.contiguous_format) for _ in range(3))
+    if patch_size is not None:
+        batch, channels, height, width = mean.shape
+        area = patch_size * patch_size
+        z_t = z_t.view(batch, height * width // area, channels * area)
+    return z, z_t, velocity, latent_mean.new_empty(mean.shape[0])
 
 
 def _fake_backward(
-    grad_z, grad_z_t, grad_velocity, spread, latent_std, key, sample_ids, t, spread_is_std
+    grad_z, grad_z_t, grad_velocity, spread, latent_std, key, sample_ids, t, spread_is_std, patch_size
 ):
     return tuple(torch.empty_like(spread, memory_format=torch.contiguous_format) for _ in range(2))
 
 
 def _setup_context(ctx, inputs, output):
-    _, spread, _, latent_std, key, sample_ids, _, spread_is_std = inputs
-    t = output[3]
+    _, spread, _, latent_std, key, sample_ids, _, spread_is_std, patch_size = inputs
+    _, z_t, _, t = output
     ctx.save_for_backward(spread, latent_std, key, sample_ids, t)
-    ctx.spread_is_std = spread_is_std
+    ctx.spread_is_std, ctx.patch_size, ctx.z_t_shape = spread_is_std, patch_size, z_t.shape
     ctx.mark_non_differentiable(t)
     # Stage 1 uses z and z_t, stage 2 z_t and velocity: zeros for the other would be a needless pass over memory.
     ctx.set_materialize_grads(False)
@@ -175,11 +201,11 @@ def _setup_context(ctx, inputs, output):
 def _backward(op, ctx, grad_z, grad_z_t, grad_velocity, _grad_t):
     spread, latent_std, key, sample_ids, t = ctx.saved_tensors
     grads = [
-        spread.new_zeros(()).expand(spread.shape) if grad is None else grad
-        for grad in (grad_z, grad_z_t, grad_velocity)
+        spread.new_zeros(()).expand(shape) if grad is None else grad
+        for grad, shape in ((grad_z, spread.shape), (grad_z_t, ctx.z_t_shape), (grad_velocity, spread.shape))
     ]
-    grad_mean, grad_spread = op(*grads, spread, latent_std, key, sample_ids, t, ctx.spread_is_std)
-    return grad_mean, grad_spread, None, None, None, None, None, None
+    grad_mean, grad_spread = op(*grads, spread, latent_std, key, sample_ids, t, ctx.spread_is_std, ctx.patch_size)
+    return grad_mean, grad_spread, None, None, None, None, None, None, None
 
 
 register(

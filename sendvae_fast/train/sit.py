@@ -147,8 +147,9 @@ class SiTStage:
 
     def _losses(self, batch: LatentBatch, key: Tensor, target: Tensor | None) -> dict[str, Tensor]:
         noised = noise_inject(
-            batch.mean.float(), batch.std.float(), self.latent_mean, self.latent_std, key, batch.ids, spread_is_std=True
-        )
+            batch.mean.float(), batch.std.float(), self.latent_mean, self.latent_std, key, batch.ids,
+            spread_is_std=True, patch_size=self.model.config.patch_size,
+        )  # fmt: skip
         draw = philox.uniform(key, philox.Stream.LABEL_DROPOUT, batch.ids, 1)[:, 0]
         drop = draw < self.config.generator.label_dropout
         velocity, features = self.engine(

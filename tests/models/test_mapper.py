@@ -111,3 +111,13 @@ def test_another_latent_size_and_impossible_sizes_are_refused():
     for sizes in (dict(num_heads=5), dict(width=18, num_heads=3), dict(depth=-1), dict(grid_size=0)):
         with pytest.raises(UserError):
             tiny(**sizes)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_takes_flattened_patches(patch_size):
+    mapper = tiny(patch_size=patch_size).double()
+    z = torch.randn(2, 4, 4 * patch_size, 4 * patch_size, dtype=torch.float64)
+    patches = torch.nn.functional.unfold(z, patch_size, stride=patch_size).mT
+    assert_close(mapper(patches), mapper(z), rtol=1e-12, atol=1e-12)
+    with pytest.raises(UserError, match=f"of 16 x {4 * patch_size**2} but got 15 x"):
+        mapper(patches[:, 1:])

@@ -271,3 +271,13 @@ def test_misuse_is_refused():
         tiny()(torch.zeros(1, 3, 4, 4), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(UserError, match="SiT-XL/1"):
         SiTConfig.preset("SiT-M/1", latent_size=8, latent_channels=4, num_classes=2)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_takes_flattened_patches(patch_size):
+    sit = tiny(patch_size=patch_size).double()
+    z_t, t, labels = inputs(torch.float64)
+    patches = torch.nn.functional.unfold(z_t, patch_size, stride=patch_size).mT
+    assert_close(sit(patches, t, labels)[0], sit(z_t, t, labels)[0], rtol=1e-12, atol=1e-12)
+    with pytest.raises(UserError, match="but got 15 x|but got 63 x"):
+        sit(patches[:, 1:], t, labels)

@@ -16,10 +16,12 @@ class CosineCase:
     features_layout: str = "contiguous"
     target_layout: str = "contiguous"
     reduction: str = "none"
+    margin: float | None = None
 
     def __str__(self) -> str:
         layouts = dict.fromkeys((self.features_layout, self.target_layout))
-        return "-".join(["x".join(map(str, self.shape)), *layouts, self.reduction])
+        margin = [f"margin{self.margin}"] * (self.margin is not None)
+        return "-".join(["x".join(map(str, self.shape)), *layouts, self.reduction, *margin])
 
     def inputs(self, dtype: torch.dtype, device: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         generator = torch.Generator().manual_seed(2000 + number)
@@ -57,6 +59,12 @@ CASES = [
     CosineCase((2, 17, 1025), "transposed", "offset", "sample"),
     CosineCase((1, 3, 4099)),
     CosineCase((8, 256, 768), "contiguous", "chunk"),
+    # Cosines are about 0.45 here, spread the more the smaller D: these margins bind for some patches.
+    CosineCase((0, 4, 8), margin=0.5),
+    CosineCase((40, 3), margin=0.0),
+    CosineCase((8, 5, 33), "transposed", "offset", margin=0.5),
+    CosineCase((4, 16, 65), "chunk", "transposed", "sample", margin=0.6),
+    CosineCase((4, 64, 768), "contiguous", "chunk", "mean", margin=0.55),
 ]
 FEW_CASES = [
     CosineCase((0, 4, 8)),
@@ -65,6 +73,8 @@ FEW_CASES = [
     CosineCase((2, 65, 257), "chunk", "offset"),
     CosineCase((3, 43, 768), "contiguous", "chunk"),
     CosineCase((129, 1, 12), reduction="sample"),
+    CosineCase((40, 3), margin=0.0),
+    CosineCase((4, 33, 65), "offset", "transposed", margin=0.5),
 ]
 
 
@@ -83,7 +93,7 @@ def check(case: CosineCase, dtype: torch.dtype, backend: str, device: str) -> No
         ):
             features, target = (x.to(compute).detach().requires_grad_() for x in inputs)
             with use_backend(backend):
-                distance = function(features, target, reduction=case.reduction)
+                distance = function(features, target, reduction=case.reduction, margin=case.margin)
             if upstream is None:
                 upstream = torch.randn(distance.shape, generator=torch.Generator().manual_seed(number)).to(device)
             grad_features, grad_target = torch.autograd.grad(
@@ -96,7 +106,8 @@ def check(case: CosineCase, dtype: torch.dtype, backend: str, device: str) -> No
 def example(number: int, dtype: torch.dtype, device: str) -> Example:
     def function(features, target):
         # What a compiler may fuse and lay out as it likes, with a token dropped as a class token is.
-        return (cosine_align((features * 1.0)[:, 1:], (target * 1.0)[:, 1:], reduction="none"),)
+        features, target = (features * 1.0)[:, 1:], (target * 1.0)[:, 1:]
+        return tuple(cosine_align(features, target, reduction="none", margin=margin) for margin in (None, 0.5))
 
     inputs = CosineCase((4, 17, 300)).inputs(dtype, device, number)
     return Example(function, tuple(x.requires_grad_() for x in inputs))
@@ -105,11 +116,12 @@ def example(number: int, dtype: torch.dtype, device: str) -> Example:
 def raw_calls(backend: str, device: str) -> list[tuple[str, tuple]]:
     features, target = (x.requires_grad_() for x in CosineCase((6, 48)).inputs(torch.float32, device, 0))
     f, y = features.detach(), target.detach()
-    _, stats = op_of("cosine_align", backend)(f, y, 1e-8)
+    _, stats = op_of("cosine_align", backend)(f, y, 1e-8, None)
     grad = torch.randn(6, device=device)
     return [
-        *(("cosine_align", (features, other, 1e-8)) for other in (target, y)),
-        *(("cosine_align_backward", (grad, f, y, stats, 1e-8, need_target)) for need_target in (False, True)),
+        *(("cosine_align", (features, other, 1e-8, margin)) for other in (target, y) for margin in (None, 0.5)),
+        *(("cosine_align_backward", (grad, f, y, stats, 1e-8, margin, need_target))
+          for margin in (None, 0.5) for need_target in (False, True)),
     ]
 
 

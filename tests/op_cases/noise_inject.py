@@ -17,11 +17,20 @@ class NoiseCase:
     grad_layout: str = "contiguous"
     spread_is_std: bool = False
     given_t: bool = False
+    patch_size: int | None = None
 
     def __str__(self) -> str:
         layouts = dict.fromkeys((self.mean_layout, self.spread_layout, self.grad_layout))
         flags = ["std"] * self.spread_is_std + ["given_t"] * self.given_t
+        flags += [f"patch{self.patch_size}"] * (self.patch_size is not None)
         return "-".join(["x".join(map(str, self.shape)), *layouts, *flags])
+
+    @property
+    def z_t_shape(self) -> tuple[int, ...]:
+        if self.patch_size is None:
+            return self.shape
+        batch, channels, height, width = self.shape
+        return batch, height * width // self.patch_size**2, channels * self.patch_size**2
 
     def inputs(self, dtype: torch.dtype, device: str, number: int) -> tuple[torch.Tensor, ...]:
         """mean, spread, latent_mean, latent_std, key, sample_ids, t or None."""
@@ -73,6 +82,16 @@ CASES = [
     NoiseCase((2, 64, 16, 16), spread_is_std=True, given_t=True),
     NoiseCase((70, 4, 3, 3), "chunk", "chunk"),
     NoiseCase((16, 32, 32, 32), "chunk", "chunk"),
+    NoiseCase((0, 4, 8, 8), patch_size=2),
+    NoiseCase((1, 1, 1, 1), patch_size=1),
+    NoiseCase((3, 5, 1, 7), patch_size=1),
+    NoiseCase((2, 3, 9, 6), "chunk", "chunk", "transposed", patch_size=3),
+    NoiseCase((2, 2, 6, 10), "channels_last", "offset", "offset", patch_size=2, spread_is_std=True),
+    NoiseCase((2, 5, 12, 8), "chunk", "chunk", patch_size=4, given_t=True),
+    NoiseCase((1, 3, 5, 5), patch_size=5),  # one token
+    NoiseCase((3, 7, 34, 38), "offset", "transposed", "chunk", patch_size=2),  # tiles that begin inside a row
+    NoiseCase((4, 4, 32, 32), "chunk", "chunk", patch_size=2),
+    NoiseCase((4, 32, 16, 16), "chunk", "chunk", patch_size=1),
 ]
 FEW_CASES = [
     NoiseCase((0, 4, 8, 8)),
@@ -81,7 +100,14 @@ FEW_CASES = [
     NoiseCase((3, 8, 9, 6), "channels_last_chunk", "channels_last_chunk", "channels_last"),
     NoiseCase((3, 6, 4, 5), "offset", "transposed", "offset", spread_is_std=True),
     NoiseCase((2, 16, 15, 17), "offset", "chunk", "channels_last", given_t=True),
+    NoiseCase((0, 4, 8, 8), patch_size=2),
+    NoiseCase((1, 3, 34, 38), "chunk", "chunk", "transposed", patch_size=2),
+    NoiseCase((2, 5, 6, 9), "offset", "transposed", "chunk", patch_size=3, spread_is_std=True),
+    NoiseCase((3, 8, 9, 6), "channels_last", "chunk", patch_size=1, given_t=True),
 ]
+
+
+TOKEN_LAYOUTS = {"channels_last": "transposed", "channels_last_chunk": "chunk"}  # of 3 dimensions
 
 
 def check(case: NoiseCase, dtype: torch.dtype, backend: str, device: str) -> None:
@@ -91,10 +117,11 @@ def check(case: NoiseCase, dtype: torch.dtype, backend: str, device: str) -> Non
     for number in range(num_repeats(num_elements)):
         mean, spread, *rest = case.inputs(dtype, device, number)
         generator = torch.Generator().manual_seed(number)
-        grads = [
-            as_layout(torch.randn(case.shape, generator=generator).to(device, dtype), case.grad_layout)
-            for _ in range(3)
-        ]
+        grads = []
+        for shape in (case.shape, case.z_t_shape, case.shape):
+            grad = torch.randn(shape, generator=generator).to(device, dtype)
+            layout = case.grad_layout if grad.dim() == 4 else TOKEN_LAYOUTS.get(case.grad_layout, case.grad_layout)
+            grads.append(as_layout(grad, layout))
         for results, function, compute in (
             (actual, noise_inject, dtype),
             (plain, noise_inject_reference, dtype),
@@ -103,7 +130,7 @@ def check(case: NoiseCase, dtype: torch.dtype, backend: str, device: str) -> Non
             # `to` keeps the layout, and detach makes a leaf of a view.
             leaves = [x.to(compute).detach().requires_grad_() for x in (mean, spread)]
             with use_backend(backend):
-                out = function(*leaves, *rest, spread_is_std=case.spread_is_std)
+                out = function(*leaves, *rest, spread_is_std=case.spread_is_std, patch_size=case.patch_size)
             upstream = [grad.to(compute) for grad in grads]
             grad_mean, grad_spread = torch.autograd.grad((out.z, out.z_t, out.velocity), leaves, upstream)
             results.add(
@@ -119,24 +146,29 @@ def check(case: NoiseCase, dtype: torch.dtype, backend: str, device: str) -> Non
 
 
 def example(number: int, dtype: torch.dtype, device: str) -> Example:
-    mean, spread, *rest = NoiseCase((4, 8, 9, 7)).inputs(dtype, device, number)
+    mean, spread, *rest = NoiseCase((4, 8, 9, 6)).inputs(dtype, device, number)
 
     def function(moments, *rest):
         # A chunk of something that a compiler may fuse and lay out as it likes.
-        return tuple(noise_inject(*(moments * 1.0).chunk(2, dim=1), *rest))
+        mean, spread = (moments * 1.0).chunk(2, dim=1)
+        planes, tokens = (noise_inject(mean, spread, *rest, patch_size=patch_size) for patch_size in (None, 3))
+        return *planes, tokens.z_t
 
     moments = torch.cat((mean, spread), dim=1).requires_grad_()
     return Example(function, (moments, *rest[:-1]))
 
 
 def raw_calls(backend: str, device: str) -> list[tuple[str, tuple]]:
-    mean, spread, *rest, _ = NoiseCase((2, 4, 3, 5)).inputs(torch.float32, device, 0)
+    mean, spread, *rest, _ = NoiseCase((2, 4, 6, 4)).inputs(torch.float32, device, 0)
     latent_mean, latent_std, key, ids = rest
     leaves, t = (mean.requires_grad_(), spread.requires_grad_()), torch.rand(2, device=device)
     grads = [torch.randn_like(mean) for _ in range(3)]
+    token_grads = grads[0], grads[1].view(2, 6, 16), grads[2]
     return [
-        *(("noise_inject", (*leaves, *rest, given, is_std)) for given in (None, t) for is_std in (False, True)),
-        ("noise_inject_backward", (*grads, spread.detach(), latent_std, key, ids, t, False)),
+        *(("noise_inject", (*leaves, *rest, given, is_std, None)) for given in (None, t) for is_std in (False, True)),
+        ("noise_inject_backward", (*grads, spread.detach(), latent_std, key, ids, t, False, None)),
+        ("noise_inject", (*leaves, *rest, None, False, 2)),
+        ("noise_inject_backward", (*token_grads, spread.detach(), latent_std, key, ids, t, False, 2)),
     ]
 
 

@@ -79,17 +79,18 @@ class Case:
         self.key = torch.tensor([SEED, STEP])
         self.ids = torch.tensor(IDS[: shape[0]], dtype=torch.int64)
         self.t = torch.rand(shape[0], generator=generator) if given_t else None
-        self.spread_is_std = spread_is_std
+        self.spread_is_std, self.patch_size = spread_is_std, None
         self.grads = [torch.randn(shape, generator=generator).to(dtype) for _ in range(3)]
 
     def forward(self):
         return ops.noise_inject(
-            self.mean, self.spread, self.latent_mean, self.latent_std, self.key, self.ids, self.t, self.spread_is_std
+            self.mean, self.spread, self.latent_mean, self.latent_std, self.key, self.ids, self.t, self.spread_is_std,
+            self.patch_size,
         )
 
     def backward(self, t):
         return ops.noise_inject_backward(
-            *self.grads, self.spread, self.latent_std, self.key, self.ids, t, self.spread_is_std
+            *self.grads, self.spread, self.latent_std, self.key, self.ids, t, self.spread_is_std, self.patch_size
         )
 
     def truth(self):
@@ -268,7 +269,7 @@ def test_every_half_precision_value(dtype):
     mean = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).view(1, 1, 256, 256)
     one, zero = torch.ones(1), torch.zeros(1)
     z, z_t, *_ = ops.noise_inject(mean, torch.zeros_like(mean), zero, one, torch.zeros(2, dtype=torch.int64),
-                                  torch.zeros(1, dtype=torch.int64), zero, True)
+                                  torch.zeros(1, dtype=torch.int64), zero, True, None)
     assert torch.equal(z.isnan(), mean.isnan())
     numbers = ~mean.isnan()
     assert torch.equal(z[numbers], mean[numbers])
@@ -286,7 +287,7 @@ def test_rounding_is_to_nearest_even(dtype):
     for divisor in (2.0, 3.0, 0.7, 0.99):
         grad, _ = ops.noise_inject_backward(zero, zero, value, zero, torch.tensor([-divisor]),
                                             torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64),
-                                            torch.zeros(1), True)
+                                            torch.zeros(1), True, None)
         assert torch.equal(grad, (value.float() / divisor).to(dtype))
 
 
@@ -302,6 +303,8 @@ def test_rounding_is_to_nearest_even(dtype):
         ({"key": torch.zeros(2)}, "key must be Long, got Float"),
         ({"ids": torch.zeros(2, dtype=torch.int64)}, r"sample_ids must have shape \[3\], got \[2\]"),
         ({"t": torch.zeros(3, 1)}, r"t must have shape \[3\], got \[3, 1\]"),
+        ({"patch_size": 2}, r"patch_size 2 must be positive and divide the height and width of \[3, 5, 6, 7\]"),
+        ({"patch_size": 0}, "patch_size 0 must be positive"),
     ],
 )
 def test_noise_inject_errors(change, message):
@@ -330,11 +333,11 @@ def test_cosine_align(dtype, shape):
     features, target = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
     grad = torch.randn(shape[0], generator=generator)
     distance, stats, grads = cosine_truth(features, target, grad, 1e-8)
-    actual, actual_stats = ops.cosine_align(features, target, 1e-8)
+    actual, actual_stats = ops.cosine_align(features, target, 1e-8, None)
     assert actual.dtype == actual_stats.dtype == torch.float32
     assert_rounded(actual, distance, 2.0)
     assert_rounded(actual_stats, stats, 4.0)
-    both = ops.cosine_align_backward(grad, features, target, actual_stats, 1e-8, True)
+    both = ops.cosine_align_backward(grad, features, target, actual_stats, 1e-8, None, True)
     for one, true, other in zip(both, grads, (target, features), strict=True):
         assert one.dtype == dtype
         # A few fp32 roundings of the terms, which may cancel (with one component they do entirely), and one to dtype.
@@ -342,7 +345,7 @@ def test_cosine_align(dtype, shape):
         eps, smallest = torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal
         bound = 4 * torch.finfo(torch.float32).eps * terms[:, None] + eps * true.abs().clamp_min(smallest) / 2
         assert bool(((one.double() - true).abs() <= bound).all())
-    alone, empty = ops.cosine_align_backward(grad, features, target, actual_stats, 1e-8, False)
+    alone, empty = ops.cosine_align_backward(grad, features, target, actual_stats, 1e-8, None, False)
     assert torch.equal(alone, both[0]) and empty.shape == (0,)
 
 
@@ -352,12 +355,12 @@ def test_cosine_align_small_norms():
     features = torch.tensor([[0.0, 0.0], [0.3, 0.4], [0.1, 0.2], [3.0, 4.0]])  # norms 0, eps, below, above
     target = torch.tensor([[1.0, 0.0], [0.2, -0.1], [0.0, 0.0], [1.0, 1.0]])
     grad = torch.tensor([1.0, 2.0, -1.0, 0.5])
-    distance, stats = ops.cosine_align(features, target, eps)
+    distance, stats = ops.cosine_align(features, target, eps, None)
     f_norm, y_norm = (x.double().norm(dim=1) for x in (features, target))
     a, b = f_norm.clamp_min(eps), y_norm.clamp_min(eps)
     dot = (features.double() * target.double()).sum(1)
     torch.testing.assert_close(distance.double(), 1.0 - dot / (a * b), rtol=1e-6, atol=1e-6)
-    grad_features, grad_target = ops.cosine_align_backward(grad, features, target, stats, eps, True)
+    grad_features, grad_target = ops.cosine_align_backward(grad, features, target, stats, eps, None, True)
     for one, x, other, norm, clamped in (
         (grad_features, features, target, stats[:, 1], a),
         (grad_target, target, features, stats[:, 2], b),
@@ -370,40 +373,40 @@ def test_cosine_align_small_norms():
 def test_cosine_align_layouts_and_threads():
     """Rows of a larger tensor, transposed and expanded inputs, an expanded gradient, other threads: the same bits."""
     features, target = torch.randn(64, 300), torch.randn(64, 300)
-    distance, stats = ops.cosine_align(features, target, 1e-8)
+    distance, stats = ops.cosine_align(features, target, 1e-8, None)
     grad = torch.full((64,), 0.25)
-    grads = ops.cosine_align_backward(grad, features, target, stats, 1e-8, True)
+    grads = ops.cosine_align_backward(grad, features, target, stats, 1e-8, None, True)
     wide = torch.cat([features, target], dim=1)
     transposed = features.t().contiguous().t()
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2 if threads == 1 else 1)
         for f, y in ((wide[:, :300], wide[:, 300:]), (transposed, target)):
-            assert torch.equal(ops.cosine_align(f, y, 1e-8)[0], distance)
-            again = ops.cosine_align_backward(torch.tensor(0.25).expand(64), f, y, stats, 1e-8, True)
+            assert torch.equal(ops.cosine_align(f, y, 1e-8, None)[0], distance)
+            again = ops.cosine_align_backward(torch.tensor(0.25).expand(64), f, y, stats, 1e-8, None, True)
             assert all(torch.equal(one, two) for one, two in zip(again, grads, strict=True))
     finally:
         torch.set_num_threads(threads)
     row = torch.randn(300)
     assert torch.equal(
-        ops.cosine_align(features, row.expand(64, 300), 1e-8)[0],
-        ops.cosine_align(features, row.repeat(64, 1), 1e-8)[0],
+        ops.cosine_align(features, row.expand(64, 300), 1e-8, None)[0],
+        ops.cosine_align(features, row.repeat(64, 1), 1e-8, None)[0],
     )
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (3, 0)], ids=str)
 def test_cosine_align_empty(shape):
     x = torch.zeros(shape)
-    distance, stats = ops.cosine_align(x, x, 1e-8)
+    distance, stats = ops.cosine_align(x, x, 1e-8, None)
     assert torch.equal(distance, torch.ones(shape[0])) and torch.equal(stats, torch.zeros(shape[0], 3))
-    grads = ops.cosine_align_backward(torch.ones(shape[0]), x, x, stats, 1e-8, True)
+    grads = ops.cosine_align_backward(torch.ones(shape[0]), x, x, stats, 1e-8, None, True)
     assert all(grad.shape == shape for grad in grads)
 
 
 def test_cosine_align_nan_stays():
     features = torch.ones(3, 4)
     features[1, 2] = torch.nan
-    distance, _ = ops.cosine_align(features, torch.ones(3, 4), 1e-8)
+    distance, _ = ops.cosine_align(features, torch.ones(3, 4), 1e-8, None)
     assert distance.isnan().tolist() == [False, True, False]
 
 
@@ -418,4 +421,4 @@ def test_cosine_align_nan_stays():
 )
 def test_cosine_align_errors(features, target, message):
     with pytest.raises(RuntimeError, match=message):
-        ops.cosine_align(features, target, 1e-8)
+        ops.cosine_align(features, target, 1e-8, None)

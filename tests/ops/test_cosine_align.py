@@ -36,10 +36,45 @@ def test_known_angles(backend):
     torch.testing.assert_close(cosine_align(features, target, reduction="none"), expected, rtol=0, atol=2e-7)
 
 
+@pytest.mark.parametrize("margin", [None, 0.5])
 @pytest.mark.parametrize("reduction", ["none", "sample", "mean"])
-def test_reference_gradcheck(reduction):
+def test_reference_gradcheck(reduction, margin):
     features, target = (x.detach().double().requires_grad_() for x in make_inputs((2, 3, 5)))
-    assert torch.autograd.gradcheck(lambda f, y: cosine_align(f, y, reduction=reduction), (features, target))
+    within = cosine_align(features, target, reduction="none") <= 0.5
+    assert within.any() and not within.all(), "both sides of the margin"
+    assert torch.autograd.gradcheck(
+        lambda f, y: cosine_align(f, y, reduction=reduction, margin=margin), (features, target)
+    )
+
+
+def test_margin_is_va_vaes(backend):
+    """relu(1 - margin - cos), by torch's own cosine; gradients 0 within the margin, unchanged beyond it."""
+    features, target = make_inputs((40, 5))
+    cosine = torch.nn.functional.cosine_similarity(features, target, dim=-1)
+    beyond = (cosine < 0.5)[:, None]
+    assert beyond.any() and not beyond.all()
+    distance = cosine_align(features, target, reduction="none", margin=0.5)
+    torch.testing.assert_close(distance, torch.relu(0.5 - cosine), rtol=0, atol=1e-6)
+    grads = torch.autograd.grad(distance.sum(), (features, target))
+    plain = torch.autograd.grad(cosine_align(features, target, reduction="none").sum(), (features, target))
+    for one, other in zip(grads, plain, strict=True):
+        assert torch.equal(one, torch.where(beyond, other, 0.0))
+
+
+def test_at_the_margin_the_gradient_is_zero(backend):
+    """Orthogonal patches are exactly at a margin of 1; the numbers just above and below 1 are the two sides of it."""
+    features = torch.tensor([[2.0, 0.0]], requires_grad=True)
+    target = torch.tensor([[0.0, 1.0]])
+    for margin, expected in ((1.0, 0.0), (1.0 + 2**-23, 0.0), (1.0 - 2**-24, -0.5)):
+        (grad,) = torch.autograd.grad(cosine_align(features, target, margin=margin), features)
+        assert grad.tolist() == [[0.0, expected]], margin
+
+
+def test_without_a_margin_there_is_no_lower_bound(backend):
+    """Rounding takes the distance of some parallel rows below 0: there margin=None and margin=0 part."""
+    features = torch.randn(200, 7, generator=torch.Generator().manual_seed(0))
+    free, bounded = (cosine_align(features, features, reduction="none", margin=margin) for margin in (None, 0.0))
+    assert (free < 0).any() and torch.equal(bounded, free.clamp_min(0.0))
 
 
 def test_norms_below_eps_count_as_eps(backend):
@@ -96,6 +131,9 @@ def test_nan_goes_through(backend):
         features[1, 2] = math.nan
     distance = cosine_align(features, target, reduction="none")
     assert distance.isnan().tolist() == [False, True, False]
+    within = cosine_align(features, target, reduction="none", margin=3.0)
+    assert within.isnan().tolist() == [False, True, False]
+    assert torch.autograd.grad(within.sum(), features, retain_graph=True)[0][1].isnan().all()
     grads = torch.autograd.grad(distance.sum(), (features, target))
     assert all(grad[1].isnan().all() and grad[[0, 2]].isfinite().all() for grad in grads)
 
@@ -117,6 +155,7 @@ def test_rows_do_not_depend_on_the_batch(backend):
         (torch.zeros(3, 4), torch.zeros(3, 4, dtype=torch.int64), {}, "target"),
         (torch.zeros(3, 4), torch.zeros(3, 4), dict(reduction="sum"), "reduction"),
         (torch.zeros(3, 4), torch.zeros(3, 4), dict(eps=0.0), "eps"),
+        (torch.zeros(3, 4), torch.zeros(3, 4), dict(margin=math.nan), "margin"),
     ],
 )
 def test_bad_input_is_named(features, target, options, message):

@@ -47,6 +47,31 @@ def test_reference_is_the_formula():
             assert actual == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
+@pytest.mark.parametrize("patch_size", [1, 2, 3])
+def test_tokens_are_what_a_patch_embedding_reads(backend, patch_size):
+    """The linear layer of the flattened kernel on the tokens is the convolution of the planes."""
+    inputs = make_inputs((3, 4, 6, 12))
+    planes, tokens = (noise_inject(*inputs, patch_size=size) for size in (None, patch_size))
+    embed = torch.nn.Conv2d(4, 10, patch_size, stride=patch_size).double()
+    expected = embed(planes.z_t.double()).flatten(2).transpose(1, 2)
+    actual = torch.nn.functional.linear(tokens.z_t.double(), embed.weight.flatten(1), embed.bias)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    assert tokens.z_t.shape == (3, 72 // patch_size**2, 4 * patch_size**2) and tokens.z_t.is_contiguous()
+    for name in ("z", "velocity", "t"):
+        assert torch.equal(getattr(tokens, name), getattr(planes, name))
+
+
+def test_gradient_of_tokens_is_that_of_planes(backend):
+    mean, spread, *rest = make_inputs((3, 4, 6, 12), requires_grad=True)
+    upstream = torch.randn(3, 4, 6, 12)
+    grads = []
+    for size, grad in ((None, upstream), (2, torch.nn.functional.pixel_unshuffle(upstream, 2).flatten(2).mT)):
+        out = noise_inject(mean, spread, *rest, patch_size=size)
+        grads.append(torch.autograd.grad((out.z_t, out.velocity), (mean, spread), (grad, upstream)))
+    for one, other in zip(*grads, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("spread_is_std", [False, True])
 def test_reference_gradcheck(spread_is_std):
     mean, _, *rest = make_inputs((2, 3, 2, 2))
@@ -57,7 +82,7 @@ def test_reference_gradcheck(spread_is_std):
     spread = (spread.exp().clamp(max=3.0) if spread_is_std else spread).requires_grad_()
 
     def function(mean, spread):
-        return noise_inject(mean, spread, *rest, spread_is_std=spread_is_std)[:3]
+        return noise_inject(mean, spread, *rest, spread_is_std=spread_is_std, patch_size=2)[:3]
 
     assert torch.autograd.gradcheck(function, (mean, spread))
 
@@ -195,8 +220,14 @@ def test_reference_compiles_into_one_graph():
         dict(sample_ids=torch.zeros(3, dtype=torch.int32)),
         dict(t=torch.zeros(2)),
         dict(t=torch.zeros(3, dtype=torch.float64)),
+        dict(patch_size=0),
+        dict(patch_size=2),  # of 6 x 5
+        dict(patch_size=6),
     ],
-    ids=lambda change: "-".join(f"{name}_{x.dtype}_{x.device}_{list(x.shape)}" for name, x in change.items()),
+    ids=lambda change: "-".join(
+        f"{name}_{x.dtype}_{x.device}_{list(x.shape)}" if isinstance(x, torch.Tensor) else f"{name}_{x}"
+        for name, x in change.items()
+    ),
 )
 def test_bad_input_is_named(change):
     names = ("mean", "spread", "latent_mean", "latent_std", "key", "sample_ids", "t")

@@ -14,10 +14,10 @@ POINTER_TYPES = {
     "distance_ptr": "*fp32", "stats_ptr": "*fp32", "grad_ptr": "*fp32",
 }  # fmt: skip
 CONSTANTS = {
-    ("noise_inject", "_forward_kernel"): dict(HAS_T=False, SPREAD_IS_STD=False, NUM_BLOCKS=256),
-    ("noise_inject", "_backward_kernel"): dict(SPREAD_IS_STD=False, NUM_BLOCKS=256),
-    ("cosine_align", "_forward_kernel"): dict(NUM_ROWS=8, NUM_COLUMNS=256),
-    ("cosine_align", "_backward_kernel"): dict(NEED_TARGET=True, NUM_ROWS=8, NUM_COLUMNS=256),
+    ("noise_inject", "_forward_kernel"): dict(HAS_T=False, SPREAD_IS_STD=False, PATCH=2, NUM_BLOCKS=256),
+    ("noise_inject", "_backward_kernel"): dict(SPREAD_IS_STD=False, PATCH=2, NUM_BLOCKS=256),
+    ("cosine_align", "_forward_kernel"): dict(HAS_MARGIN=True, NUM_ROWS=8, NUM_COLUMNS=256),
+    ("cosine_align", "_backward_kernel"): dict(HAS_MARGIN=True, NEED_TARGET=True, NUM_ROWS=8, NUM_COLUMNS=256),
 }
 
 
@@ -39,7 +39,7 @@ def build_all() -> dict[str, dict[str, int]]:
             elif argument.endswith("_ptr"):
                 signature[argument] = POINTER_TYPES.get(argument, "*bf16")
             else:
-                signature[argument] = "fp32" if argument == "eps" else "i32"
+                signature[argument] = "fp32" if argument in ("eps", "offset") else "i32"
         for capability in CAPABILITIES:
             source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()})
             built = triton.compile(source, target=GPUTarget("cuda", capability, 32))

@@ -21,12 +21,12 @@ _define_op = custom_op if interpreting_triton() else triton_op
 @triton.jit
 def _forward_kernel(
     features_ptr, target_ptr, distance_ptr, stats_ptr,
-    num_rows, num_columns, features_stride, target_stride, eps,
-    NUM_ROWS: tl.constexpr, NUM_COLUMNS: tl.constexpr,
+    num_rows, num_columns, features_stride, target_stride, eps, offset,
+    HAS_MARGIN: tl.constexpr, NUM_ROWS: tl.constexpr, NUM_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * NUM_ROWS + tl.arange(0, NUM_ROWS)
     row_mask = row < num_rows
-    eps = tl.cast(eps, tl.float32)  # Inductor may pass a float64 scalar
+    eps, offset = tl.cast(eps, tl.float32), tl.cast(offset, tl.float32)  # Inductor may pass float64 scalars
     dot = tl.zeros([NUM_ROWS, NUM_COLUMNS], tl.float32)
     features_square = tl.zeros([NUM_ROWS, NUM_COLUMNS], tl.float32)
     target_square = tl.zeros([NUM_ROWS, NUM_COLUMNS], tl.float32)
@@ -46,7 +46,9 @@ def _forward_kernel(
     features_floored = tl.where(features_norm < eps, eps, features_norm)
     target_floored = tl.where(target_norm < eps, eps, target_norm)
     # Two divisions: the product of the norms can overflow where the cosine does not.
-    distance = 1.0 - tl.div_rn(tl.div_rn(dot, features_floored), target_floored)
+    distance = offset - tl.div_rn(tl.div_rn(dot, features_floored), target_floored)
+    if HAS_MARGIN:
+        distance = tl.where(distance <= 0.0, 0.0, distance)
     tl.store(distance_ptr + row, distance, mask=row_mask)
     tl.store(stats_ptr + row * 3, dot, mask=row_mask)
     tl.store(stats_ptr + row * 3 + 1, features_norm, mask=row_mask)
@@ -56,12 +58,12 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     grad_ptr, features_ptr, target_ptr, stats_ptr, grad_features_ptr, grad_target_ptr,
-    num_rows, num_columns, grad_stride, features_stride, target_stride, eps,
-    NEED_TARGET: tl.constexpr, NUM_ROWS: tl.constexpr, NUM_COLUMNS: tl.constexpr,
+    num_rows, num_columns, grad_stride, features_stride, target_stride, eps, offset,
+    HAS_MARGIN: tl.constexpr, NEED_TARGET: tl.constexpr, NUM_ROWS: tl.constexpr, NUM_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * NUM_ROWS + tl.arange(0, NUM_ROWS)
     row_mask = row < num_rows
-    eps = tl.cast(eps, tl.float32)  # Inductor may pass a float64 scalar
+    eps, offset = tl.cast(eps, tl.float32), tl.cast(offset, tl.float32)  # Inductor may pass float64 scalars
     grad = tl.load(grad_ptr + row * grad_stride, mask=row_mask, other=0.0)
     dot = tl.load(stats_ptr + row * 3, mask=row_mask, other=0.0)
     features_norm = tl.load(stats_ptr + row * 3 + 1, mask=row_mask, other=1.0)
@@ -69,6 +71,8 @@ def _backward_kernel(
     features_floored = tl.where(features_norm < eps, eps, features_norm)
     target_floored = tl.where(target_norm < eps, eps, target_norm)
     cosine = tl.div_rn(tl.div_rn(dot, features_floored), target_floored)
+    if HAS_MARGIN:
+        grad = tl.where(offset - cosine <= 0.0, 0.0, grad)
     across = tl.div_rn(tl.div_rn(-grad, features_floored), target_floored)
     # Up to eps the norm counts as a constant, and this term is gone.
     features_along = tl.where(
@@ -83,10 +87,10 @@ def _backward_kernel(
         features = tl.load(features_ptr + row[:, None] * features_stride + column[None, :], mask=mask, other=0.0)
         target = tl.load(target_ptr + row[:, None] * target_stride + column[None, :], mask=mask, other=0.0)
         features, target = features.to(tl.float32), target.to(tl.float32)
-        offset = row[:, None] * num_columns + column[None, :]
-        tl.store(grad_features_ptr + offset, across[:, None] * target + features_along[:, None] * features, mask=mask)
+        place = row[:, None] * num_columns + column[None, :]
+        tl.store(grad_features_ptr + place, across[:, None] * target + features_along[:, None] * features, mask=mask)
         if NEED_TARGET:
-            tl.store(grad_target_ptr + offset, across[:, None] * features + target_along[:, None] * target, mask=mask)
+            tl.store(grad_target_ptr + place, across[:, None] * features + target_along[:, None] * target, mask=mask)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -94,8 +98,15 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
+def _offset(margin: float | None) -> float:
+    """What the cosine is subtracted from."""
+    return 1.0 if margin is None else 1.0 - margin
+
+
 @_define_op("sendvae_triton::cosine_align", mutates_args=())
-def cosine_align(features: torch.Tensor, target: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+def cosine_align(
+    features: torch.Tensor, target: torch.Tensor, eps: float, margin: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(distance [M], stats [M, 3] = (dot, |features|, |target|)), float32, of features and target [M, D]."""
     num_rows, num_columns = features.shape
     distance = features.new_empty(num_rows, dtype=torch.float32)
@@ -107,7 +118,7 @@ def cosine_align(features: torch.Tensor, target: torch.Tensor, eps: float) -> tu
     with torch.cuda.device_of(features):
         kernel[(triton.cdiv(num_rows, NUM_ROWS),)](
             features, target, distance, stats, num_rows, num_columns, features.stride(0), target.stride(0), eps,
-            NUM_ROWS=NUM_ROWS, NUM_COLUMNS=NUM_COLUMNS,
+            _offset(margin), HAS_MARGIN=margin is not None, NUM_ROWS=NUM_ROWS, NUM_COLUMNS=NUM_COLUMNS,
         )  # fmt: skip
     return distance, stats
 
@@ -119,6 +130,7 @@ def cosine_align_backward(
     target: torch.Tensor,
     stats: torch.Tensor,
     eps: float,
+    margin: float | None,
     need_target: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(grad_features [M, D], grad_target [M, D], or [0] unless need_target); grad is float32 [M]."""
@@ -134,7 +146,7 @@ def cosine_align_backward(
     with torch.cuda.device_of(features):
         kernel[(triton.cdiv(num_rows, NUM_ROWS),)](
             grad, features, target, stats.contiguous(), grad_features, grad_target,
-            num_rows, num_columns, grad.stride(0), features.stride(0), target.stride(0), eps,
-            NEED_TARGET=need_target, NUM_ROWS=NUM_ROWS, NUM_COLUMNS=NUM_COLUMNS,
+            num_rows, num_columns, grad.stride(0), features.stride(0), target.stride(0), eps, _offset(margin),
+            HAS_MARGIN=margin is not None, NEED_TARGET=need_target, NUM_ROWS=NUM_ROWS, NUM_COLUMNS=NUM_COLUMNS,
         )  # fmt: skip
     return grad_features, grad_target

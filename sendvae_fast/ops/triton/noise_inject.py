@@ -3,7 +3,7 @@
 A program takes one tile of one sample: NUM_BLOCKS Philox blocks, that is 4 NUM_BLOCKS consecutive elements in the
 sample's [C, H, W] order. Noise lives in registers only. Inputs are read through three strides (batch, channel, position
 in the plane), so chunks of the moments, channels-last tensors and expanded gradients are read in place; outputs are
-contiguous.
+contiguous. With a patch size, z_t is written and its gradient read as tokens [B, N, C P P].
 """
 
 import math
@@ -73,12 +73,20 @@ def _load(ptr, sample, channel, position, stride_b, stride_c, stride_p, mask):
 
 
 @triton.jit
+def _token_place(channel, position, width, PATCH: tl.constexpr):
+    """The token of an element of a sample, and which of its features it is; all int64."""
+    row, column = position // width, position % width
+    token = row // PATCH * (width // PATCH) + column // PATCH
+    return token, (channel * PATCH + row % PATCH) * PATCH + column % PATCH
+
+
+@triton.jit
 def _forward_kernel(
     mean_ptr, spread_ptr, latent_mean_ptr, latent_std_ptr, key_ptr, sample_ids_ptr, given_t_ptr,
     z_ptr, z_t_ptr, velocity_ptr, t_ptr,
-    num_tiles, num_elements, plane,
+    num_tiles, num_elements, plane, width, num_features,
     mean_stride_b, mean_stride_c, mean_stride_p, spread_stride_b, spread_stride_c, spread_stride_p,
-    HAS_T: tl.constexpr, SPREAD_IS_STD: tl.constexpr, NUM_BLOCKS: tl.constexpr,
+    HAS_T: tl.constexpr, SPREAD_IS_STD: tl.constexpr, PATCH: tl.constexpr, NUM_BLOCKS: tl.constexpr,
 ):  # fmt: skip
     sample, tile, block, element, channel, position, mask = _tile(num_tiles, num_elements, plane, NUM_BLOCKS)
     key_0, key_1 = derive_key(key_ptr)
@@ -102,20 +110,23 @@ def _forward_kernel(
     noise = normals(key_0, key_1, _INTERPOLANT, sample_id, block)
     offset = sample * num_elements + element.to(tl.int64)
     tl.store(z_ptr + offset, z, mask=mask)
-    tl.store(z_t_ptr + offset, (1.0 - t) * normalised + t * noise, mask=mask)
     tl.store(velocity_ptr + offset, noise - normalised, mask=mask)
+    if PATCH > 0:
+        token, feature = _token_place(channel, position, width, PATCH)
+        offset = sample * num_elements + token * num_features + feature
+    tl.store(z_t_ptr + offset, (1.0 - t) * normalised + t * noise, mask=mask)
 
 
 @triton.jit
 def _backward_kernel(
     grad_z_ptr, grad_z_t_ptr, grad_velocity_ptr, spread_ptr, latent_std_ptr, key_ptr, sample_ids_ptr, t_ptr,
     grad_mean_ptr, grad_spread_ptr,
-    num_tiles, num_elements, plane,
+    num_tiles, num_elements, plane, width,
     grad_z_stride_b, grad_z_stride_c, grad_z_stride_p,
     grad_z_t_stride_b, grad_z_t_stride_c, grad_z_t_stride_p,
     grad_velocity_stride_b, grad_velocity_stride_c, grad_velocity_stride_p,
     spread_stride_b, spread_stride_c, spread_stride_p,
-    SPREAD_IS_STD: tl.constexpr, NUM_BLOCKS: tl.constexpr,
+    SPREAD_IS_STD: tl.constexpr, PATCH: tl.constexpr, NUM_BLOCKS: tl.constexpr,
 ):  # fmt: skip
     sample, _, block, element, channel, position, mask = _tile(num_tiles, num_elements, plane, NUM_BLOCKS)
     key_0, key_1 = derive_key(key_ptr)
@@ -125,8 +136,13 @@ def _backward_kernel(
     grad_z = _load(
         grad_z_ptr, sample, channel, position, grad_z_stride_b, grad_z_stride_c, grad_z_stride_p, mask
     )
+    if PATCH > 0:
+        # Strides of tokens [B, N, C P P] instead: the middle one goes with the token, the last with the feature.
+        grad_z_t_at, grad_z_t_in = _token_place(channel, position, width, PATCH)
+    else:
+        grad_z_t_at, grad_z_t_in = channel, position
     grad_z_t = _load(
-        grad_z_t_ptr, sample, channel, position, grad_z_t_stride_b, grad_z_t_stride_c, grad_z_t_stride_p, mask
+        grad_z_t_ptr, sample, grad_z_t_at, grad_z_t_in, grad_z_t_stride_b, grad_z_t_stride_c, grad_z_t_stride_p, mask
     )
     grad_velocity = _load(
         grad_velocity_ptr, sample, channel, position,
@@ -167,13 +183,19 @@ def noise_inject(
     sample_ids: torch.Tensor,
     t: torch.Tensor | None,
     spread_is_std: bool,
+    patch_size: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(z, z_t, velocity, t); arguments as for the public `noise_inject`, already checked."""
+    num_elements, plane = math.prod(mean.shape[1:]), math.prod(mean.shape[2:])
     z, z_t, velocity = (torch.empty_like(mean, memory_format=torch.contiguous_format) for _ in range(3))
+    num_features = 0
+    if patch_size is not None:
+        area = patch_size * patch_size
+        num_features = mean.shape[1] * area
+        z_t = z_t.view(mean.shape[0], plane // area, num_features)
     t_out = latent_mean.new_empty(mean.shape[0])
     if mean.shape[0] == 0:
         return z, z_t, velocity, t_out
-    num_elements, plane = math.prod(mean.shape[1:]), math.prod(mean.shape[2:])
     num_tiles = triton.cdiv(num_elements, 4 * NUM_BLOCKS)
     mean, mean_strides = _plane_strides(mean)
     spread, spread_strides = _plane_strides(spread)
@@ -183,8 +205,8 @@ def noise_inject(
             mean, spread, latent_mean.contiguous(), latent_std.contiguous(), key.contiguous(), sample_ids.contiguous(),
             latent_mean if t is None else t.contiguous(),  # not read without HAS_T
             z, z_t, velocity, t_out,
-            num_tiles, num_elements, plane, *mean_strides, *spread_strides,
-            HAS_T=t is not None, SPREAD_IS_STD=spread_is_std, NUM_BLOCKS=NUM_BLOCKS,
+            num_tiles, num_elements, plane, mean.shape[3], num_features, *mean_strides, *spread_strides,
+            HAS_T=t is not None, SPREAD_IS_STD=spread_is_std, PATCH=patch_size or 0, NUM_BLOCKS=NUM_BLOCKS,
         )  # fmt: skip
     return z, z_t, velocity, t_out
 
@@ -200,6 +222,7 @@ def noise_inject_backward(
     sample_ids: torch.Tensor,
     t: torch.Tensor,
     spread_is_std: bool,
+    patch_size: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(grad_mean, grad_spread); `t` is the forward's output."""
     grad_mean, grad_spread = (torch.empty_like(spread, memory_format=torch.contiguous_format) for _ in range(2))
@@ -208,7 +231,7 @@ def noise_inject_backward(
     num_elements, plane = math.prod(spread.shape[1:]), math.prod(spread.shape[2:])
     num_tiles = triton.cdiv(num_elements, 4 * NUM_BLOCKS)
     grad_z, grad_z_strides = _plane_strides(grad_z)
-    grad_z_t, grad_z_t_strides = _plane_strides(grad_z_t)
+    grad_z_t, grad_z_t_strides = _plane_strides(grad_z_t) if patch_size is None else (grad_z_t, grad_z_t.stride())
     grad_velocity, grad_velocity_strides = _plane_strides(grad_velocity)
     spread, spread_strides = _plane_strides(spread)
     kernel = _backward_kernel if interpreting_triton() else wrap_triton(_backward_kernel)
@@ -216,8 +239,8 @@ def noise_inject_backward(
         kernel[(spread.shape[0] * num_tiles,)](
             grad_z, grad_z_t, grad_velocity, spread, latent_std.contiguous(), key.contiguous(),
             sample_ids.contiguous(), t.contiguous(), grad_mean, grad_spread,
-            num_tiles, num_elements, plane,
+            num_tiles, num_elements, plane, spread.shape[3],
             *grad_z_strides, *grad_z_t_strides, *grad_velocity_strides, *spread_strides,
-            SPREAD_IS_STD=spread_is_std, NUM_BLOCKS=NUM_BLOCKS,
+            SPREAD_IS_STD=spread_is_std, PATCH=patch_size or 0, NUM_BLOCKS=NUM_BLOCKS,
         )  # fmt: skip
     return grad_mean, grad_spread
