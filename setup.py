@@ -19,6 +19,7 @@ failed installation. Environment:
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,39 +38,67 @@ class BuildError(Exception):
     """The compiled parts cannot be built; the message is one line."""
 
 
-def job_count(environment=os.environ, cgroup=Path("/sys/fs/cgroup"), meminfo=Path("/proc/meminfo")) -> int:
+def job_count(environment=os.environ, proc=Path("/proc"), cgroup=Path("/sys/fs/cgroup")) -> int:
     """Compiler runs to start in parallel: MAX_JOBS, else what cores and free memory allow, at least 1.
 
-    Cores are those this process may run on (not the machine's), memory is the lesser of the machine's and the control
-    group's, as batch systems and containers set them.
+    Cores are those this process may run on (not the machine's), memory is the least of the machine's and of every
+    control group that this process is in, as batch systems and containers set them.
     """
     if wanted := environment.get("MAX_JOBS"):
         if not wanted.isdecimal() or int(wanted) == 0:
             raise BuildError(f"MAX_JOBS must be a positive number, got {wanted!r}")
         return int(wanted)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = available_memory(cgroup, meminfo)
+    memory = available_memory(proc, cgroup)
     return cores if memory is None else max(1, min(cores, memory // MEMORY_PER_JOB))
 
 
-def available_memory(cgroup: Path, meminfo: Path) -> int | None:
-    """Free memory in bytes, or None where the system does not say."""
-    known = []
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in fields:
-            known.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    for limit_file, usage_file in (
-        ("memory.max", "memory.current"),  # version 2
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),  # version 1
+def available_memory(proc: Path, cgroup: Path) -> int | None:
+    """Free memory in bytes, or None where the system does not say.
+
+    proc, cgroup: where the kernel's process files and its control groups are mounted.
+    """
+    known = [free for directory in memory_groups(proc, cgroup) if (free := free_in_group(directory)) is not None]
+    meminfo = text_of(proc / "meminfo")
+    if found := re.search(r"^MemAvailable:\s*(\d+) kB", meminfo, re.M):
+        known.append(int(found[1]) * 1024)
+    return min(known, default=None)
+
+
+def memory_groups(proc: Path, cgroup: Path) -> list[Path]:
+    """The directories of this process's memory control group and of all groups around it, whichever may exist.
+
+    /proc/self/cgroup has lines "0::/path" (version 2) and "4:memory:/path" (version 1). Any level may have a limit.
+    In a container the path can be one of the host's, which is not mounted there; the group at the top then is its own.
+    """
+    directories = [cgroup, cgroup / "memory"]
+    for hierarchy, controllers, path in re.findall(r"^(\d+):([^:]*):/(.*)$", text_of(proc / "self/cgroup"), re.M):
+        if hierarchy == "0" or "memory" in controllers.split(","):
+            top = cgroup if hierarchy == "0" else cgroup / "memory"
+            names = Path(path).parts
+            directories += [top.joinpath(*names[:depth]) for depth in range(1, len(names) + 1)]
+    return list(dict.fromkeys(directories))
+
+
+def free_in_group(directory: Path) -> int | None:
+    """Bytes that one control group may still take, or None without a limit; file cache counts as free."""
+    for limit_file, usage_file, cache in (
+        ("memory.max", "memory.current", "inactive_file"),  # version 2
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
     ):
-        try:
-            limit, usage = (cgroup / limit_file).read_text().strip(), (cgroup / usage_file).read_text().strip()
-        except OSError:
-            continue
-        if limit.isdecimal():  # else "max": no limit
-            known.append(max(0, int(limit) - int(usage)))
-    return min(known) if known else None
+        limit, usage = text_of(directory / limit_file).strip(), text_of(directory / usage_file).strip()
+        if limit.isdecimal() and usage.isdecimal():  # a limit of "max" is none
+            found = re.search(rf"^{cache} (\d+)", text_of(directory / "memory.stat"), re.M)
+            return max(0, int(limit) - int(usage) + (int(found[1]) if found else 0))
+    return None
+
+
+def text_of(path: Path) -> str:
+    """A file's text, empty where it cannot be read."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def torch_package() -> Path:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from setuptools import Distribution
 
-from sendvae_fast.ops import library
+from sendvae_fast.ops import dispatch, library
 
 ROOT = Path(__file__).resolve().parent.parent
 OP_LIBRARIES = (library.CPU_LIBRARY, library.CUDA_LIBRARY)
@@ -46,7 +46,8 @@ def output_of(*command: object) -> str:
 
 def test_every_source_is_listed_once():
     sources = {str(path.relative_to(ROOT)) for suffix in ("cpp", "cu") for path in ROOT.glob(f"csrc/**/*.{suffix}")}
-    listed = re.findall(r"csrc/[\w/]+\.(?:cpp|cu)\b", (ROOT / "CMakeLists.txt").read_text())
+    lists = re.findall(r"^set\(SENDVAE_\w+_SOURCES\n([^)]*)\)", (ROOT / "CMakeLists.txt").read_text(), flags=re.M)
+    listed = " ".join(lists).split()
     assert sorted(listed) == sorted(sources)
     assert "csrc/" not in re.sub(r"csrc/$", "", (ROOT / "setup.py").read_text(), flags=re.M)
 
@@ -121,14 +122,61 @@ def test_cuda_library_holds_its_architectures():
     assert {f"sm_{one}" for one in wanted} == set(re.findall(r"\bsm_\d+", output_of(cuobjdump, "--list-elf", path)))
 
 
+def stack_frames(cuobjdump: str, path: Path) -> dict[tuple[str, str], int]:
+    """Bytes of stack that ptxas gave each kernel, by (architecture, mangled name): spilled registers lie there."""
+    frames, architecture, kernel = {}, "", ""
+    for line in output_of(cuobjdump, "--dump-resource-usage", path).splitlines():
+        if found := re.match(r"arch = (\w+)", line):
+            architecture = found[1]
+        elif found := re.match(r" *Function (\S+):", line):
+            kernel = found[1]
+        elif found := re.match(r" *REG:\d+ STACK:(\d+)", line):
+            frames[architecture, kernel] = int(found[1])
+    return frames
+
+
+def test_cuda_kernels_do_not_spill():
+    path, cuobjdump = built(library.CUDA_LIBRARY), find_cuobjdump()
+    if cuobjdump is None:
+        pytest.skip("no cuobjdump, neither CUDA's nor Triton's")
+    frames = stack_frames(cuobjdump, path)
+    for op, backends in dispatch.OPS.items():
+        if "cuda" in backends:
+            assert any(op in kernel for _, kernel in frames), op
+    assert not {kernel: size for kernel, size in frames.items() if size}
+
+
+def test_a_spill_would_be_seen(tmp_path):
+    """The report that the test above reads says what `ptxas -v` says, of a kernel that must spill."""
+    nvcc, cuobjdump = shutil.which("nvcc"), find_cuobjdump()
+    if nvcc is None or cuobjdump is None:
+        pytest.skip("needs nvcc and cuobjdump")
+    source, cubin = tmp_path / "spill.cu", tmp_path / "spill.cubin"
+    source.write_text("""
+        __global__ void kernel(const float* in, float* out) {
+          float x[64];
+          #pragma unroll
+          for (int i = 0; i < 64; ++i) x[i] = in[i * blockDim.x + threadIdx.x];
+          __syncthreads();
+          #pragma unroll
+          for (int i = 0; i < 64; ++i) out[(63 - i) * blockDim.x + threadIdx.x] = x[i] * x[63 - i];
+        }""")
+    command = [nvcc, "-cubin", "-arch=sm_90", "-maxrregcount=32", "-Xptxas=-v", str(source), "-o", str(cubin)]
+    report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    stack, spilled = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report).groups()
+    assert int(spilled) > 0
+    assert list(stack_frames(cuobjdump, cubin).values()) == [int(stack)]
+
+
 def test_cuda_library_loads():
     """Every symbol is found and the CUDA implementations register; that needs no GPU, only a torch with CUDA."""
     path = built(library.CUDA_LIBRARY)
     if not library.load() or not torch.backends.cuda.is_built():
         pytest.skip("needs the CPU library and a torch with CUDA")
     torch.ops.load_library(str(path))
-    for op in ("noise_inject", "noise_inject_backward", "cosine_align", "cosine_align_backward"):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"sendvae::{op}", "CUDA")
+    for op, backends in dispatch.OPS.items():
+        if "cuda" in backends:
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"sendvae::{op}", "CUDA"), op
 
 
 def test_status_names_a_reason(tmp_path, monkeypatch):
@@ -152,32 +200,82 @@ def test_status_names_a_reason(tmp_path, monkeypatch):
 # ---- setup.py ----
 
 
-def write_memory_files(folder: Path, available_kib: int, limit: str, usage: int) -> dict[str, Path]:
-    (folder / "meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable: {available_kib} kB\n")
-    (folder / "memory.max").write_text(f"{limit}\n")
-    (folder / "memory.current").write_text(f"{usage}\n")
-    return {"cgroup": folder, "meminfo": folder / "meminfo"}
+GIB = 2**30
 
 
-def test_job_count(setup_script, tmp_path, monkeypatch):
-    gib = 2**30
+class FakeSystem:
+    """The kernel's files on memory, in a folder."""
+
+    def __init__(self, folder: Path, available_gib: int, cgroup_lines: str = "0::/\n"):
+        self.proc, self.cgroup = folder / "proc", folder / "cgroup"
+        self._write(self.proc / "meminfo", f"MemTotal: 99999999 kB\nMemAvailable: {available_gib * 2**20} kB\n")
+        self._write(self.proc / "self/cgroup", cgroup_lines)
+
+    def limit(self, group: str, limit: int | str, usage: int, cache: int = 0) -> None:
+        """Limit a control group of version 2."""
+        self._write(self.cgroup / group / "memory.max", f"{limit}\n")
+        self._write(self.cgroup / group / "memory.current", f"{usage}\n")
+        self._write(self.cgroup / group / "memory.stat", f"file {2 * cache}\ninactive_file {cache}\n")
+
+    def limit_v1(self, group: str, limit: int, usage: int) -> None:
+        """Limit a control group of version 1."""
+        self._write(self.cgroup / "memory" / group / "memory.limit_in_bytes", f"{limit}\n")
+        self._write(self.cgroup / "memory" / group / "memory.usage_in_bytes", f"{usage}\n")
+
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.fixture
+def jobs(setup_script, monkeypatch):
+    """job_count on a fake system of 8 cores."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    return lambda system, **environment: setup_script.job_count(environment, system.proc, system.cgroup)
 
-    def jobs(**environment):
-        return setup_script.job_count(environment, **files)
 
-    files = write_memory_files(tmp_path, 64 * 2**20, "max", 0)
-    assert jobs() == 8  # cores decide
-    assert jobs(MAX_JOBS="3") == 3
-    files = write_memory_files(tmp_path, 11 * 2**20, "max", 0)
-    assert jobs() == 5  # free memory decides
-    files = write_memory_files(tmp_path, 64 * 2**20, str(8 * gib), 2 * gib)
-    assert jobs() == 3  # the control group decides
-    files = write_memory_files(tmp_path, 64 * 2**20, str(2 * gib), 2 * gib)
-    assert jobs() == 1
+def test_job_count(setup_script, jobs, tmp_path):
+    system = FakeSystem(tmp_path, 64)
+    assert jobs(system) == 8  # cores decide
+    assert jobs(system, MAX_JOBS="3") == 3
+    system.limit("", "max", 0)
+    assert jobs(system) == 8
+    assert jobs(FakeSystem(tmp_path, 11)) == 5  # free memory decides
+    assert jobs(FakeSystem(tmp_path, 1)) == 1
     assert setup_script.job_count({}, tmp_path / "none", tmp_path / "none") == 8
     with pytest.raises(setup_script.BuildError, match="MAX_JOBS must be a positive number, got 'all'"):
-        jobs(MAX_JOBS="all")
+        jobs(system, MAX_JOBS="all")
+
+
+@pytest.mark.parametrize("group", ["", "jobs", "jobs/7", "jobs/7/step"])
+def test_job_count_heeds_every_control_group_around_it(jobs, tmp_path, group):
+    """The process is in jobs/7/step; a limit at any level binds it, one of another group does not."""
+    system = FakeSystem(tmp_path, 64, "0::/jobs/7/step\n")
+    for one in ("", "jobs", "jobs/7", "jobs/7/step"):
+        system.limit(one, "max", 5 * GIB)
+    system.limit("jobs/8", 2 * GIB, 0)
+    assert jobs(system) == 8
+    system.limit(group, 8 * GIB, 2 * GIB)
+    assert jobs(system) == 3
+    system.limit(group, 8 * GIB, 6 * GIB, cache=2 * GIB)
+    assert jobs(system) == 2  # file cache gives way
+
+
+def test_job_count_in_version_1_groups(jobs, tmp_path):
+    system = FakeSystem(tmp_path, 64, "12:cpu,cpuacct:/a\n4:memory:/batch/3\n0::/\n")
+    system.limit_v1("", 2**63 - 4096, GIB)
+    system.limit_v1("a", 2 * GIB, 0)
+    assert jobs(system) == 8
+    system.limit_v1("batch/3", 9 * GIB, GIB)
+    assert jobs(system) == 4
+
+
+def test_job_count_where_the_path_is_the_hosts(jobs, tmp_path):
+    """A container without a namespace of its own sees its group at the top, and its path as the host names it."""
+    system = FakeSystem(tmp_path, 64, "0::/system.slice/docker-1.scope\n")
+    system.limit("", 6 * GIB, 0)
+    assert jobs(system) == 3
 
 
 def test_cmake_arguments(setup_script, monkeypatch):
