@@ -24,4 +24,7 @@ STABLE_TORCH_LIBRARY(sendvae, library) {
   library.def(
       "sde_step(Tensor x, Tensor velocity, Tensor times, Tensor key, Tensor sample_ids, float? guidance_scale, "
       "bool last) -> (Tensor x_next, Tensor network_input)");
+  library.def(
+      "center_crop(Tensor[] images, int size, bool[] flips, ScalarType dtype, Tensor? mean, Tensor? std) "
+      "-> (Tensor pixels, Tensor normalised)");
 }

@@ -1,27 +1,25 @@
-"""The ADM centre crop with Pillow, the truth for every other path."""
+"""How one picture becomes a training image: decoded by Pillow, cropped by `ops.center_crop`."""
 
 import os
 
 import numpy as np
+import torch
 from PIL import Image
 
+from sendvae_fast import ops
 from sendvae_fast.data.decode import decode_rgb
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The ADM centre crop (guided-diffusion, used by DiT, SiT, REPA): uint8 [size, size, 3] of an RGB image.
-
-    The image is halved with a box filter while its short side is at least twice `size`, brought to a short side of
-    `size` with Pillow's antialiased bicubic filter, and cropped in the middle. Small images are enlarged.
-    """
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return np.asarray(image)[top:top + size, left:left + size]
+    """The ADM centre crop of an RGB image, uint8 [size, size, 3]: what Pillow gives, see `ops.center_crop`."""
+    return _crop_planes(image, size).transpose(1, 2, 0)
 
 
 def read_crop(source: bytes | str | os.PathLike[str], size: int, where: str = "in memory") -> np.ndarray:
     """Decode and crop one picture: uint8 [3, size, size]. Arguments and errors as `decode_rgb`."""
-    return np.ascontiguousarray(center_crop(decode_rgb(source, where), size).transpose(2, 0, 1))
+    return _crop_planes(decode_rgb(source, where), size)
+
+
+def _crop_planes(image: Image.Image, size: int) -> np.ndarray:
+    pixels = torch.from_numpy(np.array(image))  # a copy, because a tensor's memory must be writable
+    return ops.center_crop(pixels, size).numpy()

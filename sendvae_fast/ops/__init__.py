@@ -2,23 +2,37 @@
 
 from sendvae_fast.ops import philox
 from sendvae_fast.ops.adaln import adaln, adaln_reference
+from sendvae_fast.ops.center_crop import (
+    CenterCropBatch,
+    center_crop,
+    center_crop_batch,
+    center_crop_batch_reference,
+    center_crop_reference,
+    pillow_center_crop,
+)
 from sendvae_fast.ops.cosine_align import cosine_align, cosine_align_reference
 from sendvae_fast.ops.dispatch import available_backends, chosen_backend, use_backend
 from sendvae_fast.ops.noise_inject import NoiseInjectOutput, noise_inject, noise_inject_reference
 from sendvae_fast.ops.sde_step import SdeStepOutput, sde_step, sde_step_reference
 
 __all__ = [
+    "CenterCropBatch",
     "NoiseInjectOutput",
     "SdeStepOutput",
     "adaln",
     "adaln_reference",
     "available_backends",
+    "center_crop",
+    "center_crop_batch",
+    "center_crop_batch_reference",
+    "center_crop_reference",
     "chosen_backend",
     "cosine_align",
     "cosine_align_reference",
     "noise_inject",
     "noise_inject_reference",
     "philox",
+    "pillow_center_crop",
     "sde_step",
     "sde_step_reference",
     "use_backend",

@@ -29,7 +29,10 @@ OPS = {
     "cosine_align": BACKENDS,
     "sde_step": ("reference", "cpu", "cuda"),
     "adaln": ("reference", "cpu"),
+    "center_crop": ("reference", "cpu"),
 }
+# Ops of data loading: they run where their tensors are, also in a run that is forced to the other device's backend.
+DATA_OPS = frozenset({"center_crop"})
 ENVIRONMENT_VARIABLE = "SENDVAE_BACKEND"
 
 # Device type: backends in order of preference.
@@ -106,7 +109,7 @@ def _choose(op: str, device_type: str, forced: str | None) -> str:
         source = ENVIRONMENT_VARIABLE
         _check_name(forced, source)
     reasons = available_backends(op)
-    if forced in OPS[op]:
+    if forced in OPS[op] and not (op in DATA_OPS and _is_for_another_device(forced, device_type)):
         reason = _unusable(forced, device_type) or reasons[forced]
         if reason is not None:
             raise UserError(f"{op}: backend {forced!r} is forced by {source} but cannot run: {reason}")
@@ -117,11 +120,15 @@ def _choose(op: str, device_type: str, forced: str | None) -> str:
 
 def _unusable(backend: str, device_type: str) -> str | None:
     """Why `backend` cannot take tensors of this device, or None."""
-    if backend in ("cpu", "cuda") and backend != device_type:
+    if _is_for_another_device(backend, device_type):
         return f"it takes {backend} tensors, these are on {device_type!r}"
     if backend == "triton" and device_type == "cpu" and not interpreting_triton():
         return "on CPU tensors it needs TRITON_INTERPRET=1, set before Triton is imported"
     return None
+
+
+def _is_for_another_device(backend: str, device_type: str) -> bool:
+    return backend in ("cpu", "cuda") and backend != device_type
 
 
 def interpreting_triton() -> bool:

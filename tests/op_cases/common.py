@@ -67,6 +67,7 @@ class OpTests:
     example(number, dtype, device): the same shapes for every number, other values.
     raw_calls(backend, device): (name of the raw op, its arguments) to be given to `torch.library.opcheck`.
     dtypes: the element types it computes in.
+    no_cuda_graph: why it cannot be captured in a CUDA graph, where that is so.
     """
 
     op: str
@@ -76,6 +77,7 @@ class OpTests:
     example: Callable[[int, torch.dtype, str], Example]
     raw_calls: Callable[[str, str], list[tuple[str, tuple]]]
     dtypes: tuple[torch.dtype, ...] = DTYPES
+    no_cuda_graph: str | None = None
 
 
 @dataclass
