@@ -27,4 +27,10 @@ STABLE_TORCH_LIBRARY(sendvae, library) {
   library.def(
       "center_crop(Tensor[] images, int size, bool[] flips, ScalarType dtype, Tensor? mean, Tensor? std) "
       "-> (Tensor pixels, Tensor normalised)");
+  library.def(
+      "group_norm_silu(Tensor x, Tensor? residual, Tensor weight, Tensor bias, int num_groups, float eps, bool silu) "
+      "-> (Tensor y, Tensor s, Tensor mean, Tensor rstd)");
+  library.def(
+      "group_norm_silu_backward(Tensor grad_y, Tensor? grad_s, Tensor s, Tensor mean, Tensor rstd, Tensor weight, "
+      "Tensor bias, int num_groups, bool silu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
 }

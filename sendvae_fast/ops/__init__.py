@@ -12,6 +12,7 @@ from sendvae_fast.ops.center_crop import (
 )
 from sendvae_fast.ops.cosine_align import cosine_align, cosine_align_reference
 from sendvae_fast.ops.dispatch import available_backends, chosen_backend, use_backend
+from sendvae_fast.ops.group_norm_silu import group_norm_silu, group_norm_silu_reference
 from sendvae_fast.ops.noise_inject import NoiseInjectOutput, noise_inject, noise_inject_reference
 from sendvae_fast.ops.sde_step import SdeStepOutput, sde_step, sde_step_reference
 
@@ -29,6 +30,8 @@ __all__ = [
     "chosen_backend",
     "cosine_align",
     "cosine_align_reference",
+    "group_norm_silu",
+    "group_norm_silu_reference",
     "noise_inject",
     "noise_inject_reference",
     "philox",

@@ -30,6 +30,7 @@ OPS = {
     "sde_step": ("reference", "cpu", "cuda"),
     "adaln": ("reference", "cpu"),
     "center_crop": ("reference", "cpu"),
+    "group_norm_silu": ("reference", "cpu"),
 }
 # Ops of data loading: they run where their tensors are, also in a run that is forced to the other device's backend.
 DATA_OPS = frozenset({"center_crop"})

@@ -1,6 +1,13 @@
 """The case tables of every op, through which both the CPU and the GPU tests run it."""
 
-from op_cases import adaln, center_crop, cosine_align, noise_inject, sde_step
+from op_cases import adaln, center_crop, cosine_align, group_norm_silu, noise_inject, sde_step
 from op_cases.common import OpTests
 
-ALL: tuple[OpTests, ...] = (noise_inject.TESTS, cosine_align.TESTS, sde_step.TESTS, adaln.TESTS, center_crop.TESTS)
+ALL: tuple[OpTests, ...] = (
+    noise_inject.TESTS,
+    cosine_align.TESTS,
+    sde_step.TESTS,
+    adaln.TESTS,
+    center_crop.TESTS,
+    group_norm_silu.TESTS,
+)

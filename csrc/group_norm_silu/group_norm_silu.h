@@ -1,0 +1,227 @@
+// group_norm_silu: GroupNorm over channels-last feature maps, then SiLU, with the sum of a residual formed on the way.
+//
+//   s = x + residual                       rounded to the inputs' dtype; or x itself
+//   xhat = (s - mean) rstd                 mean and rstd = 1 / sqrt(variance + eps) of each sample and group
+//   z = xhat weight + bias;  y = z sigmoid(z), or z itself
+//
+//   dz = dy silu'(z)
+//   ds = rstd (weight dz - mean(weight dz) - xhat mean(weight dz xhat)) + (the gradient of s as an output)
+//   dweight = sum(dz xhat);  dbias = sum(dz)
+//
+// where mean(..) goes over a group. Everything is fp32. The variance is never a difference of large numbers: each chunk
+// of pixels takes its squares around a mean of its own, and chunks are joined by the distance of their means. The
+// backward computes z again. Shapes: B batch, P pixels (H W), C channels, G groups.
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include "../common/tensor.h"
+
+namespace sendvae {
+
+// ---- The arithmetic of one element ----
+
+// e^-z, kept finite for z < -80, where sigmoid is 0 to fp32; NaN may be lost.
+SENDVAE_HD float exp_minus(float z) {
+#if defined(__CUDA_ARCH__)
+  // The hardware's 2^x: its error is relative to e^-z, so it hardly shows where the sigmoid is not close to 0.
+  return __expf(-fmaxf(z, -80.0f));
+#else
+  const float low = z < -80.0f ? -80.0f : z;
+  return exp_bounded(-(low > 80.0f ? 80.0f : low));
+#endif
+}
+
+SENDVAE_HD float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(1.0f, x);
+#else
+  return 1.0f / x;
+#endif
+}
+
+SENDVAE_HD float silu(float z) { return z * reciprocal(1.0f + exp_minus(z)); }
+
+SENDVAE_HD float silu_slope(float z) {
+  const float e = exp_minus(z);
+  const float sigmoid = reciprocal(1.0f + e);
+  return sigmoid + z * (sigmoid * (e * sigmoid));  // e sigmoid is 1 - sigmoid without the cancellation
+}
+
+SENDVAE_HD float rstd_of(float variance, float eps) { return 1.0f / sqrtf(variance + eps); }
+
+// What an element of one channel is normalised with.
+struct Normalisation {
+  float mean, rstd, weight, bias;
+};
+
+SENDVAE_HD float normalised(float x, const Normalisation& n) { return (x - n.mean) * n.rstd; }
+
+template <bool kSilu>
+SENDVAE_HD float group_norm_silu(float x, const Normalisation& n) {
+  const float z = normalised(x, n) * n.weight + n.bias;
+  return kSilu ? silu(z) : z;
+}
+
+// dz of an element, from its dy.
+template <bool kSilu>
+SENDVAE_HD float pre_activation_grad(float grad, float x, const Normalisation& n) {
+  return kSilu ? grad * silu_slope(normalised(x, n) * n.weight + n.bias) : grad;
+}
+
+// mean(weight dz) and mean(weight dz xhat) of a group.
+struct GroupGrad {
+  float mean, mean_xhat;
+};
+
+SENDVAE_HD float input_grad(float grad_z, float x, const Normalisation& n, const GroupGrad& group) {
+  return n.rstd * (n.weight * grad_z - group.mean - normalised(x, n) * group.mean_xhat);
+}
+
+// ---- What a kernel is given ----
+
+struct GroupNormShape {
+  int64_t batch, pixels, channels, groups;
+
+  int64_t channels_per_group() const { return channels / groups; }
+  int64_t sample_elements() const { return pixels * channels; }
+};
+
+template <typename T>
+struct GroupNormSiluArgs {
+  const T* x;             // [B, P, C]
+  const T* residual;      // [B, P, C], or null
+  const float* weight;    // [C]
+  const float* bias;      // [C]
+  T* y;                   // [B, P, C]
+  T* s;                   // [B, P, C], or null without a residual
+  float* mean;            // [B, G]
+  float* rstd;            // [B, G]
+  GroupNormShape shape;
+  float eps;
+};
+
+template <typename T>
+struct GroupNormSiluBackwardArgs {
+  const T* grad_y;        // [B, P, C]
+  const T* grad_s;        // [B, P, C], or null: zero
+  const T* s;             // [B, P, C], what was normalised
+  const float* mean;      // [B, G]
+  const float* rstd;      // [B, G]
+  const float* weight;    // [C]
+  const float* bias;      // [C]
+  T* grad_x;              // [B, P, C]
+  float* grad_weight;     // [C]
+  float* grad_bias;       // [C]
+  GroupNormShape shape;
+};
+
+// ---- From tensors to kernel arguments ----
+
+inline GroupNormShape checked_shape(const char* op, const Tensor& x, int64_t num_groups) {
+  check_float_dtype(op, "x", x);
+  STD_TORCH_CHECK(x.dim() == 4, op, ": x must be [B, C, H, W], got ", shape_string(x));
+  const GroupNormShape shape{x.size(0), x.size(2) * x.size(3), x.size(1), num_groups};
+  STD_TORCH_CHECK(shape.pixels > 0 && shape.channels > 0, op, ": C, H and W must be positive, got ", shape_string(x));
+  STD_TORCH_CHECK(num_groups > 0 && shape.channels % num_groups == 0, op, ": ", shape.channels,
+                  " channels cannot be split into ", num_groups, " groups");
+  return shape;
+}
+
+inline Tensor channels_last(const Tensor& tensor) {
+  return torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+inline Tensor empty_channels_last(const Tensor& like) {
+  return torch::stable::empty(like.sizes(), like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+// Checks `tensor` against the first [B, C, H, W] argument and returns it channels-last, copied only if it is not.
+inline Tensor checked_map(const char* op, const char* name, const Tensor& tensor, const Tensor& first) {
+  check_same_device(op, name, tensor, first);
+  check_dtype(op, name, tensor, first.scalar_type());
+  check_shape(op, name, tensor, {first.size(0), first.size(1), first.size(2), first.size(3)});
+  return channels_last(tensor);
+}
+
+inline Tensor checked_statistic(const char* op, const char* name, const Tensor& tensor, const Tensor& first,
+                                const GroupNormShape& shape) {
+  check_same_device(op, name, tensor, first);
+  check_dtype(op, name, tensor, ScalarType::Float);
+  check_shape(op, name, tensor, {shape.batch, shape.groups});
+  return torch::stable::contiguous(tensor);
+}
+
+inline Tensor empty_floats(const Tensor& like, std::initializer_list<int64_t> shape) {
+  return torch::stable::new_empty(like, shape, ScalarType::Float);
+}
+
+// Holds the checked inputs and fresh outputs of one forward call.
+struct GroupNormSilu {
+  static constexpr const char* kName = "group_norm_silu";
+  GroupNormShape shape;
+  Tensor x, weight, bias;
+  std::optional<Tensor> residual;
+  float eps;
+  Tensor y, s, mean, rstd;
+
+  GroupNormSilu(const Tensor& x_, const std::optional<Tensor>& residual_, const Tensor& weight_, const Tensor& bias_,
+                int64_t num_groups, double eps_)
+      : shape(checked_shape(kName, x_, num_groups)), eps(static_cast<float>(eps_)) {
+    x = channels_last(x_);
+    if (residual_.has_value()) residual = checked_map(kName, "residual", *residual_, x_);
+    weight = checked_vector(kName, "weight", weight_, x_, ScalarType::Float, shape.channels);
+    bias = checked_vector(kName, "bias", bias_, x_, ScalarType::Float, shape.channels);
+    y = empty_channels_last(x_);
+    s = residual ? empty_channels_last(x_) : torch::stable::new_empty(x_, {0}, x_.scalar_type());
+    mean = empty_floats(x_, {shape.batch, shape.groups});
+    rstd = empty_floats(x_, {shape.batch, shape.groups});
+  }
+
+  template <typename T>
+  GroupNormSiluArgs<T> args() const {
+    return {data<T>(x), residual ? data<T>(*residual) : nullptr, data<float>(weight), data<float>(bias),
+            mutable_data<T>(y), residual ? mutable_data<T>(s) : nullptr, mutable_data<float>(mean),
+            mutable_data<float>(rstd), shape, eps};
+  }
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor> outputs() const { return {y, s, mean, rstd}; }
+};
+
+// Holds the checked inputs and fresh outputs of one backward call.
+struct GroupNormSiluBackward {
+  static constexpr const char* kName = "group_norm_silu_backward";
+  GroupNormShape shape;
+  Tensor grad_y, s, mean, rstd, weight, bias;
+  std::optional<Tensor> grad_s;
+  Tensor grad_x, grad_weight, grad_bias;
+
+  GroupNormSiluBackward(const Tensor& grad_y_, const std::optional<Tensor>& grad_s_, const Tensor& s_,
+                        const Tensor& mean_, const Tensor& rstd_, const Tensor& weight_, const Tensor& bias_,
+                        int64_t num_groups)
+      : shape(checked_shape(kName, s_, num_groups)) {
+    s = channels_last(s_);
+    grad_y = checked_map(kName, "grad_y", grad_y_, s_);
+    if (grad_s_.has_value()) grad_s = checked_map(kName, "grad_s", *grad_s_, s_);
+    mean = checked_statistic(kName, "mean", mean_, s_, shape);
+    rstd = checked_statistic(kName, "rstd", rstd_, s_, shape);
+    weight = checked_vector(kName, "weight", weight_, s_, ScalarType::Float, shape.channels);
+    bias = checked_vector(kName, "bias", bias_, s_, ScalarType::Float, shape.channels);
+    grad_x = empty_channels_last(s_);
+    grad_weight = empty_floats(s_, {shape.channels});
+    grad_bias = empty_floats(s_, {shape.channels});
+  }
+
+  template <typename T>
+  GroupNormSiluBackwardArgs<T> args() const {
+    return {data<T>(grad_y), grad_s ? data<T>(*grad_s) : nullptr, data<T>(s), data<float>(mean), data<float>(rstd),
+            data<float>(weight), data<float>(bias), mutable_data<T>(grad_x), mutable_data<float>(grad_weight),
+            mutable_data<float>(grad_bias), shape};
+  }
+
+  std::tuple<Tensor, Tensor, Tensor> outputs() const { return {grad_x, grad_weight, grad_bias}; }
+};
+
+}  // namespace sendvae
