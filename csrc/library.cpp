@@ -33,4 +33,9 @@ STABLE_TORCH_LIBRARY(sendvae, library) {
   library.def(
       "group_norm_silu_backward(Tensor grad_y, Tensor? grad_s, Tensor s, Tensor mean, Tensor rstd, Tensor weight, "
       "Tensor bias, int num_groups, bool silu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+  library.def("global_norm(Tensor[] tensors) -> Tensor");
+  library.def(
+      "adamw_ema(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, Tensor(d!)[] ema, "
+      "Tensor(e!)[] steps, Tensor? grad_norm, float lr, float beta1, float beta2, float eps, float weight_decay, "
+      "float ema_decay, float max_grad_norm) -> ()");
 }

@@ -24,7 +24,7 @@ struct alignas(16) Vector {
 
 // Whether vectors at data + i * stride + j * width can be read as 16 bytes for all i, j.
 template <typename T>
-bool is_vector_aligned(const T* data, int64_t stride) {
+SENDVAE_HD bool is_vector_aligned(const T* data, int64_t stride) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % kVectorWidth<T> == 0;
 }
 
@@ -61,10 +61,24 @@ __device__ __forceinline__ void store_vector(T* data, int64_t count, bool aligne
 }
 
 // The sum over a warp, in a fixed order, in every lane.
-__device__ __forceinline__ float warp_sum(float value) {
+template <typename T>
+__device__ __forceinline__ T warp_sum(T value) {
   SENDVAE_UNROLL
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
+}
+
+// The sum over a block of kThreads threads, in a fixed order, in its first warp. Once per kernel: the shared memory is
+// not guarded against a second call.
+template <int kThreads, typename T>
+__device__ __forceinline__ T block_sum(T value) {
+  constexpr int kWarps = kThreads / 32;
+  __shared__ T warp_sums[kWarps];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  value = warp_sum(value);
+  if (lane == 0) warp_sums[warp] = value;
+  __syncthreads();
+  return warp == 0 ? warp_sum(lane < kWarps ? warp_sums[lane] : T{}) : T{};
 }
 
 inline cudaStream_t current_stream(const Tensor& tensor) {

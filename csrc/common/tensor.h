@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -69,6 +70,19 @@ inline Tensor checked_vector(const char* op, const char* name, const Tensor& ten
 
 inline Tensor empty_packed(const Tensor& like) {
   return torch::stable::new_empty(like, like.sizes(), like.scalar_type());
+}
+
+// A list whose tensors are packed, of one dtype, on the device of `like` and as large as its tensors.
+inline void check_list_like(const char* op, const char* name, const std::vector<Tensor>& list, ScalarType dtype,
+                            const std::vector<Tensor>& like) {
+  STD_TORCH_CHECK(list.size() == like.size(), op, ": ", name, " has ", list.size(), " tensors, not ", like.size());
+  for (size_t i = 0; i < list.size(); ++i) {
+    check_dtype(op, name, list[i], dtype);
+    check_same_device(op, name, list[i], like[0]);
+    STD_TORCH_CHECK(list[i].is_contiguous(), op, ": ", name, " must be contiguous");
+    STD_TORCH_CHECK(list[i].numel() == like[i].numel(), op, ": ", name, " has ", list[i].numel(), " elements, not ",
+                    like[i].numel());
+  }
 }
 
 // True when everything behind the first dimension is packed; the stride of the first dimension is free. So a half of

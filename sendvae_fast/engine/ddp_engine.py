@@ -1,7 +1,6 @@
 """The yardstick engine: DistributedDataParallel, or the plain module on one rank."""
 
 import inspect
-import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -50,15 +49,9 @@ class DDPEngine(Engine):
                 f"{self.config.accumulation_steps}"
             )
         self._num_backward = 0
-        params = [param for param in self.trained.values() if param.grad is not None]
-        norm = nn.utils.get_total_norm([param.grad for param in params])
-        grad_norm = norm.item()
-        if math.isfinite(grad_norm):
-            if self.optimizer_config.max_grad_norm:
-                nn.utils.clip_grads_with_norm_(params, self.optimizer_config.max_grad_norm, norm)
-            self.optimizer.step()
+        self.optimizer.step()
         self.optimizer.zero_grad()
-        return grad_norm
+        return self.optimizer.grad_norm.item()
 
     def gather(self, name: str, kind: str) -> Tensor:
         param = self.module.get_parameter(name)

@@ -82,7 +82,7 @@ class DeepSpeedEngine(Engine):
             # Only DeepSpeed's own throughput line would use it, and that is off.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": self.config.accumulation_steps,
-            # At stage 0 DeepSpeed would neither report the norm nor skip a bad step: see _apply_gradients.
+            # At stage 0 DeepSpeed would neither report the norm nor skip a bad step: the optimizer does both.
             "gradient_clipping": self.optimizer_config.max_grad_norm if stage > 0 else 0.0,
             "zero_optimization": {"stage": stage, "reduce_bucket_size": min(num_elements, MAX_BUCKET_ELEMENTS)},
             "zero_allow_untested_optimizer": True,
@@ -112,25 +112,11 @@ class DeepSpeedEngine(Engine):
                 f"{self.config.accumulation_steps}"
             )
         self._num_backward = 0
-        if self.config.zero_stage == 0:
-            return self._clip_and_step()
         self._engine.step()
+        if self.config.zero_stage == 0:
+            return self.optimizer.grad_norm.item()
         # A skipped step leaves the norm at inf; otherwise it is the norm before clipping.
         return math.inf if self._engine.optimizer.overflow else float(self._engine.get_global_grad_norm())
-
-    def _clip_and_step(self) -> float:
-        """Stage 0, where DeepSpeed only averages: gradients are whole on every rank."""
-        params = [param for param in self.trained.values() if param.grad is not None]
-        norm = nn.utils.get_total_norm([param.grad for param in params])
-        grad_norm = norm.item()
-        if not math.isfinite(grad_norm):
-            # The optimizer leaves parameters without a gradient alone.
-            for param in params:
-                param.grad = None
-        elif self.optimizer_config.max_grad_norm:
-            nn.utils.clip_grads_with_norm_(params, self.optimizer_config.max_grad_norm, norm)
-        self._engine.step()
-        return grad_norm
 
     def gather(self, name: str, kind: str) -> Tensor:
         param = self.module.get_parameter(name)

@@ -44,6 +44,11 @@ class EngineConfig:
         if self.accumulation_steps < 1:
             raise UserError(f"accumulation_steps is {self.accumulation_steps}: it must be at least 1")
 
+    @property
+    def has_whole_gradients(self) -> bool:
+        """Whether the optimizer is given whole gradients, and not partitions that DeepSpeed has clipped."""
+        return self.name == "ddp" or self.zero_stage == 0
+
 
 class StepResult(NamedTuple):
     """What one optimizer step did; the same on every rank."""
@@ -74,7 +79,9 @@ class Engine(ABC):
         self.trained = {name: param for name, param in self.module.named_parameters() if param.requires_grad}
         if not self.trained:
             raise ValueError("the module has no parameter to train: every requires_grad is False")
-        self.optimizer = AdamWEMA.from_config(self.trained.values(), optimizer_config)
+        self.optimizer = AdamWEMA.from_config(
+            self.trained.values(), optimizer_config, whole_gradients=config.has_whole_gradients
+        )
         for buffer in self.module.buffers():
             distributed.broadcast(buffer)
         self.num_skipped = 0
@@ -112,7 +119,8 @@ class Engine(ABC):
 
         Non-finite gradients on any rank skip the update on all ranks: nothing is raised, `skipped` says so and
         `num_skipped` counts. Batch-norm running statistics go back to what they were after the last good step.
-        The host waits for the norm once, as DeepSpeed does in any case.
+        The host waits for the norm once, as DeepSpeed does in any case; the update is under way by then, unless it is
+        DeepSpeed's at ZeRO 1 to 3.
         """
         grad_norm = self._apply_gradients()
         skipped = not math.isfinite(grad_norm)
@@ -155,7 +163,7 @@ class Engine(ABC):
     @property
     def num_updates(self) -> int:
         """Optimizer steps applied so far (skipped ones not counted)."""
-        return self.optimizer.state[self.optimizer_params()[0]]["step"]
+        return int(self.optimizer.state[self.optimizer_params()[0]]["step"])
 
     def full_state(self, kind: str) -> dict[str, Tensor]:
         """All tensors of one kind by name, on the CPU of every rank. Collective.

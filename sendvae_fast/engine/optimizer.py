@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.ops import adamw_ema_, global_norm
 
 
 @dataclass(kw_only=True)
@@ -50,17 +51,15 @@ class OptimizerConfig:
 
 
 class AdamWEMA(torch.optim.Optimizer):
-    """AdamW (Loshchilov & Hutter, 2019) with an EMA of the parameters, on `torch._foreach_*` operations.
+    """AdamW (Loshchilov & Hutter, 2019) with an EMA of the parameters: `ops.adamw_ema_`, which has the formula.
 
-    With gradient g at step k (from 1), the order of operations of `torch.optim.AdamW`, then the average:
+    State per parameter: `step` (int64 scalar on the parameter's device), `exp_avg`, `exp_avg_sq` and, with `ema_decay`,
+    `ema`, which starts as a copy of the parameter. All but the step are of the parameter's dtype and shape. Parameters
+    without a gradient are left alone.
 
-        p  <- p (1 - lr weight_decay)
-        m  <- m + (1 - beta1)(g - m);   v <- beta2 v + (1 - beta2) g^2
-        p  <- p - lr / (1 - beta1^k)  m / (sqrt(v / (1 - beta2^k)) + eps)
-        ema <- ema + (1 - ema_decay)(p - ema)
-
-    State per parameter: `step` (int), `exp_avg`, `exp_avg_sq` and, with `ema_decay`, `ema`, which starts as a copy of
-    the parameter. All are of the parameter's dtype and shape. Parameters without a gradient are left alone.
+    With `max_grad_norm` the optimizer also measures the global norm of the gradients, leaves it in `grad_norm` (a
+    scalar tensor on the device), clips by it (0: does not clip), and changes nothing when it is not finite. The
+    gradients must then be whole; ZeRO's partitions have DeepSpeed for all that.
     """
 
     def __init__(
@@ -71,13 +70,19 @@ class AdamWEMA(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         ema_decay: float | None = None,
+        max_grad_norm: float | None = None,
     ) -> None:
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "ema_decay": ema_decay}
         )
+        self.max_grad_norm = max_grad_norm
+        self.grad_norm: Tensor | None = None
 
     @classmethod
-    def from_config(cls, params: Iterable[Tensor], config: OptimizerConfig) -> "AdamWEMA":
+    def from_config(
+        cls, params: Iterable[Tensor], config: OptimizerConfig, *, whole_gradients: bool = True
+    ) -> "AdamWEMA":
+        """The optimizer of a config; without whole gradients it neither measures nor clips them."""
         return cls(
             params,
             lr=config.learning_rate,
@@ -85,11 +90,12 @@ class AdamWEMA(torch.optim.Optimizer):
             eps=config.eps,
             weight_decay=config.weight_decay,
             ema_decay=config.ema_decay,
+            max_grad_norm=config.max_grad_norm if whole_gradients else None,
         )
 
     @property
     def state_keys(self) -> tuple[str, ...]:
-        """Names of the state tensors."""
+        """Names of the state tensors that a parameter's shape have."""
         has_ema = any(group["ema_decay"] for group in self.param_groups)
         return ("exp_avg", "exp_avg_sq", "ema") if has_ema else ("exp_avg", "exp_avg_sq")
 
@@ -98,42 +104,41 @@ class AdamWEMA(torch.optim.Optimizer):
         """Make the state of `params` as it is before the first step, so that it can be read or loaded at once."""
         for param in params:
             state = self.state[param]
-            state["step"] = 0
+            state["step"] = torch.zeros((), dtype=torch.int64, device=param.device)
             for key in self.state_keys:
                 state[key] = param.detach().clone() if key == "ema" else torch.zeros_like(param)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient, once."""
+        """Update every parameter that has a gradient, once. The host does not wait for the device."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.max_grad_norm is not None:
+            self.grad_norm = global_norm(
+                [param.grad for group in self.param_groups for param in group["params"] if param.grad is not None]
+            )
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
-            if params:
-                self.init_state([param for param in params if not self.state[param]])
-                self._update(params, group)
+            self.init_state([param for param in params if not self.state[param]])
+            self._update(params, group)
         return loss
 
     def _update(self, params: list[Tensor], group: dict) -> None:
         states = [self.state[param] for param in params]
-        grads = [param.grad for param in params]
-        exp_avg = [state["exp_avg"] for state in states]
-        exp_avg_sq = [state["exp_avg_sq"] for state in states]
-        (beta1, beta2), lr = group["betas"], group["lr"]
-        for state in states:
-            state["step"] += 1
-
-        if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        torch._foreach_lerp_(exp_avg, grads, 1 - beta1)
-        torch._foreach_mul_(exp_avg_sq, beta2)
-        torch._foreach_addcmul_(exp_avg_sq, grads, grads, 1 - beta2)
-
-        denominator = torch._foreach_sqrt(exp_avg_sq)
-        torch._foreach_div_(denominator, [(1 - beta2 ** state["step"]) ** 0.5 for state in states])
-        torch._foreach_add_(denominator, group["eps"])
-        torch._foreach_addcdiv_(params, exp_avg, denominator, [-lr / (1 - beta1 ** state["step"]) for state in states])
-        if group["ema_decay"]:
-            torch._foreach_lerp_([state["ema"] for state in states], params, 1 - group["ema_decay"])
+        adamw_ema_(
+            params,
+            [param.grad for param in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["ema"] for state in states] if group["ema_decay"] else None,
+            [state["step"] for state in states],
+            lr=group["lr"],
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            ema_decay=group["ema_decay"],
+            grad_norm=self.grad_norm,
+            max_grad_norm=self.max_grad_norm or 0.0,
+        )

@@ -97,7 +97,7 @@ def load_optimizer(engine: "Engine", directory: Path) -> None:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"cannot read optimizer state from {directory} ({error}): use another checkpoint") from error
     for param in engine.optimizer_params():
-        engine.optimizer.state[param]["step"] = num_updates
+        engine.optimizer.state[param]["step"].fill_(num_updates)
 
 
 def _to_cpu(value: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from sendvae_fast.ops import philox
 from sendvae_fast.ops.adaln import adaln, adaln_reference
+from sendvae_fast.ops.adamw_ema import adamw_ema_, adamw_ema_reference_
 from sendvae_fast.ops.center_crop import (
     CenterCropBatch,
     center_crop,
@@ -12,6 +13,7 @@ from sendvae_fast.ops.center_crop import (
 )
 from sendvae_fast.ops.cosine_align import cosine_align, cosine_align_reference
 from sendvae_fast.ops.dispatch import available_backends, chosen_backend, use_backend
+from sendvae_fast.ops.global_norm import global_norm, global_norm_reference
 from sendvae_fast.ops.group_norm_silu import group_norm_silu, group_norm_silu_reference
 from sendvae_fast.ops.noise_inject import NoiseInjectOutput, noise_inject, noise_inject_reference
 from sendvae_fast.ops.sde_step import SdeStepOutput, sde_step, sde_step_reference
@@ -22,6 +24,8 @@ __all__ = [
     "SdeStepOutput",
     "adaln",
     "adaln_reference",
+    "adamw_ema_",
+    "adamw_ema_reference_",
     "available_backends",
     "center_crop",
     "center_crop_batch",
@@ -32,6 +36,8 @@ __all__ = [
     "cosine_align_reference",
     "group_norm_silu",
     "group_norm_silu_reference",
+    "global_norm",
+    "global_norm_reference",
     "noise_inject",
     "noise_inject_reference",
     "philox",

@@ -67,6 +67,27 @@ def test_parameters_may_start_at_different_steps():
         torch.testing.assert_close(mine, other, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.7])
+def test_measures_clips_and_skips_over_all_groups(max_grad_norm):
+    ours, theirs = parameters(torch.float64), parameters(torch.float64)
+    optimizer = AdamWEMA([{"params": ours[:2]}, {"params": ours[2:]}], **SETTINGS, max_grad_norm=max_grad_norm)
+    reference = torch.optim.AdamW(theirs, **SETTINGS)
+    for step in range(3):
+        for params in (ours, theirs):
+            set_gradients(params, step)
+        norm = torch.nn.utils.clip_grad_norm_(theirs, max_grad_norm or float("inf"))
+        optimizer.step()
+        reference.step()
+        torch.testing.assert_close(optimizer.grad_norm, norm, rtol=1e-14, atol=0)
+    before = [param.detach().clone() for param in ours]
+    ours[3].grad, ours[4].grad = None, torch.full_like(ours[4], torch.nan)
+    optimizer.step()
+    assert optimizer.grad_norm.isnan()
+    for mine, other, old in zip(ours, theirs, before, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-13, atol=1e-14)
+        assert torch.equal(mine, old) and optimizer.state[mine]["step"] == 3
+
+
 def test_no_ema_without_decay():
     params = parameters(torch.float32)
     optimizer = AdamWEMA(params, **SETTINGS)

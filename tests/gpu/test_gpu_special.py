@@ -2,10 +2,19 @@
 
 import pytest
 import torch
+from op_cases.adamw_ema import SETTINGS
 from op_cases.common import require_backend
 from op_cases.noise_inject import NoiseCase
 
-from sendvae_fast.ops import cosine_align, noise_inject, noise_inject_reference, philox, use_backend
+from sendvae_fast.ops import (
+    adamw_ema_,
+    cosine_align,
+    global_norm,
+    noise_inject,
+    noise_inject_reference,
+    philox,
+    use_backend,
+)
 
 GIB = 2**30
 
@@ -81,3 +90,32 @@ def test_cosine_align_beyond_int32(backend):
     few = features[-5:].detach().requires_grad_()
     few_distance = cosine_align(few, target[-5:], reduction="none")
     assert_all_equal((distance[-5:], grad[-5:]), (few_distance, *torch.autograd.grad(few_distance.sum(), few)))
+
+
+def test_global_norm_beyond_int32():
+    require_backend("global_norm", "cuda", "cuda")
+    require_memory(10)
+    x = torch.zeros(2**31 + 9, dtype=torch.bfloat16, device="cuda")
+    x[0], x[-1] = 3.0, 4.0
+    assert global_norm([x]) == 5.0
+
+
+def test_adamw_ema_beyond_int32():
+    """The last elements of a tensor of more than 2^31 are updated as they are alone."""
+    require_backend("adamw_ema", "cuda", "cuda")
+    require_memory(50)
+
+    def update(tensors: list[torch.Tensor]) -> None:
+        step = torch.tensor(4, device="cuda")
+        adamw_ema_(*([x] for x in tensors), [step], **SETTINGS, ema_decay=0.9)
+
+    many = [torch.ones(2**31 + 9, device="cuda") for _ in range(5)]
+    few = [torch.rand(13, device="cuda") for _ in many]
+    for x, values in zip(many, few, strict=True):
+        x[-13:] = values
+    update(many)
+    update(few)
+    assert_all_equal(tuple(x[-13:] for x in many), tuple(few))
+    first = [x[:1].clone() for x in many]
+    assert_all_equal(tuple(x[-14:-13] for x in many), tuple(first))
+    assert first[0] < 1

@@ -1,6 +1,6 @@
 """The case tables of every op, through which both the CPU and the GPU tests run it."""
 
-from op_cases import adaln, center_crop, cosine_align, group_norm_silu, noise_inject, sde_step
+from op_cases import adaln, adamw_ema, center_crop, cosine_align, global_norm, group_norm_silu, noise_inject, sde_step
 from op_cases.common import OpTests
 
 ALL: tuple[OpTests, ...] = (
@@ -10,4 +10,6 @@ ALL: tuple[OpTests, ...] = (
     adaln.TESTS,
     center_crop.TESTS,
     group_norm_silu.TESTS,
+    global_norm.TESTS,
+    adamw_ema.TESTS,
 )

@@ -1,0 +1,124 @@
+// adamw_ema on CUDA: a small launch counts the steps and computes what depends on them and on the norm, then a launch
+// per table of tensors updates them, a chunk per block in 16-byte vectors. The second kind only reads what the first
+// one left, so no block depends on another.
+#include "adamw_ema.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include "../common/cuda.cuh"
+
+namespace sendvae {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kStepCapacity = 384;  // pointers: what fits the 4 KB of a kernel's arguments
+constexpr int kStepThreads = 128;
+
+struct StepTable {
+  int64_t* steps[kStepCapacity];
+  int32_t count;
+};
+
+__global__ void __launch_bounds__(kStepThreads)
+    step_kernel(const __grid_constant__ StepTable table, const float* norm, AdamWSettings settings,
+                StepFactors* factors) {
+  const int i = static_cast<int>(blockIdx.x) * kStepThreads + threadIdx.x;
+  if (i < table.count) factors[i] = advance(table.steps[i], norm, settings);
+}
+
+// Four elements from `i` on, or as many as `count` says (none for a negative one).
+template <typename T, bool kHasEma>
+__device__ __forceinline__ void update_four(const UpdateEntry<T>& entry, int64_t i, int64_t count, bool aligned,
+                                            const float* grad, const UpdateWeights& weights,
+                                            const StepFactors& factors) {
+  float param[4], exp_avg[4], exp_avg_sq[4], ema[4] = {};
+  load_vector(entry.param + i, count, aligned, param);
+  load_vector(entry.exp_avg + i, count, aligned, exp_avg);
+  load_vector(entry.exp_avg_sq + i, count, aligned, exp_avg_sq);
+  if constexpr (kHasEma) load_vector(entry.ema + i, count, aligned, ema);
+  SENDVAE_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    const UpdateState now = updated({param[j], exp_avg[j], exp_avg_sq[j], ema[j]}, grad[j], weights, factors);
+    param[j] = now.param;
+    exp_avg[j] = now.exp_avg;
+    exp_avg_sq[j] = now.exp_avg_sq;
+    ema[j] = now.ema;
+  }
+  store_vector(entry.param + i, count, aligned, param);
+  store_vector(entry.exp_avg + i, count, aligned, exp_avg);
+  store_vector(entry.exp_avg_sq + i, count, aligned, exp_avg_sq);
+  if constexpr (kHasEma) store_vector(entry.ema + i, count, aligned, ema);
+}
+
+// factors: of the table's tensors.
+template <typename T, bool kHasEma>
+__global__ void __launch_bounds__(kThreads)
+    update_kernel(const __grid_constant__ UpdateTable<T> table, UpdateWeights weights,
+                  const StepFactors* table_factors) {
+  constexpr int kWidth = kVectorWidth<T>;
+  const ChunkRange range = table.range(static_cast<int32_t>(blockIdx.x), kUpdateChunk);
+  const StepFactors factors = table_factors[range.entry];
+  if (!factors.active) return;
+  const UpdateEntry<T> entry = table.entries[range.entry];
+  // A null ema counts as aligned.
+  const bool aligned = is_vector_aligned(entry.param, 0) && is_vector_aligned(entry.grad, 0) &&
+                       is_vector_aligned(entry.exp_avg, 0) && is_vector_aligned(entry.exp_avg_sq, 0) &&
+                       is_vector_aligned(entry.ema, 0);
+  for (int64_t i = range.begin + threadIdx.x * kWidth; i < range.end; i += kThreads * kWidth) {
+    const int64_t count = range.end - i;
+    float grad[kWidth];
+    load_vector(entry.grad + i, count, aligned, grad);
+    SENDVAE_UNROLL
+    for (int j = 0; j < kWidth; j += 4) {
+      update_four<T, kHasEma>(entry, i + j, count - j, aligned, grad + j, weights, factors);
+    }
+  }
+}
+
+void launch_steps(const AdamWEMA& call, StepFactors* factors, cudaStream_t stream) {
+  for (size_t first = 0; first < call.steps.size(); first += kStepCapacity) {
+    StepTable table{};
+    table.count = static_cast<int32_t>(std::min<size_t>(kStepCapacity, call.steps.size() - first));
+    for (int32_t i = 0; i < table.count; ++i) table.steps[i] = mutable_data<int64_t>(call.steps[first + i]);
+    const int blocks = (table.count + kStepThreads - 1) / kStepThreads;
+    step_kernel<<<blocks, kStepThreads, 0, stream>>>(table, call.norm_data(), call.settings, factors + first);
+    check_launch(call.kName);
+  }
+}
+
+template <typename T, bool kHasEma>
+void launch_updates(const AdamWEMA& call, const StepFactors* factors, cudaStream_t stream) {
+  for_each_table<kUpdateCapacity>(call.entries<T>(), kUpdateChunk, [&](const UpdateTable<T>& table, int64_t first) {
+    if (table.num_chunks == 0) return;
+    update_kernel<T, kHasEma><<<table.num_chunks, kThreads, 0, stream>>>(table, call.weights, factors + first);
+    check_launch(call.kName);
+  });
+}
+
+void adamw_ema_cuda(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+                    const std::vector<Tensor>& exp_avg, const std::vector<Tensor>& exp_avg_sq,
+                    const std::vector<Tensor>& ema, const std::vector<Tensor>& steps,
+                    const std::optional<Tensor>& grad_norm, double lr, double beta1, double beta2, double eps,
+                    double weight_decay, double ema_decay, double max_grad_norm) {
+  const AdamWEMA call(params, grads, exp_avg, exp_avg_sq, ema, steps, grad_norm, lr, beta1, beta2, eps, weight_decay,
+                      ema_decay, max_grad_norm);
+  const torch::stable::accelerator::DeviceGuard guard(params[0].get_device_index());
+  const cudaStream_t stream = current_stream(params[0]);
+  const auto count = static_cast<int64_t>(steps.size());
+  constexpr auto kFloats = static_cast<int64_t>(sizeof(StepFactors) / sizeof(float));
+  const Tensor buffer = torch::stable::new_empty(params[0], {count, kFloats}, ScalarType::Float);
+  StepFactors* factors = mutable_data<StepFactors>(buffer);
+  launch_steps(call, factors, stream);
+  dispatch_float(grads[0].scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    call.has_ema() ? launch_updates<T, true>(call, factors, stream) : launch_updates<T, false>(call, factors, stream);
+  });
+}
+
+}  // namespace
+}  // namespace sendvae
+
+STABLE_TORCH_LIBRARY_IMPL(sendvae, CUDA, library) {
+  library.impl("adamw_ema", TORCH_BOX(&sendvae::adamw_ema_cuda));
+}

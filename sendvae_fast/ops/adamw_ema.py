@@ -1,0 +1,191 @@
+"""One optimizer step for many tensors: gradient clipping, AdamW and a moving average, in one pass over memory."""
+
+from collections.abc import Sequence
+
+import torch
+
+from sendvae_fast.ops.dispatch import backend_for
+from sendvae_fast.ops.registration import op_of, register
+
+Tensors = Sequence[torch.Tensor]
+SCALAR = torch.Size()
+# Dtype of the parameters: those of their gradients.
+GRAD_DTYPES = {
+    torch.float32: (torch.float32, torch.bfloat16, torch.float16),
+    torch.float64: (torch.float64,),
+}
+
+
+@torch.no_grad()
+def adamw_ema_(
+    params: Tensors,
+    grads: Tensors,
+    exp_avg: Tensors,
+    exp_avg_sq: Tensors,
+    ema: Tensors | None,
+    steps: Tensors,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float = 0.0,
+    ema_decay: float | None = None,
+    grad_norm: torch.Tensor | None = None,
+    max_grad_norm: float = 0.0,
+) -> None:
+    """AdamW (Loshchilov & Hutter, 2019) on clipped gradients, then a moving average of the parameters, in place.
+
+        k   <- k + 1
+        g   <- grad min(1, max_grad_norm / (grad_norm + 1e-6))
+        p   <- p (1 - lr weight_decay)
+        m   <- m + (1 - beta1)(g - m);   v <- beta2 v + (1 - beta2) g^2
+        p   <- p - lr / (1 - beta1^k)  m / (sqrt(v) / sqrt(1 - beta2^k) + eps)
+        ema <- ema + (1 - ema_decay)(p - ema)
+
+    The order of operations is that of `torch.nn.utils.clip_grad_norm_` and `torch.optim.AdamW`. With a `grad_norm` that
+    is not finite nothing changes at all, steps included. Clip coefficient, that decision and the bias corrections (in
+    float64) are computed on the device, so the host never waits and a CUDA graph of the call may be replayed.
+
+    Each tensor has its own step count, since parameters may join later or be without a gradient at times: the caller
+    leaves those out of the lists.
+
+    Memory traffic of the compiled backends: 36 bytes per parameter with float32 gradients, 34 with bfloat16, 8 less
+    without a moving average. A gradient that is not contiguous is copied first; a tensor whose parameter or state is
+    not contiguous goes through the reference.
+
+    There is no Triton backend: Triton has no array of pointers as an argument, so each tensor would take a launch of
+    its own, and hundreds of small ones are what this op is there to avoid.
+
+    Args:
+        params: float32 (or all of float64: reference only) on one device, any shapes, changed in place. No two tensors
+            of the call may share memory.
+        grads: as large as params; all float32, bfloat16 or float16 (float64).
+        exp_avg, exp_avg_sq: the moments m and v, like params, changed in place.
+        ema: the average, like params, changed in place; or None, together with ema_decay.
+        steps: int64 scalar tensors on the same device: updates made so far; changed in place.
+        lr, betas, eps, weight_decay, ema_decay: as in the formula.
+        grad_norm: scalar tensor of the params' dtype: the norm of all gradients, see `global_norm`. None: no clipping,
+            and the step is never skipped.
+        max_grad_norm: largest norm of the gradients after clipping; 0 leaves them as they are.
+    Raises:
+        ValueError: lists, shapes, dtypes or devices that do not fit, ema without ema_decay or the other way round,
+            max_grad_norm without grad_norm.
+        UserError: the forced backend cannot run, see `dispatch`.
+    """
+    lists = params, grads, exp_avg, exp_avg_sq, [] if ema is None else ema, steps
+    _check(*lists, ema_decay, grad_norm, max_grad_norm)
+    if not params:
+        return
+    backend = backend_for("adamw_ema", params[0])
+    settings = (grad_norm, lr, *betas, eps, weight_decay, ema_decay or 0.0, max_grad_norm)
+    if backend == "reference":
+        adamw_ema_reference_(*lists, *settings)
+        return
+    packed, strided = _split(params, [grad.contiguous() for grad in grads], *lists[2:])
+    if packed[0]:
+        op_of("adamw_ema", backend)(*packed, *settings)
+        if not torch.compiler.is_compiling():
+            # So that autograd notices a graph that still needs the old values, as after any in-place operation.
+            torch.autograd.graph.increment_version([*packed[0], *packed[4]])
+    if strided[0]:
+        adamw_ema_reference_(*strided, *settings)
+
+
+def adamw_ema_reference_(
+    params: Tensors,
+    grads: Tensors,
+    exp_avg: Tensors,
+    exp_avg_sq: Tensors,
+    ema: Tensors,
+    steps: Tensors,
+    grad_norm: torch.Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    ema_decay: float,
+    max_grad_norm: float,
+) -> None:
+    """`adamw_ema_` in plain PyTorch, with the arguments of the compiled op: `ema` is empty where there is none."""
+    is_finite = None if grad_norm is None else grad_norm.isfinite()
+    for i, (param, m, v, step) in enumerate(zip(params, exp_avg, exp_avg_sq, steps, strict=True)):
+        grad = grads[i].to(param.dtype)
+        if max_grad_norm:
+            grad = grad * (max_grad_norm / (grad_norm + 1e-6)).clamp_max(1.0)
+        new_step = step + 1
+        correction1, correction2 = (1.0 - beta ** new_step.double() for beta in (beta1, beta2))
+        new_m = m.lerp(grad, 1.0 - beta1)
+        new_v = (v * beta2).addcmul(grad, grad, value=1.0 - beta2)
+        denominator = new_v.sqrt() / correction2.sqrt().to(param.dtype) + eps
+        new_param = param * (1.0 - lr * weight_decay) - (lr / correction1).to(param.dtype) * (new_m / denominator)
+        changes = [(step, new_step), (param, new_param), (m, new_m), (v, new_v)]
+        if ema:
+            changes.append((ema[i], ema[i].lerp(new_param, 1.0 - ema_decay)))
+        for old, new in changes:
+            old.copy_(new if is_finite is None else torch.where(is_finite, new, old))
+
+
+def _check(
+    params: Tensors,
+    grads: Tensors,
+    exp_avg: Tensors,
+    exp_avg_sq: Tensors,
+    ema: Tensors,
+    steps: Tensors,
+    ema_decay: float | None,
+    grad_norm: torch.Tensor | None,
+    max_grad_norm: float,
+) -> None:
+    if max_grad_norm and grad_norm is None:
+        raise ValueError(f"max_grad_norm {max_grad_norm} needs grad_norm")
+    num_ema = 0 if ema_decay is None else len(params)
+    lists = {"grads": grads, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "ema": ema, "steps": steps}
+    for name, tensors in lists.items():
+        if len(tensors) != (wanted := num_ema if name == "ema" else len(params)):
+            raise ValueError(f"{name} must have {wanted} tensors for {len(params)} params, got {len(tensors)}")
+    if not params:
+        return
+    dtype, grad_dtype, device = params[0].dtype, grads[0].dtype, params[0].device
+    if dtype not in GRAD_DTYPES:
+        raise ValueError(f"params must be float32 or float64, got {dtype}")
+    if grad_dtype not in GRAD_DTYPES[dtype]:
+        allowed = " or ".join(map(str, GRAD_DTYPES[dtype]))
+        raise ValueError(f"grads of {dtype} params must be {allowed}, got {grad_dtype}")
+    for i, param in enumerate(params):
+        _check_tensor("params", param, param.shape, dtype, device)
+        _check_tensor("grads", grads[i], param.shape, grad_dtype, device)
+        _check_tensor("exp_avg", exp_avg[i], param.shape, dtype, device)
+        _check_tensor("exp_avg_sq", exp_avg_sq[i], param.shape, dtype, device)
+        if ema:
+            _check_tensor("ema", ema[i], param.shape, dtype, device)
+        _check_tensor("steps", steps[i], SCALAR, torch.int64, device)
+    if grad_norm is not None:
+        _check_tensor("grad_norm", grad_norm, SCALAR, dtype, device)
+
+
+def _check_tensor(
+    name: str, tensor: torch.Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device
+) -> None:
+    if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
+        raise ValueError(
+            f"{name} must be {dtype} {list(shape)} on {device} here, got {tensor.dtype} {list(tensor.shape)} on "
+            f"{tensor.device}"
+        )
+
+
+def _split(*lists: Tensors) -> tuple[list[list[torch.Tensor]], list[list[torch.Tensor]]]:
+    """The six lists at the places where every tensor is contiguous, and at the other places."""
+    used = [tensors for tensors in lists if tensors]  # without an absent ema
+    is_packed = [all(x.is_contiguous() for x in place) for place in zip(*used, strict=True)]
+    return tuple(
+        [[x for x, packed in zip(tensors, is_packed, strict=False) if packed == wanted] for tensors in lists]
+        for wanted in (True, False)
+    )
+
+
+def _fake(*arguments):
+    return None
+
+
+register("adamw_ema", fake=_fake)
