@@ -51,32 +51,37 @@ SENDVAE_HD float silu_slope(float z) {
 
 SENDVAE_HD float rstd_of(float variance, float eps) { return 1.0f / sqrtf(variance + eps); }
 
-// What an element of one channel is normalised with.
+// How the elements of one sample and channel become z: scale is rstd weight.
 struct Normalisation {
-  float mean, rstd, weight, bias;
+  float mean, scale, bias;
 };
 
-SENDVAE_HD float normalised(float x, const Normalisation& n) { return (x - n.mean) * n.rstd; }
+SENDVAE_HD float normalised(float x, const Normalisation& n) { return (x - n.mean) * n.scale + n.bias; }
 
 template <bool kSilu>
 SENDVAE_HD float group_norm_silu(float x, const Normalisation& n) {
-  const float z = normalised(x, n) * n.weight + n.bias;
+  const float z = normalised(x, n);
   return kSilu ? silu(z) : z;
 }
 
 // dz of an element, from its dy.
 template <bool kSilu>
 SENDVAE_HD float pre_activation_grad(float grad, float x, const Normalisation& n) {
-  return kSilu ? grad * silu_slope(normalised(x, n) * n.weight + n.bias) : grad;
+  return kSilu ? grad * silu_slope(normalised(x, n)) : grad;
 }
 
-// mean(weight dz) and mean(weight dz xhat) of a group.
+// What all gradients of one sample and group have in common: ds = scale dz - constant - (s - mean) slope.
 struct GroupGrad {
-  float mean, mean_xhat;
+  float constant, slope;
 };
 
+// From the means of weight dz and of weight dz xhat over the group.
+SENDVAE_HD GroupGrad group_grad(float mean, float mean_xhat, float rstd) {
+  return {rstd * mean, rstd * rstd * mean_xhat};
+}
+
 SENDVAE_HD float input_grad(float grad_z, float x, const Normalisation& n, const GroupGrad& group) {
-  return n.rstd * (n.weight * grad_z - group.mean - normalised(x, n) * group.mean_xhat);
+  return n.scale * grad_z - group.constant - (x - n.mean) * group.slope;
 }
 
 // ---- What a kernel is given ----
@@ -84,8 +89,8 @@ SENDVAE_HD float input_grad(float grad_z, float x, const Normalisation& n, const
 struct GroupNormShape {
   int64_t batch, pixels, channels, groups;
 
-  int64_t channels_per_group() const { return channels / groups; }
-  int64_t sample_elements() const { return pixels * channels; }
+  SENDVAE_HD int64_t channels_per_group() const { return channels / groups; }
+  SENDVAE_HD int64_t sample_elements() const { return pixels * channels; }
 };
 
 template <typename T>

@@ -57,25 +57,26 @@ void spread(const Walk& walk, const float* values, int64_t width, float* out) {
   }
 }
 
-// [4, lanes]: a sample's mean, rstd, weight and bias, for normalisation_at.
-std::vector<float> normalisation_tables(const Walk& walk, int64_t channels_per_group, const float* mean,
-                                        const float* rstd, const float* weight, const float* bias) {
-  std::vector<float> tables(4 * walk.lanes);
-  spread(walk, mean, channels_per_group, tables.data());
-  spread(walk, rstd, channels_per_group, tables.data() + walk.lanes);
-  spread(walk, weight, 1, tables.data() + 2 * walk.lanes);
-  spread(walk, bias, 1, tables.data() + 3 * walk.lanes);
-  return tables;
+// [3, lanes]: a sample's Normalisation for each lane of a row.
+std::vector<float> normalisation_table(const Walk& walk, int64_t channels_per_group, const float* mean,
+                                       const float* rstd, const float* weight, const float* bias) {
+  std::vector<float> table(3 * walk.lanes);
+  spread(walk, mean, channels_per_group, table.data());
+  std::vector<float> scale(walk.channels);
+  for (int64_t c = 0; c < walk.channels; ++c) scale[c] = rstd[c / channels_per_group] * weight[c];
+  spread(walk, scale.data(), 1, table.data() + walk.lanes);
+  spread(walk, bias, 1, table.data() + 2 * walk.lanes);
+  return table;
 }
 
-SENDVAE_HD Normalisation normalisation_at(const float* tables, int64_t lanes, int64_t i) {
-  return {tables[i], tables[lanes + i], tables[2 * lanes + i], tables[3 * lanes + i]};
+SENDVAE_HD Normalisation normalisation_at(const float* table, int64_t lanes, int64_t i) {
+  return {table[i], table[lanes + i], table[2 * lanes + i]};
 }
 
 // ---- One chunk ----
 //
-// The pointers are restricted so that compilers vectorise the loops; `omp simd` would not do, for it keeps loops that have
-// a struct of their own from it.
+// The pointers are restricted so that compilers vectorise the loops; `omp simd` would not do, for it keeps loops with
+// structs of their own from it.
 
 // Adds up x - centre and its square in each lane; four rows at a time, to load and store the sums less often.
 template <typename T>
@@ -145,11 +146,11 @@ SENDVAE_CPU_CLONES void chunk_moments(const T* x, int64_t elements, int64_t lane
 
 template <typename T, bool kSilu>
 SENDVAE_CPU_CLONES void chunk_forward(const T* __restrict__ x, int64_t elements, int64_t lanes,
-                                      const float* __restrict__ tables, T* __restrict__ y) {
+                                      const float* __restrict__ table, T* __restrict__ y) {
   for (int64_t begin = 0; begin < elements; begin += lanes) {
     const int64_t count = std::min(lanes, elements - begin);
     for (int64_t i = 0; i < count; ++i) {
-      const Normalisation n = normalisation_at(tables, lanes, i);
+      const Normalisation n = normalisation_at(table, lanes, i);
       y[begin + i] = from_float<T>(group_norm_silu<kSilu>(to_float(x[begin + i]), n));
     }
   }
@@ -160,10 +161,10 @@ SENDVAE_CPU_CLONES void chunk_forward(const T* __restrict__ x, int64_t elements,
 template <typename T, bool kSilu>
 constexpr bool kKeepsGradZ = kSilu && std::is_same_v<T, float>;
 
-// A chunk's parts [C] of dbias and dweight. scratch: two rows.
+// A chunk's parts [C] of dbias and of dweight / rstd. scratch: two rows.
 template <typename T, bool kSilu>
 SENDVAE_CPU_CLONES void chunk_parameter_grads(const T* __restrict__ grad_y, const T* __restrict__ x, int64_t elements,
-                                              int64_t lanes, int64_t channels, const float* __restrict__ tables,
+                                              int64_t lanes, int64_t channels, const float* __restrict__ table,
                                               float* scratch, T* __restrict__ grad_x, float* bias_part,
                                               float* weight_part) {
   float* __restrict__ bias_sums = scratch;
@@ -172,11 +173,11 @@ SENDVAE_CPU_CLONES void chunk_parameter_grads(const T* __restrict__ grad_y, cons
   for (int64_t begin = 0; begin < elements; begin += lanes) {
     const int64_t count = std::min(lanes, elements - begin);
     for (int64_t i = 0; i < count; ++i) {
-      const Normalisation n = normalisation_at(tables, lanes, i);
+      const Normalisation n = normalisation_at(table, lanes, i);
       const float value = to_float(x[begin + i]);
       const float grad_z = pre_activation_grad<kSilu>(to_float(grad_y[begin + i]), value, n);
       bias_sums[i] += grad_z;
-      weight_sums[i] += grad_z * normalised(value, n);
+      weight_sums[i] += grad_z * (value - n.mean);
       if constexpr (kKeepsGradZ<T, kSilu>) grad_x[begin + i] = grad_z;
     }
   }
@@ -186,16 +187,16 @@ SENDVAE_CPU_CLONES void chunk_parameter_grads(const T* __restrict__ grad_y, cons
   std::copy_n(weight_sums, channels, weight_part);
 }
 
-// means [2, lanes]: the groups' means of weight dz and weight dz xhat.
+// group_table [2, lanes]: the sample's GroupGrad for each lane of a row.
 template <typename T, bool kSilu, bool kAddGradS>
 SENDVAE_CPU_CLONES void chunk_input_grad(const T* __restrict__ grad_y, const T* __restrict__ grad_s,
                                          const T* __restrict__ x, int64_t elements, int64_t lanes,
-                                         const float* __restrict__ tables, const float* __restrict__ means,
+                                         const float* __restrict__ table, const float* __restrict__ group_table,
                                          T* __restrict__ grad_x) {
   for (int64_t begin = 0; begin < elements; begin += lanes) {
     const int64_t count = std::min(lanes, elements - begin);
     for (int64_t i = 0; i < count; ++i) {
-      const Normalisation n = normalisation_at(tables, lanes, i);
+      const Normalisation n = normalisation_at(table, lanes, i);
       const float value = to_float(x[begin + i]);
       float grad_z;
       if constexpr (kKeepsGradZ<T, kSilu>) {
@@ -203,7 +204,7 @@ SENDVAE_CPU_CLONES void chunk_input_grad(const T* __restrict__ grad_y, const T* 
       } else {
         grad_z = pre_activation_grad<kSilu>(to_float(grad_y[begin + i]), value, n);
       }
-      float grad = input_grad(grad_z, value, n, GroupGrad{means[i], means[lanes + i]});
+      float grad = input_grad(grad_z, value, n, GroupGrad{group_table[i], group_table[lanes + i]});
       if constexpr (kAddGradS) grad += to_float(grad_s[begin + i]);
       grad_x[begin + i] = from_float<T>(grad);
     }
@@ -237,10 +238,9 @@ void join_moments(const GroupNormShape& shape, const Walk& walk, float eps, Chun
   }
 }
 
-// From the parts of all chunks: the sample's parts [2, C] of dbias and dweight, and the groups' means [2, G] of
-// weight dz and weight dz xhat.
-void join_parameter_grads(const GroupNormShape& shape, const Walk& walk, const float* weight, ChunkSums& parts,
-                          float* sums, float* means) {
+// From the parts of all chunks: the sample's parts [2, C] of dbias and dweight, and the groups' GroupGrad, [2, G].
+void join_parameter_grads(const GroupNormShape& shape, const Walk& walk, const float* rstd, const float* weight,
+                          ChunkSums& parts, float* sums, float* group_grads) {
   std::fill_n(sums, 2 * shape.channels, 0.0f);
   for (int64_t chunk = 0; chunk < walk.num_chunks; ++chunk) {
     for (int64_t i = 0; i < 2 * shape.channels; ++i) sums[i] += parts.first(chunk)[i];
@@ -250,11 +250,14 @@ void join_parameter_grads(const GroupNormShape& shape, const Walk& walk, const f
   for (int64_t group = 0; group < shape.groups; ++group) {
     double mean = 0.0, mean_xhat = 0.0;
     for (int64_t c = group * width; c < (group + 1) * width; ++c) {
+      sums[shape.channels + c] *= rstd[group];
       mean += static_cast<double>(weight[c]) * sums[c];
       mean_xhat += static_cast<double>(weight[c]) * sums[shape.channels + c];
     }
-    means[group] = static_cast<float>(mean / count);
-    means[shape.groups + group] = static_cast<float>(mean_xhat / count);
+    const GroupGrad grad =
+        group_grad(static_cast<float>(mean / count), static_cast<float>(mean_xhat / count), rstd[group]);
+    group_grads[group] = grad.constant;
+    group_grads[shape.groups + group] = grad.slope;
   }
 }
 
@@ -297,11 +300,11 @@ void forward_sample(const GroupNormSiluArgs<T>& args, int64_t sample) {
   });
   float *mean = args.mean + sample * shape.groups, *rstd = args.rstd + sample * shape.groups;
   join_moments(shape, walk, args.eps, moments, mean, rstd);
-  const std::vector<float> tables =
-      normalisation_tables(walk, shape.channels_per_group(), mean, rstd, args.weight, args.bias);
+  const std::vector<float> table =
+      normalisation_table(walk, shape.channels_per_group(), mean, rstd, args.weight, args.bias);
   for_each_chunk(walk, [&](int64_t chunk, float*) {
     const int64_t begin = walk.begin(chunk);
-    chunk_forward<T, kSilu>(x + begin, walk.size(chunk), walk.lanes, tables.data(), args.y + offset + begin);
+    chunk_forward<T, kSilu>(x + begin, walk.size(chunk), walk.lanes, table.data(), args.y + offset + begin);
   });
 }
 
@@ -312,24 +315,24 @@ void backward_sample(const GroupNormSiluBackwardArgs<T>& args, int64_t sample, f
   const Walk walk(shape);
   const int64_t offset = sample * shape.sample_elements(), width = shape.channels_per_group();
   const T *x = args.s + offset, *grad_y = args.grad_y + offset;
-  const std::vector<float> tables = normalisation_tables(walk, width, args.mean + sample * shape.groups,
-                                                         args.rstd + sample * shape.groups, args.weight, args.bias);
+  const float *mean = args.mean + sample * shape.groups, *rstd = args.rstd + sample * shape.groups;
+  const std::vector<float> table = normalisation_table(walk, width, mean, rstd, args.weight, args.bias);
   ChunkSums parts(walk);
   for_each_chunk(walk, [&](int64_t chunk, float* scratch) {
     const int64_t begin = walk.begin(chunk);
     chunk_parameter_grads<T, kSilu>(grad_y + begin, x + begin, walk.size(chunk), walk.lanes, walk.channels,
-                                    tables.data(), scratch, args.grad_x + offset + begin, parts.first(chunk),
+                                    table.data(), scratch, args.grad_x + offset + begin, parts.first(chunk),
                                     parts.second(chunk));
   });
-  std::vector<float> group_means(2 * shape.groups), means(2 * walk.lanes);
-  join_parameter_grads(shape, walk, args.weight, parts, sums, group_means.data());
-  spread(walk, group_means.data(), width, means.data());
-  spread(walk, group_means.data() + shape.groups, width, means.data() + walk.lanes);
+  std::vector<float> group_grads(2 * shape.groups), group_table(2 * walk.lanes);
+  join_parameter_grads(shape, walk, rstd, args.weight, parts, sums, group_grads.data());
+  spread(walk, group_grads.data(), width, group_table.data());
+  spread(walk, group_grads.data() + shape.groups, width, group_table.data() + walk.lanes);
   const auto chunk_grad = args.grad_s ? chunk_input_grad<T, kSilu, true> : chunk_input_grad<T, kSilu, false>;
   for_each_chunk(walk, [&](int64_t chunk, float*) {
     const int64_t begin = walk.begin(chunk);
     const T* grad_s = args.grad_s ? args.grad_s + offset + begin : nullptr;
-    chunk_grad(grad_y + begin, grad_s, x + begin, walk.size(chunk), walk.lanes, tables.data(), means.data(),
+    chunk_grad(grad_y + begin, grad_s, x + begin, walk.size(chunk), walk.lanes, table.data(), group_table.data(),
                args.grad_x + offset + begin);
   });
 }

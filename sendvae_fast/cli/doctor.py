@@ -2,6 +2,7 @@
 
     sendvae doctor
     sendvae doctor --json --data=imagenet/train --out=runs
+    sendvae doctor --tune_attention      # measure the attention libraries at the paper's shapes, for later runs
 
 Exits 0 when all is well, 1 with warnings, 2 when something is broken.
 """
@@ -26,7 +27,9 @@ from sendvae_fast import __version__
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.run import environment
 from sendvae_fast.errors import UserError
-from sendvae_fast.ops import dispatch, library
+from sendvae_fast.ops import available_attention, dispatch, library, tune_attention
+from sendvae_fast.ops.attention_table import load, table_path
+from sendvae_fast.ops.attention_tuning import model_shapes
 
 OPTIONAL_PACKAGES = {
     "nvidia-dali-cuda130": "GPU image decoding", "flash-attn": "flash attention 2 and 3",
@@ -49,6 +52,8 @@ class Config:
     """Folder for runs: is there room?"""
     json: bool = False
     """Print JSON."""
+    tune_attention: bool = False
+    """First time every attention library here at the shapes of the paper's networks, and keep the results."""
 
 
 @dataclass
@@ -70,7 +75,11 @@ class Findings:
 def run(config: Config) -> int:
     """Look, print, and return the exit code."""
     findings = Findings()
-    for look in (look_at_machine, look_at_packages, look_at_ops):
+    if config.tune_attention:
+        if _device() == "cpu":
+            raise UserError("--tune_attention needs a GPU: on a CPU there is nothing that PyTorch does not choose well")
+        tune_attention(model_shapes(torch.bfloat16), _device())
+    for look in (look_at_machine, look_at_packages, look_at_ops, look_at_attention):
         look(findings)
     look_at_folders(findings, config)
     if config.json:
@@ -124,7 +133,7 @@ def look_at_ops(findings: Findings) -> None:
     if module is not None:
         facts = ", ".join(f"{key} {value}" for key, value in module.build_info().items() if value)
         findings.add("ops", "build", facts)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device()
     for op in dispatch.OPS:
         reasons = dispatch.available_backends(op)
         try:
@@ -137,6 +146,27 @@ def look_at_ops(findings: Findings) -> None:
         slow = chosen == "reference"
         findings.add("ops", op, f"uses {chosen} on {device} (usable: {usable}; not: {unusable or 'none'})",
                      "warning" if slow else "ok")
+
+
+def look_at_attention(findings: Findings) -> None:
+    """Which attention libraries can run here, and which was the fastest where they were measured."""
+    device = torch.device(_device())
+    for name, reason in available_attention(device).items():
+        findings.add("attention", name, f"no: {reason}" if reason else f"takes {device} tensors")
+    measurements = load(device)
+    findings.add("attention", "table", f"{len(measurements)} shapes measured in {table_path(device)}" if measurements
+                 else "none, so PyTorch chooses; sendvae doctor --tune_attention makes one")
+    for measurement in measurements:
+        shape = measurement.shape
+        kind = "training" if shape.training else "forward"
+        sizes = "x".join(map(str, (shape.batch, shape.heads, shape.tokens, shape.head_dim)))
+        times = sorted(measurement.times_us.items(), key=lambda item: item[1])
+        text = ", ".join(f"{backend} {time:.0f} us" for backend, time in times)
+        findings.add("attention", f"{kind} {sizes}", text)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def look_at_folders(findings: Findings, config: Config) -> None:

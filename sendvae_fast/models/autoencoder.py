@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.ops import attention
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """Log-variances outside this range are clamped, as latent-diffusion does."""
@@ -274,8 +275,7 @@ class AttentionBlock(nn.Module):
         h = self.norm(x)
         # [B, D, H, W] -> [B, 1 head, H W, D]; a view when x is channels-last.
         q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v)
-        h = h.squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:])
+        h = attention(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:])
         return x + self.proj_out(h)
 
 

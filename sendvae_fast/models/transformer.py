@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sendvae_fast.ops import attention
+
 
 class PatchEmbed(nn.Module):
     """Images or latents [B, C, H, W] to tokens [B, N, D], N = (H / P) (W / P), in row-major order.
@@ -47,7 +49,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # [B, N, 3 D] -> 3 x [B, heads, N, D / heads]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):

@@ -3,6 +3,9 @@
 from sendvae_fast.ops import philox
 from sendvae_fast.ops.adaln import adaln, adaln_reference
 from sendvae_fast.ops.adamw_ema import adamw_ema_, adamw_ema_reference_
+from sendvae_fast.ops.attention import attention, attention_reference, available_attention, use_attention
+from sendvae_fast.ops.attention_table import AttentionShape
+from sendvae_fast.ops.attention_tuning import tune_attention
 from sendvae_fast.ops.center_crop import (
     CenterCropBatch,
     center_crop,
@@ -19,6 +22,7 @@ from sendvae_fast.ops.noise_inject import NoiseInjectOutput, noise_inject, noise
 from sendvae_fast.ops.sde_step import SdeStepOutput, sde_step, sde_step_reference
 
 __all__ = [
+    "AttentionShape",
     "CenterCropBatch",
     "NoiseInjectOutput",
     "SdeStepOutput",
@@ -26,6 +30,9 @@ __all__ = [
     "adaln_reference",
     "adamw_ema_",
     "adamw_ema_reference_",
+    "attention",
+    "attention_reference",
+    "available_attention",
     "available_backends",
     "center_crop",
     "center_crop_batch",
@@ -44,5 +51,7 @@ __all__ = [
     "pillow_center_crop",
     "sde_step",
     "sde_step_reference",
+    "tune_attention",
+    "use_attention",
     "use_backend",
 ]

@@ -62,6 +62,11 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = previous
 
 
+def forced_backend() -> str | None:
+    """The backend that `use_backend` or SENDVAE_BACKEND forces, if one does."""
+    return _forced_by(_forced)[0]
+
+
 def available_backends(op: str) -> dict[str, str | None]:
     """Every backend of `op`, in the order of `BACKENDS`: None if it can run here, else the reason why it cannot."""
     if op not in OPS:
@@ -104,13 +109,21 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-# Dynamo calls this while tracing and burns the answer into the graph; `forced` is an argument so that it is guarded.
+# Dynamo calls these while tracing and burns the answer into the graph; `forced` is an argument so that it is guarded.
+@torch.compiler.assume_constant_result
+def _forced_by(forced: str | None) -> tuple[str | None, str]:
+    """The forced backend, if there is one, and what forces it, given what `use_backend` has set."""
+    if forced is not None:
+        return forced, "use_backend"
+    forced = os.environ.get(ENVIRONMENT_VARIABLE) or None
+    if forced is not None:
+        _check_name(forced, ENVIRONMENT_VARIABLE)
+    return forced, ENVIRONMENT_VARIABLE
+
+
 @torch.compiler.assume_constant_result
 def _choose(op: str, device_type: str, forced: str | None) -> str:
-    source = "use_backend"
-    if forced is None and (forced := os.environ.get(ENVIRONMENT_VARIABLE)):
-        source = ENVIRONMENT_VARIABLE
-        _check_name(forced, source)
+    forced, source = _forced_by(forced)
     reasons = available_backends(op)
     if forced in OPS[op] and not (op in DATA_OPS and _is_for_another_device(forced, device_type)):
         reason = _unusable(forced, device_type) or reasons[forced]
