@@ -152,36 +152,37 @@ def _check(
     if grad_dtype not in GRAD_DTYPES[dtype]:
         allowed = " or ".join(map(str, GRAD_DTYPES[dtype]))
         raise ValueError(f"grads of {dtype} params must be {allowed}, got {grad_dtype}")
-    for i, param in enumerate(params):
-        _check_tensor("params", param, param.shape, dtype, device)
-        _check_tensor("grads", grads[i], param.shape, grad_dtype, device)
-        _check_tensor("exp_avg", exp_avg[i], param.shape, dtype, device)
-        _check_tensor("exp_avg_sq", exp_avg_sq[i], param.shape, dtype, device)
-        if ema:
-            _check_tensor("ema", ema[i], param.shape, dtype, device)
-        _check_tensor("steps", steps[i], SCALAR, torch.int64, device)
+    shapes = [param.shape for param in params]
+    _check_list("params", params, shapes, dtype, device)
+    _check_list("grads", grads, shapes, grad_dtype, device)
+    for name in ("exp_avg", "exp_avg_sq", "ema"):
+        _check_list(name, lists[name], shapes[: len(lists[name])], dtype, device)
+    _check_list("steps", steps, [SCALAR] * len(steps), torch.int64, device)
     if grad_norm is not None:
-        _check_tensor("grad_norm", grad_norm, SCALAR, dtype, device)
+        _check_list("grad_norm", [grad_norm], [SCALAR], dtype, device)
 
 
-def _check_tensor(
-    name: str, tensor: torch.Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device
+def _check_list(
+    name: str, tensors: Tensors, shapes: Sequence[torch.Size], dtype: torch.dtype, device: torch.device
 ) -> None:
-    if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
-        raise ValueError(
-            f"{name} must be {dtype} {list(shape)} on {device} here, got {tensor.dtype} {list(tensor.shape)} on "
-            f"{tensor.device}"
-        )
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
+            raise ValueError(
+                f"{name} must be {dtype} {list(shape)} on {device} here, got {tensor.dtype} {list(tensor.shape)} on "
+                f"{tensor.device}"
+            )
 
 
-def _split(*lists: Tensors) -> tuple[list[list[torch.Tensor]], list[list[torch.Tensor]]]:
-    """The six lists at the places where every tensor is contiguous, and at the other places."""
-    used = [tensors for tensors in lists if tensors]  # without an absent ema
-    is_packed = [all(x.is_contiguous() for x in place) for place in zip(*used, strict=True)]
-    return tuple(
-        [[x for x, packed in zip(tensors, is_packed, strict=False) if packed == wanted] for tensors in lists]
-        for wanted in (True, False)
+def _split(*lists: Tensors) -> tuple[Sequence[Tensors], Sequence[Tensors]]:
+    """The lists at the places where every tensor is contiguous, and at the other places."""
+    strided = {i for tensors in lists for i, x in enumerate(tensors) if not x.is_contiguous()}
+    if not strided:
+        return lists, [[] for _ in lists]
+    packed_lists, strided_lists = (
+        [[x for i, x in enumerate(tensors) if (i in strided) == wanted] for tensors in lists]
+        for wanted in (False, True)
     )
+    return packed_lists, strided_lists
 
 
 def _fake(*arguments):
