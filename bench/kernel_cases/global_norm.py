@@ -1,0 +1,30 @@
+"""global_norm of the gradients that a step of SiT-XL has, beside PyTorch's own."""
+
+import torch
+
+from bench.kernel_cases.adamw_ema import parameter_shapes
+from bench.kernel_cases.case import KernelCase, dtype_name, random_normal
+from sendvae_fast.ops import global_norm
+
+
+def cases(device: torch.device) -> list[KernelCase]:
+    return [case(dtype, device) for dtype in (torch.float32, torch.bfloat16)]
+
+
+def case(dtype: torch.dtype, device: torch.device) -> KernelCase:
+    name, shapes = parameter_shapes(device)
+
+    def inputs(number):
+        return tuple(
+            random_normal(*shape, number=number * len(shapes) + i, dtype=dtype, device=device)
+            for i, shape in enumerate(shapes)
+        )
+
+    return KernelCase(
+        name=f"{name}, {len(shapes)} tensors, {dtype_name(dtype)}",
+        inputs=inputs,
+        eager=lambda *grads: torch.nn.utils.get_total_norm(grads),
+        fused=lambda *grads: global_norm(grads),
+        forward_bytes=dtype.itemsize * sum(map(torch.Size.numel, shapes)),
+        compiles=False,
+    )
