@@ -1,4 +1,5 @@
-// center_crop: the ADM centre crop of uint8 pictures of any sizes, bit-exact to Pillow, in uint8 or as networks take it.
+// center_crop: the ADM centre crop of uint8 pictures of any sizes, bit-exact to Pillow, as uint8 or as networks take
+// it.
 //
 //   crop = plan_crop's passes over the picture                    (plan.h)
 //   pixels = crop / 127.5 - 1;  normalised = (crop / 255 - mean) / std
@@ -17,6 +18,8 @@
 
 namespace sendvae {
 
+constexpr int kChannels = 3;
+
 // ---- The arithmetic of one value ----
 
 // A weighted sum of pixels starts from this half unit, so that dropping the fraction rounds.
@@ -27,6 +30,17 @@ SENDVAE_HD uint8_t pixel_from_sum(int32_t sum) {
   return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
 }
 
+// A pixel of a pass: out = sum over k < count of weights[k] * in[k * step].
+SENDVAE_HD void resample_pixel(const uint8_t* in, int64_t step, const int32_t* weights, int32_t count, uint8_t* out) {
+  int32_t sums[kChannels] = {kRoundingHalf, kRoundingHalf, kRoundingHalf};
+  for (int32_t k = 0; k < count; ++k) {
+    SENDVAE_UNROLL
+    for (int c = 0; c < kChannels; ++c) sums[c] += weights[k] * in[k * step + c];
+  }
+  SENDVAE_UNROLL
+  for (int c = 0; c < kChannels; ++c) out[c] = pixel_from_sum(sums[c]);
+}
+
 SENDVAE_HD float model_range(uint8_t pixel) { return static_cast<float>(pixel) / 127.5f - 1.0f; }
 
 SENDVAE_HD float normalise(uint8_t pixel, float mean, float std) {
@@ -34,8 +48,6 @@ SENDVAE_HD float normalise(uint8_t pixel, float mean, float std) {
 }
 
 // ---- What a kernel is given ----
-
-constexpr int kChannels = 3;
 
 // uint8 pixels whose rows are packed and `stride` bytes apart.
 struct Picture {

@@ -87,9 +87,9 @@ void horizontal_pass(const Picture& in, int64_t in_columns, const Pass& pass, ui
     const Taps& taps = pass.taps;
     for (int64_t row = 0; row < pass.rows; ++row) {
       for (int64_t column = 0; column < pass.columns; ++column) {
-        weighted_sum(in.data + row * in.stride + taps.first[column] * kChannels, kChannels,
-                     taps.weights.data() + column * taps.width, taps.count[column],
-                     out + (row * pass.columns + column) * kChannels, kChannels);
+        resample_pixel(in.data + row * in.stride + taps.first[column] * kChannels, kChannels,
+                       taps.weights.data() + column * taps.width, taps.count[column],
+                       out + (row * pass.columns + column) * kChannels);
       }
     }
     return;

@@ -41,7 +41,7 @@ def center_crop(image: torch.Tensor, size: int, flip: bool = False) -> torch.Ten
     Only what the crop needs is read and computed: about 3 min(H, W)^2 bytes of the picture, which the first pass turns
     into half as many or less, and so on. Not differentiable. There is no Triton backend: the passes are sums over bytes
     whose number, order and weights differ from picture to picture and are planned on the host; blocks of a fixed shape
-    have nothing to win there.
+    have nothing to win there. CUDA takes the plans from the host, too, so it refuses to be captured in a CUDA graph.
 
     Under a backend forced for another device than the picture's, the picture's own is used: a run forced to cuda still
     crops on the CPU, where it decodes.

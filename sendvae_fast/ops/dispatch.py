@@ -29,10 +29,10 @@ OPS = {
     "cosine_align": BACKENDS,
     "sde_step": ("reference", "cpu", "cuda"),
     "adaln": ("reference", "cpu"),
-    "center_crop": ("reference", "cpu"),
     "group_norm_silu": ("reference", "cpu"),
     "global_norm": ("reference", "cpu", "cuda"),
     "adamw_ema": ("reference", "cpu", "cuda"),
+    "center_crop": ("reference", "cpu", "cuda"),
 }
 # Ops of data loading: they run where their tensors are, also in a run that is forced to the other device's backend.
 DATA_OPS = frozenset({"center_crop"})
