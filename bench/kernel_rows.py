@@ -155,7 +155,8 @@ def forms_of(op: str, case: KernelCase, device: torch.device, effort: Effort) ->
     for backend in backends:
         try:
             with use_backend(backend):
-                chosen_backend(op, device)
+                if chosen_backend(op, device) != backend:
+                    continue
         except UserError:
             continue
         forms.append(Form(backend, case.fused, backend))

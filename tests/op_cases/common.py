@@ -20,9 +20,11 @@ def require_backend(op: str, backend: str, device: str = "cpu") -> None:
     """Skip the test, with the reason, where the backend cannot run on tensors of the device."""
     try:
         with use_backend(backend):
-            chosen_backend(op, device)
+            chosen = chosen_backend(op, device)
     except UserError as error:
         pytest.skip(str(error))
+    if chosen != backend:
+        pytest.skip(f"{op} on {device} takes {chosen}, not {backend}")
 
 
 def num_repeats(num_outputs: int) -> int:
