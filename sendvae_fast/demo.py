@@ -19,11 +19,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sendvae_fast.config import build_config, merge, read_yaml
 from sendvae_fast.data.catalog import Catalog
+from sendvae_fast.data.index import CATALOG_SUFFIX
 from sendvae_fast.data.loader import ImageLoader
 from sendvae_fast.data.synthetic import synth_scenes
 from sendvae_fast.demo_workers import count_generators, count_steps, side_by_side
@@ -78,7 +80,7 @@ class DemoConfig:
     run: str = "runs/demo"
     """Folder of the demo; the same command again goes on in it."""
     data: str | None = None
-    """Your own ImageFolder of photographs; without it the demo renders scenes with known attributes."""
+    """Your own photographs, anything `Catalog.open` takes; without it the demo renders scenes with known attributes."""
     seed: int = 0
     """Seed of training and sampling; the rendered scenes stay the same."""
     num_train_images: int = 4000
@@ -211,37 +213,33 @@ def sample_config(config: DemoConfig, plan: Plan, root: Path) -> SampleConfig:
 
 
 def prepare_pictures(config: DemoConfig, root: Path) -> tuple[Path, Path]:
-    """Folders of the training and the held-out pictures: rendered scenes, or links to the user's photographs."""
+    """Where the training and the held-out pictures are: rendered scenes, or catalogs of the user's photographs."""
     train, test = root / "data" / "train", root / "data" / "test"
     if config.data is None:
         synth_scenes(train, config.num_train_images, image_size(), seed=0)
         synth_scenes(test, config.num_test_images, image_size(), seed=1)
     else:
-        link_photographs(Catalog.open(config.data), train, test)
+        train, test = (path.with_name(path.name + CATALOG_SUFFIX) for path in (train, test))
+        split_photographs(Catalog.open(config.data), train, test)
     return train, test
 
 
-def link_photographs(catalog: Catalog, train: Path, test: Path) -> None:
-    """Split an ImageFolder by links: of every class, every `HELD_OUT_EVERY`th picture is held out.
+def split_photographs(catalog: Catalog, train: Path, test: Path) -> None:
+    """Write the catalogs of both parts: of every class, every `HELD_OUT_EVERY`th picture is held out.
 
     Raises UserError when that leaves nothing to train on or nothing to test with.
     """
-    seen: dict[int, int] = {}
-    counts = {train: 0, test: 0}
-    for sample_id, label in enumerate(catalog.labels.tolist()):
-        path = Path(catalog.locate(sample_id))
-        seen[label] = seen.get(label, 0) + 1
-        folder = test if seen[label] % HELD_OUT_EVERY == 0 else train
-        counts[folder] += 1
-        link = folder / catalog.class_names[label] / f"{seen[label]:06d}{path.suffix}"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(path.resolve())
-    if min(counts.values()) < 2:
+    held_out = np.zeros(len(catalog), bool)
+    for label in range(len(catalog.class_names)):
+        held_out[np.flatnonzero(catalog.labels == label)[HELD_OUT_EVERY - 1::HELD_OUT_EVERY]] = True
+    if min(held_out.sum(), (~held_out).sum()) < 2:
         raise UserError(
             f"{catalog.root} has too few pictures for the demo: give classes of at least {HELD_OUT_EVERY} pictures, "
             f"and at least two such classes"
         )
+    train.parent.mkdir(parents=True, exist_ok=True)
+    catalog.subset(np.flatnonzero(~held_out)).save(train)
+    catalog.subset(np.flatnonzero(held_out)).save(test)
 
 
 # -- results ---------------------------------------------------------------------------------------------------------

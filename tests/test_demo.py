@@ -1,7 +1,6 @@
 """The demo, smaller still: every part runs, a second call trains nothing, and photographs are split and linked."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from PIL import Image
 
 from sendvae_fast.cli.main import main
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.demo import link_photographs
+from sendvae_fast.demo import split_photographs
 from sendvae_fast.errors import UserError
 
 SMALL = [
@@ -69,15 +68,14 @@ def photographs(root, per_class):
     return Catalog.from_folder(root)
 
 
-def test_photographs_are_split_by_links_and_left_as_they_are(tmp_path):
+def test_photographs_are_split_by_catalogs(tmp_path):
     catalog = photographs(tmp_path / "photos", per_class=10)
-    link_photographs(catalog, tmp_path / "train", tmp_path / "test")
-    train, test = (Catalog.from_folder(tmp_path / name) for name in ("train", "test"))
+    split_photographs(catalog, tmp_path / "train.parquet", tmp_path / "test.parquet")
+    train, test = (Catalog.open(tmp_path / name) for name in ("train.parquet", "test.parquet"))
     assert (len(train), len(test)) == (16, 4) and train.class_names == test.class_names == ("cat", "dog")
-    links = [Path(part.locate(i)) for part in (train, test) for i in range(len(part))]
-    assert {link.resolve() for link in links} == {Path(catalog.locate(i)) for i in range(len(catalog))}
+    assert sorted(train.names + test.names) == sorted(catalog.names) and np.bincount(test.labels).tolist() == [2, 2]
 
 
 def test_too_few_photographs_are_a_clear_error(tmp_path):
     with pytest.raises(UserError, match="too few pictures"):
-        link_photographs(photographs(tmp_path / "photos", per_class=3), tmp_path / "train", tmp_path / "test")
+        split_photographs(photographs(tmp_path / "photos", per_class=3), tmp_path / "train", tmp_path / "test")

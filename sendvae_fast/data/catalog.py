@@ -14,10 +14,8 @@ from sendvae_fast.data.catalog_file import is_catalog_file, read_catalog_file, w
 from sendvae_fast.data.sources.base import Listing, Source
 from sendvae_fast.data.sources.find import list_source
 from sendvae_fast.data.sources.folder import list_folder
+from sendvae_fast.data.sources.shards import CATALOG_NAME
 from sendvae_fast.errors import UserError
-
-CATALOG_NAME = "catalog.parquet"
-"""A folder of shards with a catalog of this name in it is opened by it."""
 
 logger = logging.getLogger(__name__)
 
@@ -98,11 +96,9 @@ class Catalog:
             UserError: when there are no pictures, something is wrong with how they are laid out, or a shard that was
                 never indexed is damaged.
         """
-        path = Path(where)
-        path = path / CATALOG_NAME if path.is_dir() else path
-        if path.suffix == ".parquet" and is_catalog_file(path):
-            listing, facts = read_catalog_file(path)
-            return cls._of_listing(listing, facts)
+        path = catalog_file_at(where)
+        if path is not None:
+            return cls._of_listing(*read_catalog_file(path))
         listing = list_source(where)
         if listing.damage:
             raise UserError(
@@ -137,3 +133,10 @@ class Catalog:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a catalog file that `open` reads. Attributes stay where they are: in the source's root."""
         write_catalog_file(Path(path), self.listing, self.facts)
+
+
+def catalog_file_at(where: str | os.PathLike[str]) -> Path | None:
+    """The catalog file that `where` is, or that lies in the folder of shards `where`; None when there is none."""
+    path = Path(where)
+    path = path / CATALOG_NAME if path.is_dir() else path
+    return path if path.suffix == ".parquet" and is_catalog_file(path) else None

@@ -11,7 +11,7 @@
 
 The columns from `sha256` on are null in a catalog that was never indexed. The schema's metadata holds under `sendvae`
 as JSON: schema_version, kind, root (relative to the catalog's folder when it lies there, so that both may move
-together), files, class_names, and what was found damaged or passed over.
+together), files, class_names, what was found damaged or passed over, and the `origin` of the catalog.
 """
 
 import json
@@ -47,11 +47,12 @@ def is_catalog_file(path: Path) -> bool:
         return False
 
 
-def write_catalog_file(path: Path, listing: Listing, facts: pa.Table | None) -> None:
+def write_catalog_file(path: Path, listing: Listing, facts: pa.Table | None, origin: dict | None = None) -> None:
     """Write what `read_catalog_file` reads, whole or not at all.
 
     Args:
         facts: one row of `FACTS` per sample, None without an index.
+        origin: what it was made from and how, for `read_origin`; as JSON can hold it.
     """
     source, path = listing.source, path.absolute()
     sharded = isinstance(source, ShardedSource)
@@ -69,7 +70,7 @@ def write_catalog_file(path: Path, listing: Listing, facts: pa.Table | None) -> 
         "schema_version": SCHEMA_VERSION, "kind": source.kind,
         "root": str(root.relative_to(path.parent) if root.is_relative_to(path.parent) else root),
         "files": source.files if sharded else [], "class_names": listing.class_names,
-        "damage": listing.damage, "passed_over": listing.passed_over,
+        "damage": listing.damage, "passed_over": listing.passed_over, "origin": origin,
     }
     table = pa.table([pa.array(columns[field.name], field.type) for field in LOCATION], schema=LOCATION)
     for field in FACTS:
@@ -96,6 +97,13 @@ def read_catalog_file(path: Path) -> tuple[Listing, pa.Table | None]:
         f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
         "make it again with `sendvae data index`"
     )
+
+
+def read_origin(path: Path) -> dict | None:
+    """What a file was made from, if it is a catalog and says so."""
+    if not is_catalog_file(path):
+        return None
+    return json.loads(pq.read_schema(path).metadata[METADATA_KEY]).get("origin")
 
 
 def _listing(table: pa.Table, note: dict, folder: Path) -> Listing:

@@ -30,6 +30,7 @@ MAX_JPEG_SCANS = 64
 """Encoders write about ten; every scan costs a pass over the whole picture, however small it is."""
 START_OF_SCAN = b"\xff\xda"
 ORIENTATION_TAG = 0x0112
+MAX_REASON = 200
 ODD_MODES = {"1": "black and white", "L": "grey", "P": "palette", "I;16": "16-bit", "I;16B": "16-bit", "I": "16-bit"}
 ODD_JPEG_FRAMES = {0xC3: "lossless", 0xC9: "arithmetic coding", 0xCA: "arithmetic coding", 0xCB: "arithmetic coding"}
 
@@ -43,6 +44,9 @@ class UnreadableImage(UserError):
             "or raise data.max_bad_fraction to pass over unreadable images"
         )
         self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path, self.reason)  # an exception is pickled by its message alone otherwise
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,7 @@ def decode_rgb(source: bytes | str | os.PathLike[str], where: str = "in memory")
         source, where = read_encoded(source), os.fspath(source)
     try:
         with _open(source) as image:
-            image.load()
-            # `convert` would copy a picture that is RGB already.
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return _pixels(image, source)
     except Exception as error:  # Pillow's plugins raise nearly every type for a broken file, SyntaxError included
         raise UnreadableImage(where, failure_reason(error)) from error
 
@@ -117,8 +119,7 @@ def examine(data: bytes, name: str, quick: bool = False) -> PictureFacts:
             facts = {"width": image.width, "height": image.height, "mode": image.mode, "format": image.format or ""}
             oddities = _oddities(image, data, name)  # before `load`, which may change the mode
             if not quick:
-                image.load()
-                image.convert("RGB")
+                _pixels(image, data)
     except Exception as error:  # as in `decode_rgb`
         return PictureFacts(f"bad: {failure_reason(error)}")
     return PictureFacts(f"odd: {', '.join(oddities)}" if oddities else "ok", **facts)
@@ -136,7 +137,8 @@ def failure_reason(error: Exception) -> str:
         return "decoding it takes too much memory"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words[:MAX_REASON].encode("ascii", "backslashreplace").decode()  # they may repeat bytes of the file
 
 
 def _open(data: bytes) -> Image.Image:
@@ -162,6 +164,15 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
+def _pixels(image: Image.Image, data: bytes) -> Image.Image:
+    """Decode an opened picture to RGB."""
+    if image.format == "PNG":  # Pillow decodes PNGs without looking at the checksums of their pixels
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
+            again.verify()
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy one that is RGB already
+
+
 def _oddities(image: Image.Image, data: bytes, name: str) -> list[str]:
     """Why a picture is not a plain RGB one of the format that its name promises."""
     found = []
@@ -179,7 +190,7 @@ def _oddities(image: Image.Image, data: bytes, name: str) -> list[str]:
         found += _jpeg_oddities(image, data)
     if "transparency" in image.info and image.mode != "RGBA":
         found.append("transparent colour")
-    if getattr(image, "is_animated", False):
+    if _has_more_frames(image):
         found.append("several frames, the first counts")
     orientation = _orientation(image)
     if orientation not in (None, 1):
@@ -214,8 +225,15 @@ def _jpeg_frame_type(data: bytes) -> int | None:
     return None
 
 
+def _has_more_frames(image: Image.Image) -> bool:
+    try:
+        return getattr(image, "is_animated", False)
+    except Exception:  # the frames after the first may be as broken as they like
+        return False
+
+
 def _orientation(image: Image.Image) -> int | None:
     try:
         return image.getexif().get(ORIENTATION_TAG)
-    except Exception:  # broken EXIF data breaks in as many ways as broken pictures, and is none of our business
+    except Exception:  # and so may be the EXIF data
         return None

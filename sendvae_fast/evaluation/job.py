@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.loader import ImageLoader, LoaderConfig
+from sendvae_fast.data.sources.base import Source
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.engine.weights import resolve_weights
 from sendvae_fast.errors import UserError
@@ -38,7 +39,7 @@ class EvaluateConfig:
     """What to measure, on which pictures."""
 
     data: str
-    """ImageFolder of held-out pictures."""
+    """Held-out pictures: an ImageFolder, tar shards, parquet files or a catalog."""
     autoencoder: str | None = None
     """Autoencoder folder or run: measures its reconstructions of `data`."""
     train_data: str | None = None
@@ -46,7 +47,7 @@ class EvaluateConfig:
     samples: str | None = None
     """Folder of generated PNG files, as `sendvae sample` writes it: measures their distance from real pictures."""
     reference: str | None = None
-    """ImageFolder of the real pictures that `samples` are compared with; `data` without it."""
+    """The real pictures that `samples` are compared with; `data` without it."""
     image_size: int = 256
     """Side of the ADM centre crop in pixels."""
     batch_size: int = 64
@@ -75,7 +76,7 @@ class Evaluator:
         self.device, self.image_size, self.batch_size = device, image_size, batch_size
         self.foundation: Foundation = load_foundation(foundation).to(device)
         self.perceptual = None if perceptual is None else Perceptual(perceptual).to(device)
-        self._references: dict[Path, FeatureStatistics] = {}
+        self._references: dict[Source, FeatureStatistics] = {}
 
     def reconstruction(self, autoencoder: Autoencoder, catalog: Catalog) -> dict[str, float | None]:
         """rfid, psnr, ssim and lpips (None without its weights) of reconstructions through the posterior mean."""
@@ -115,10 +116,10 @@ class Evaluator:
 
     def reference(self, catalog: Catalog) -> FeatureStatistics:
         """Feature statistics of real pictures."""
-        if catalog.root not in self._references:
+        if catalog.source not in self._references:
             images = self._images(catalog, "real features")
-            self._references[catalog.root] = feature_statistics(self.foundation.pooled, images)
-        return self._references[catalog.root]
+            self._references[catalog.source] = feature_statistics(self.foundation.pooled, images)
+        return self._references[catalog.source]
 
     def _images(self, catalog: Catalog, title: str) -> Iterator[Tensor]:
         loader = ImageLoader(catalog, self.image_size, LoaderConfig(cache_mb=0))

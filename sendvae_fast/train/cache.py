@@ -29,7 +29,7 @@ class CacheConfig:
     autoencoder: str
     """Autoencoder folder or stage 1 run."""
     data: str
-    """ImageFolder to encode."""
+    """The pictures to encode: an ImageFolder, tar shards, parquet files or a catalog."""
     image_size: int = 256
     """Side of the ADM centre crop in pixels."""
     batch_size: int = 64

@@ -1,5 +1,6 @@
 import io
 import os
+import pickle
 import zlib
 
 import numpy as np
@@ -56,7 +57,12 @@ def test_broken_files_are_named(tmp_path, content, reason):
     assert str(path) in message and reason in message and "max_bad_fraction" in message and "\n" not in message
 
 
-def test_missing_folder_and_bomb(tmp_path, monkeypatch):
+def test_the_error_survives_the_way_between_processes():
+    error = pickle.loads(pickle.dumps(UnreadableImage("a.jpg", "broken")))
+    assert (error.path, error.reason) == ("a.jpg", "broken") and "cannot read the image a.jpg: broken" in str(error)
+
+
+def test_what_is_no_regular_file(tmp_path):
     with pytest.raises(UnreadableImage, match="does not exist"):
         decode_rgb(tmp_path / "gone.jpg")
     (tmp_path / "folder.jpg").mkdir()

@@ -5,8 +5,11 @@ import os
 import re
 from pathlib import Path
 
+from sendvae_fast.data.sources.folder import visible_entries
 from sendvae_fast.errors import UserError
 
+CATALOG_NAME = "catalog.parquet"
+"""A folder of shards with a catalog of this name in it is opened by it; with anything before it, it is no shard."""
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 SPLIT_WORDS = re.compile(r"(?<![a-z])(train|val|validation|test)(?![a-z])")
@@ -40,7 +43,10 @@ def shards_in(folder: Path, suffix: str) -> list[Path]:
     Raises:
         UserError: when they are of several splits: which one is meant?
     """
-    found = sorted(path for path in folder.iterdir() if path.name.endswith(suffix) and not path.name.startswith("."))
+    found = sorted(
+        Path(entry.path) for entry in visible_entries(folder)
+        if entry.name.endswith(suffix) and not entry.name.endswith(CATALOG_NAME) and entry.is_file()
+    )
     splits = {word for path in found for word in SPLIT_WORDS.findall(path.name.lower())}
     if len(splits) > 1:
         raise UserError(

@@ -59,15 +59,15 @@ def read_tar_headers(path: Path) -> TarContents:
     contents = TarContents()
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"cannot read the shard {path}: {error.strerror}; check the path") from error
-    try:
-        _refuse_compressed(path, os.pread(descriptor, 8, 0))
-        _walk(descriptor, contents, str(path))
+        try:
+            _refuse_compressed(path, os.pread(descriptor, 8, 0))
+            _walk(descriptor, contents, str(path))
+        finally:
+            os.close(descriptor)
     except _Damaged as error:
         contents.damage = f"{path}: {error}"
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"cannot read the shard {path}: {error.strerror}; check the path") from error
     return contents
 
 

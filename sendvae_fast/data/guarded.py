@@ -1,0 +1,215 @@
+"""Looks at pictures in processes of their own, so that a hostile one harms nothing but its own verdict.
+
+A worker examines one picture after the other. Before each it asks the kernel to be killed after `CPU_LIMIT_S` of work
+and to be refused more than `MEMORY_LIMIT` further bytes. When a worker dies, the picture it was at is bad for that
+reason, and a new worker goes on with the next one. Time is the worker's own computing time: a slow disk or a busy
+machine makes no picture bad.
+"""
+
+import hashlib
+import itertools
+import multiprocessing
+import resource
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sendvae_fast.data.decode import UnreadableImage, examine
+from sendvae_fast.data.sources.base import Source
+from sendvae_fast.errors import UserError
+
+CPU_LIMIT_S = 2.0
+MEMORY_LIMIT = 2**30
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+
+
+class SampleFacts(NamedTuple):
+    """A row of `catalog_file.FACTS`."""
+
+    size: int | None
+    sha256: bytes | None
+    width: int
+    height: int
+    mode: str
+    format: str
+    verdict: str
+
+
+def bad_sample(reason: str) -> SampleFacts:
+    """The facts about a sample whose bytes or pixels nobody has seen."""
+    return SampleFacts(None, None, 0, 0, "", "", f"bad: {reason}")
+
+
+def examine_sample(source: Source, index: int, quick: bool = False) -> SampleFacts:
+    """Read a sample and say what it is, under this module's limits. Whatever is in it, only they may end this process.
+
+    Args:
+        quick: do not decode; see `decode.examine`.
+    """
+    try:
+        data = source.read(index)
+    except UnreadableImage as error:
+        return bad_sample(error.reason)
+    with limits():
+        facts = examine(data, source.names[index], quick)
+    return SampleFacts(
+        len(data), hashlib.sha256(data).digest(), facts.width, facts.height, facts.mode, facts.format, facts.verdict
+    )
+
+
+def examine_parts(
+    source: Source,
+    parts: Iterable[tuple[int, np.ndarray]],
+    *,
+    num_workers: int,
+    quick: bool = False,
+    on_sample: Callable[[SampleFacts], None] = lambda facts: None,
+) -> Iterator[tuple[int, list[SampleFacts]]]:
+    """Examine parts of a source in worker processes.
+
+    Args:
+        parts: (number, indices int64 [n], n > 0) of each.
+        quick: do not decode; see `decode.examine`.
+        on_sample: called after every sample.
+
+    Yields:
+        (number, facts of its samples in order), part by part as they get done.
+
+    Raises:
+        UserError: when a worker dies for any other reason than a picture.
+    """
+    pending = (_Part(number, source.take(indices)) for number, indices in parts)
+    workers = [_Worker(part, quick) for part in itertools.islice(pending, num_workers)]
+    try:
+        while workers:
+            ready = wait([worker.connection for worker in workers])
+            for worker in [worker for worker in workers if worker.connection in ready]:
+                for facts in worker.receive():
+                    on_sample(facts)
+                if not worker.part.is_done:
+                    continue
+                yield worker.part.number, worker.part.facts
+                part = next(pending, None)
+                if part is None:
+                    workers.remove(worker)
+                    worker.end()
+                else:
+                    worker.give(part)
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+@dataclass
+class _Part:
+    """Samples for one worker and what it found out about the first of them so far."""
+
+    number: int
+    source: Source
+    facts: list[SampleFacts] = field(default_factory=list)
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.facts) == len(self.source)
+
+    def rest(self) -> Source:
+        """The samples still to be examined."""
+        return self.source.take(np.arange(len(self.facts), len(self.source)))
+
+
+class _Worker:
+    """A process that examines one part after the other, and is replaced when a picture kills it."""
+
+    def __init__(self, part: _Part, quick: bool) -> None:
+        self.part, self._quick = part, quick
+        self._start()
+
+    def give(self, part: _Part) -> None:
+        """Go on with `part`."""
+        self.part = part
+        with suppress(ConnectionError):  # of a dead worker `receive` makes the best
+            self.connection.send(part.rest())
+
+    def receive(self) -> list[SampleFacts]:
+        """What the worker has found out since the last call; to be called when its connection is ready."""
+        try:
+            message = self.connection.recv()
+        except (EOFError, ConnectionError):
+            return self._replace()
+        if message is None:
+            self._is_ready = True
+            return []
+        self.part.facts.append(message)
+        return [message]
+
+    def end(self) -> None:
+        """Stop the process."""
+        self._process.terminate()
+        self._process.join()
+        self.connection.close()
+
+    def _start(self) -> None:
+        # Not forked: the caller may have live threads, and a fork server starts replacements quickly.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._quick), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._is_ready = False
+        if not self.part.is_done:
+            self.give(self.part)
+
+    def _replace(self) -> list[SampleFacts]:
+        """After the death of the process: the facts about the picture it was at."""
+        self._process.join()
+        number = -self._process.exitcode
+        self.connection.close()
+        if number == signal.SIGPROF:
+            facts = bad_sample(f"takes more than {CPU_LIMIT_S:g} s to decode")
+        elif number in CRASHES and self._is_ready:
+            facts = bad_sample(f"crashes the decoder ({signal.Signals(number).name})")
+        else:
+            raise UserError(
+                f"a worker process ended with exit code {-number}, which is no picture's fault; if memory is short, "
+                "give fewer workers; run the same command again to go on"
+            )
+        self.part.facts.append(facts)
+        self._start()
+        return [facts]
+
+
+def _serve(connection: Connection, quick: bool) -> None:
+    """Body of a worker: sources come in, facts go out, sample by sample."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C goes to all; the parent decides
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters is in the verdict
+    try:
+        connection.send(None)
+        while True:
+            source = connection.recv()
+            for index in range(len(source)):
+                connection.send(examine_sample(source, index, quick))
+    except (EOFError, ConnectionError):
+        return  # the parent is gone
+
+
+@contextmanager
+def limits() -> Iterator[None]:
+    """Have the kernel kill this process, or refuse it memory, when the block asks for too much."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + MEMORY_LIMIT, before[1]))
+    signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, before)
