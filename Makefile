@@ -37,7 +37,7 @@ $(VENV)/.package: $(VENV)/.dependencies $(SOURCES)
 	@touch $@
 
 # On a machine with a GPU: uses the interpreter that is there (its torch, its CUDA), installs nothing from a network.
-gpu-check:  ## build the CUDA ops for this GPU, test them, run a short demo on it, print a table
+gpu-check:  ## build the CUDA ops for this GPU, test and measure them, run a short demo on it, print a table
 	$(PYTHON) -m bench.gpu_check $(ARGS)
 
 clean:  ## remove what the build made; .venv and runs stay

@@ -33,7 +33,9 @@ class Effort:
     compile: bool = True
     """Whether torch.compile is a yardstick."""
     graph_replays: int = 20
-    """Replays of the CUDA graph of each form; 0: none."""
+    """Replays of the CUDA graph of each form."""
+    op_limit_s: float = 180
+    """The time all cases of one op have, compilation included; then its process is ended."""
 
 
 @dataclass
@@ -81,7 +83,7 @@ def measure(
         for name, timing in timings.items()
     }
     results |= {form.name: {"error": form.error} for form in forms if form.error is not None}
-    if device.type == "cuda" and effort.graph_replays:
+    if device.type == "cuda":
         for name, call in calls.items():
             results[name] |= graph_result(call, num_sets, least_bytes, effort.graph_replays)
     return results

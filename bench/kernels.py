@@ -22,8 +22,7 @@ from bench.kernel_rows import COPY, EAGER, Effort, one_line, rows_of
 from bench.machine import ROOT, last_level_cache_bytes, machine_facts, slug, source_facts, version_facts
 from sendvae_fast.errors import UserError
 
-OP_LIMIT_S = 180
-EFFORT = {"cpu": Effort(seconds=1.0), "cuda": Effort(seconds=0.5)}
+EFFORT = {"cpu": Effort(seconds=1.0), "cuda": Effort(seconds=0.5, op_limit_s=90)}
 QUICK = Effort(seconds=0.2, compile=False, graph_replays=3)
 
 
@@ -49,13 +48,15 @@ def main(arguments: list[str]) -> int:
     machine = machine_facts(device)
     facts = {"device": device.type, "machine": machine, "threads": threads, "versions": version_facts()}
     facts |= source_facts()
+    out = options.out or (None if options.quick else ROOT / "bench" / "results")
     rows = []
     for row in measured_rows(ops, device, threads, effort):
         rows.append({**row, **facts})
         print(summary(row), flush=True)
-    out = options.out or (None if options.quick else ROOT / "bench" / "results")
+        if out is not None:  # after each row, so that nothing is lost when this is stopped
+            path = write_rows(out, machine["name"], rows)
     if out is not None:
-        print("written:", write_rows(out, machine["name"], rows))
+        print("written:", path)
     return 1 if any(errors_of(row) for row in rows) else 0
 
 
@@ -67,12 +68,12 @@ def measured_rows(ops: list[str], device: torch.device, threads: int, effort: Ef
         process = context.Process(target=measure_op, args=(op, str(device), threads, effort, sender))
         process.start()
         sender.close()  # so that the end of the process ends the pipe
-        deadline = time.monotonic() + OP_LIMIT_S
+        deadline = time.monotonic() + effort.op_limit_s
         error = None
         try:
             while receiver.poll(max(0.0, deadline - time.monotonic())):
                 yield receiver.recv()
-            error = f"not done within {OP_LIMIT_S} s"
+            error = f"not done within {effort.op_limit_s:.0f} s"
         except EOFError:
             process.join()
             if process.exitcode != 0:

@@ -101,9 +101,8 @@ def test_dead_process_is_a_row(monkeypatch):
 
 def test_hanging_process_is_stopped_and_a_row(monkeypatch):
     monkeypatch.setattr(kernels, "measure_op", _hang)
-    monkeypatch.setattr(kernels, "OP_LIMIT_S", 5)
-    *_, last = kernels.measured_rows(["cosine_align"], CPU, 1, EFFORT)
-    assert last["error"] == "not done within 5 s"
+    *_, last = kernels.measured_rows(["cosine_align"], CPU, 1, Effort(seconds=0.0, op_limit_s=3))
+    assert last["error"] == "not done within 3 s"
 
 
 def _die(*_):

@@ -17,6 +17,8 @@ from sendvae_fast.ops import (
 )
 
 GIB = 2**30
+one_at_a_time = pytest.mark.xdist_group("memory")
+"""For tests that take much of the GPU's memory."""
 
 
 @pytest.fixture(params=["triton", "cuda"])
@@ -58,11 +60,13 @@ def test_philox_is_that_of_the_cpu():
 
 
 def require_memory(gib: float) -> None:
+    torch.cuda.empty_cache()  # what earlier tests of this process gave back
     free = torch.cuda.mem_get_info()[0] / GIB
     if free < gib:
         pytest.skip(f"needs {gib} GiB of free GPU memory, there are {free:.0f}")
 
 
+@one_at_a_time
 def test_noise_inject_beyond_int32(backend):
     """More than 2^31 elements in all: the last samples equal those of a small batch."""
     require_memory(60)
@@ -79,6 +83,7 @@ def test_noise_inject_beyond_int32(backend):
     assert_all_equal(tuple(x[-3:] for x in (*out, grad_mean, grad_spread)), (*few, *few_grads))
 
 
+@one_at_a_time
 def test_cosine_align_beyond_int32(backend):
     require_memory(30)
     features = torch.ones(2**22 + 5, 513, dtype=torch.bfloat16, device="cuda")
@@ -92,6 +97,7 @@ def test_cosine_align_beyond_int32(backend):
     assert_all_equal((distance[-5:], grad[-5:]), (few_distance, *torch.autograd.grad(few_distance.sum(), few)))
 
 
+@one_at_a_time
 def test_global_norm_beyond_int32():
     require_backend("global_norm", "cuda", "cuda")
     require_memory(10)
@@ -100,6 +106,7 @@ def test_global_norm_beyond_int32():
     assert global_norm([x]) == 5.0
 
 
+@one_at_a_time
 def test_adamw_ema_beyond_int32():
     """The last elements of a tensor of more than 2^31 are updated as they are alone."""
     require_backend("adamw_ema", "cuda", "cuda")
