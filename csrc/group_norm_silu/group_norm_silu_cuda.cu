@@ -153,7 +153,7 @@ __device__ __forceinline__ void sum_rows(float (&values)[kWidth]) {
 }
 
 // The sum over a block of whole warps, in every thread. All threads of the block must call it.
-__device__ __forceinline__ float block_sum(float value) {
+__device__ __forceinline__ float sum_threads(float value) {
   __shared__ float shared[kJoinThreads / kWarp];
   const uint32_t thread = threadIdx.y * blockDim.x + threadIdx.x;
   value = warp_sum(value);
@@ -286,7 +286,7 @@ __global__ void __launch_bounds__(kJoinThreads)
     const float pixels = static_cast<float>(pixels_in(shape, tiling, chunk));
     for (int64_t i = threadIdx.x; i < width; i += blockDim.x) distance += pixels * (means[i] - base);
   }
-  const float mean = base + block_sum(distance) / count;
+  const float mean = base + sum_threads(distance) / count;
   float squares = 0.0f;
   for (int64_t chunk = threadIdx.y; chunk < tiling.chunks; chunk += blockDim.y) {
     const float* means = first + chunk * 2 * shape.channels;
@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(kJoinThreads)
       squares += means[shape.channels + i] + pixels * (means[i] - mean) * (means[i] - mean);
     }
   }
-  const float variance = block_sum(squares) / count;
+  const float variance = sum_threads(squares) / count;
   if (threadIdx.x == 0 && threadIdx.y == 0) {
     args.mean[blockIdx.x] = mean;
     args.rstd[blockIdx.x] = rstd_of(variance, args.eps);
@@ -390,7 +390,7 @@ __global__ void __launch_bounds__(kJoinThreads)
     }
   }
   const float count = static_cast<float>(shape.pixels * width);
-  const float mean = block_sum(group_sum) / count, mean_xhat = block_sum(group_sum_xhat) / count;
+  const float mean = sum_threads(group_sum) / count, mean_xhat = sum_threads(group_sum_xhat) / count;
   if (threadIdx.x == 0 && threadIdx.y == 0) group_grads[blockIdx.x] = group_grad(mean, mean_xhat, rstd);
 }
 

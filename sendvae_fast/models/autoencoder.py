@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.ops import attention
+from sendvae_fast.ops import attention, group_norm_silu
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """Log-variances outside this range are clamped, as latent-diffusion does."""
@@ -157,6 +157,31 @@ class Autoencoder(nn.Module):
         return self.decode(Posterior.from_moments(self.encode(x)).mean)
 
 
+Sum = tuple[Tensor, Tensor | None]
+"""Two maps [B, D, H, W] that stand for their sum (None for 0). So blocks hand it on: the norm of the next block forms
+it in a pass that it makes anyway."""
+
+
+def formed(h: Sum) -> Tensor:
+    """The sum itself, where no norm comes next."""
+    branch, shortcut = h
+    return branch if shortcut is None else branch + shortcut
+
+
+class GroupNormSiLU(nn.GroupNorm):
+    """GroupNorm of a `Sum`, then SiLU unless told otherwise: (its output, the sum), both channels-last."""
+
+    def __init__(self, config: AutoencoderConfig, width: int, silu: bool = True):
+        super().__init__(config.num_groups, width, eps=1e-6)
+        self.silu = silu
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        out = group_norm_silu(
+            x, self.weight, self.bias, self.num_groups, self.eps, residual=residual, silu=self.silu
+        )
+        return (out, x) if residual is None else out
+
+
 class Encoder(nn.Module):
     """Images [B, 3, H f, W f] to features [B, 2C, H, W]."""
 
@@ -171,14 +196,15 @@ class Encoder(nn.Module):
             self.down.append(stage)
             width = level_width
         self.mid = Middle(config, width)
-        self.norm_out = _norm(config, width)
+        self.norm_out = GroupNormSiLU(config, width)
         self.conv_out = nn.Conv2d(width, 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
+        h: Sum = (self.conv_in(x), None)
         for stage in self.down:
             h = stage.downsample(stage(h))
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        out, _ = self.norm_out(*self.mid(h))
+        return self.conv_out(out)
 
 
 class Decoder(nn.Module):
@@ -197,14 +223,15 @@ class Decoder(nn.Module):
             stages.append(stage)
         # Stored with the highest resolution first, as latent-diffusion does; run from the last to the first.
         self.up = nn.ModuleList(reversed(stages))
-        self.norm_out = _norm(config, width)
+        self.norm_out = GroupNormSiLU(config, width)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.mid(self.conv_in(z))
+        h = self.mid((self.conv_in(z), None))
         for stage in reversed(self.up):
             h = stage.upsample(stage(h))
-        return self.conv_out(F.silu(self.norm_out(h)))
+        out, _ = self.norm_out(*h)
+        return self.conv_out(out)
 
 
 class Level(nn.Module):
@@ -222,7 +249,7 @@ class Level(nn.Module):
         num_attention = num_blocks if config.has_attention(level) else 0
         self.attn = nn.ModuleList(AttentionBlock(config, width) for _ in range(num_attention))
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Sum) -> Sum:
         for i, block in enumerate(self.block):
             h = block(h)
             if self.attn:
@@ -239,25 +266,28 @@ class Middle(nn.Module):
         self.attn_1 = AttentionBlock(config, width) if config.mid_attention else nn.Identity()
         self.block_2 = ResnetBlock(config, width, width)
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Sum) -> Sum:
         return self.block_2(self.attn_1(self.block_1(h)))
 
 
 class ResnetBlock(nn.Module):
-    """norm, swish, conv, norm, swish, conv, plus the input (through a 1x1 convolution where the width changes)."""
+    """norm, swish, conv, norm, swish, conv, plus the input (through a 1x1 convolution where the width changes).
+
+    This last sum, like its input, is a `Sum`.
+    """
 
     def __init__(self, config: AutoencoderConfig, in_width: int, out_width: int):
         super().__init__()
-        self.norm1 = _norm(config, in_width)
+        self.norm1 = GroupNormSiLU(config, in_width)
         self.conv1 = nn.Conv2d(in_width, out_width, 3, padding=1)
-        self.norm2 = _norm(config, out_width)
+        self.norm2 = GroupNormSiLU(config, out_width)
         self.conv2 = nn.Conv2d(out_width, out_width, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(in_width, out_width, 1) if in_width != out_width else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.nin_shortcut(x) + h
+    def forward(self, x: Sum) -> Sum:
+        h, s = self.norm1(*x)
+        h, _ = self.norm2(self.conv1(h))
+        return self.conv2(h), self.nin_shortcut(s)
 
 
 class AttentionBlock(nn.Module):
@@ -265,18 +295,18 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, width: int):
         super().__init__()
-        self.norm = _norm(config, width)
+        self.norm = GroupNormSiLU(config, width, silu=False)
         self.q = nn.Conv2d(width, width, 1)
         self.k = nn.Conv2d(width, width, 1)
         self.v = nn.Conv2d(width, width, 1)
         self.proj_out = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
+    def forward(self, x: Sum) -> Sum:
+        h, s = self.norm(*x)
         # [B, D, H, W] -> [B, 1 head, H W, D]; a view when x is channels-last.
         q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
-        h = attention(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:])
-        return x + self.proj_out(h)
+        h = attention(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, s.shape[-2:])
+        return self.proj_out(h), s
 
 
 class Downsample(nn.Module):
@@ -286,8 +316,8 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
-    def forward(self, h: Tensor) -> Tensor:
-        return self.conv(F.pad(h, (0, 1, 0, 1)))
+    def forward(self, h: Sum) -> Sum:
+        return self.conv(F.pad(formed(h), (0, 1, 0, 1))), None
 
 
 class Upsample(nn.Module):
@@ -297,12 +327,8 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, h: Tensor) -> Tensor:
-        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-
-
-def _norm(config: AutoencoderConfig, width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(config.num_groups, width, eps=1e-6)
+    def forward(self, h: Sum) -> Sum:
+        return self.conv(F.interpolate(formed(h), scale_factor=2.0, mode="nearest")), None
 
 
 def _initialise(module: nn.Module) -> None:
