@@ -1,29 +1,35 @@
 """noise_inject in stage 1 (halves of the encoder's moments, with gradients) and stage 2 (cached mean and std).
 
+Training takes z_t as tokens, of 1 x 1 (f16d32) or 2 x 2 (f8d4) patches; a GPU is also timed without, where every access
+is coalesced.
+
 The reference draws its noise as the op does, by Philox in int64 arithmetic, which is slow to run and slow to compile.
 The yardstick "torch.randn" is what a training script without stateless noise runs, and what torch.compile is given.
 """
 
 import torch
+import torch.nn.functional as F
 
 from bench.kernel_cases.case import KernelCase, dtype_name, random_normal
 from sendvae_fast.ops import NoiseInjectOutput, noise_inject, noise_inject_reference, philox
 
 LATENTS = {"f16d32": (32, 16, 16), "f8d4": (4, 32, 32)}  # at 256 px: [C, H, W]
+PATCH_SIZES = {"f16d32": 1, "f8d4": 2}
 
 
 def cases(device: torch.device) -> list[KernelCase]:
     if device.type == "cuda":
         return [
-            stage_1("f16d32", 64, torch.bfloat16, device),
-            stage_1("f8d4", 64, torch.bfloat16, device),
-            stage_2("f16d32", 256, torch.bfloat16, device),
+            case(latent, batch, torch.bfloat16, device, tokens)
+            for case, latent, batch in ((stage_1, "f16d32", 64), (stage_1, "f8d4", 64), (stage_2, "f16d32", 256))
+            for tokens in (False, True)
         ]
-    return [stage_1("f16d32", 16, torch.float32, device), stage_2("f8d4", 32, torch.float32, device)]
+    return [stage_1("f16d32", 16, torch.float32, device, True), stage_2("f8d4", 32, torch.float32, device, True)]
 
 
-def stage_1(latent: str, batch: int, dtype: torch.dtype, device: torch.device) -> KernelCase:
+def stage_1(latent: str, batch: int, dtype: torch.dtype, device: torch.device, tokens: bool) -> KernelCase:
     channels, height, width = LATENTS[latent]
+    patch_size = PATCH_SIZES[latent] if tokens else None
 
     def inputs(number):
         moments = random_normal(
@@ -33,14 +39,14 @@ def stage_1(latent: str, batch: int, dtype: torch.dtype, device: torch.device) -
 
     def form(function):
         def call(moments, *rest):
-            out = function(*moments.chunk(2, dim=1), *rest)
+            out = function(*moments.chunk(2, dim=1), *rest, patch_size=patch_size)
             return out.z, out.z_t
 
         return call
 
     latent_bytes = batch * channels * height * width * dtype.itemsize
     return KernelCase(
-        name=f"stage 1, {latent} 256px, batch {batch}, {dtype_name(dtype)}",
+        name=f"stage 1, {latent} 256px{' tokens' * tokens}, batch {batch}, {dtype_name(dtype)}",
         inputs=inputs,
         eager=form(noise_inject_reference),
         fused=form(noise_inject),
@@ -51,9 +57,10 @@ def stage_1(latent: str, batch: int, dtype: torch.dtype, device: torch.device) -
     )
 
 
-def stage_2(latent: str, batch: int, dtype: torch.dtype, device: torch.device) -> KernelCase:
+def stage_2(latent: str, batch: int, dtype: torch.dtype, device: torch.device, tokens: bool) -> KernelCase:
     channels, height, width = LATENTS[latent]
     shape = batch, channels, height, width
+    patch_size = PATCH_SIZES[latent] if tokens else None
 
     def inputs(number):
         mean, std = (random_normal(*shape, number=2 * number + i, dtype=dtype, device=device) for i in range(2))
@@ -61,13 +68,13 @@ def stage_2(latent: str, batch: int, dtype: torch.dtype, device: torch.device) -
 
     def form(function):
         def call(*tensors):
-            out = function(*tensors, spread_is_std=True)
+            out = function(*tensors, spread_is_std=True, patch_size=patch_size)
             return out.z_t, out.velocity
 
         return call
 
     return KernelCase(
-        name=f"stage 2, {latent} 256px, batch {batch}, {dtype_name(dtype)}",
+        name=f"stage 2, {latent} 256px{' tokens' * tokens}, batch {batch}, {dtype_name(dtype)}",
         inputs=inputs,
         eager=form(noise_inject_reference),
         fused=form(noise_inject),
@@ -77,7 +84,7 @@ def stage_2(latent: str, batch: int, dtype: torch.dtype, device: torch.device) -
     )
 
 
-def plain(mean, spread, latent_mean, latent_std, key, sample_ids, *, spread_is_std=False):
+def plain(mean, spread, latent_mean, latent_std, key, sample_ids, *, spread_is_std=False, patch_size=None):
     """The same arithmetic with noise and time from PyTorch's own generator."""
     std = spread if spread_is_std else torch.exp(0.5 * spread.clamp(-30, 20))
     z = mean + std * torch.randn_like(mean)
@@ -86,6 +93,8 @@ def plain(mean, spread, latent_mean, latent_std, key, sample_ids, *, spread_is_s
     level = t[:, None, None, None]
     noise = torch.randn_like(normalised)
     z_t = (1 - level) * normalised + level * noise
+    if patch_size is not None:
+        z_t = F.pixel_unshuffle(z_t, patch_size).flatten(2).transpose(1, 2).contiguous()
     return NoiseInjectOutput(z, z_t.to(mean.dtype), (noise - normalised).to(mean.dtype), t)
 
 

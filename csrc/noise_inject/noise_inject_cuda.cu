@@ -30,7 +30,7 @@ __device__ __forceinline__ void token_indices(const PatchGrid& grid, uint32_t pl
   ChannelCursor cursor(place.element, plane);
   SENDVAE_UNROLL
   for (int i = 0; i < kWidth; ++i) {
-    const uint32_t position = plane - cursor.left;
+    const uint32_t position = cursor.position();
     out[i] = token_index(grid, cursor.channel, position / grid.width, position % grid.width);
     cursor.advance();
   }

@@ -178,7 +178,7 @@ def _fake(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_s
     if patch_size is not None:
         batch, channels, height, width = mean.shape
         area = patch_size * patch_size
-        z_t = z_t.view(batch, height * width // area, channels * area)
+        z_t = mean.new_empty(batch, height * width // area, channels * area)
     return z, z_t, velocity, latent_mean.new_empty(mean.shape[0])
 
 

@@ -67,7 +67,8 @@ def require_memory(gib: float) -> None:
 
 
 @one_at_a_time
-def test_noise_inject_beyond_int32(backend):
+@pytest.mark.parametrize("patch_size", [None, 2])
+def test_noise_inject_beyond_int32(backend, patch_size):
     """More than 2^31 elements in all: the last samples equal those of a small batch."""
     require_memory(60)
     shape = (2**16 + 3, 32, 32, 32)
@@ -75,10 +76,10 @@ def test_noise_inject_beyond_int32(backend):
     spread = torch.zeros_like(mean).requires_grad_()
     rest = torch.zeros(32, device="cuda"), torch.ones(32, device="cuda"), philox.make_key(1, 2, "cuda")
     ids = torch.arange(shape[0], device="cuda")
-    out = noise_inject(mean, spread, *rest, ids)
+    out = noise_inject(mean, spread, *rest, ids, patch_size=patch_size)
     grad_mean, grad_spread = torch.autograd.grad(out.z_t, (mean, spread), torch.ones_like(out.z_t))
     few_mean, few_spread = (x[-3:].detach().requires_grad_() for x in (mean, spread))
-    few = noise_inject(few_mean, few_spread, *rest, ids[-3:])
+    few = noise_inject(few_mean, few_spread, *rest, ids[-3:], patch_size=patch_size)
     few_grads = torch.autograd.grad(few.z_t, (few_mean, few_spread), torch.ones_like(few.z_t))
     assert_all_equal(tuple(x[-3:] for x in (*out, grad_mean, grad_spread)), (*few, *few_grads))
 

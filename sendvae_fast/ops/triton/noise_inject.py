@@ -192,7 +192,7 @@ def noise_inject(
     if patch_size is not None:
         area = patch_size * patch_size
         num_features = mean.shape[1] * area
-        z_t = z_t.view(mean.shape[0], plane // area, num_features)
+        z_t = mean.new_empty(mean.shape[0], plane // area, num_features)
     t_out = latent_mean.new_empty(mean.shape[0])
     if mean.shape[0] == 0:
         return z, z_t, velocity, t_out
