@@ -21,6 +21,7 @@ from bench.kernel_cases import available_ops, cases_of
 from bench.kernel_rows import COPY, EAGER, Effort, one_line, rows_of
 from bench.machine import ROOT, last_level_cache_bytes, machine_facts, slug, source_facts, version_facts
 from sendvae_fast.errors import UserError
+from sendvae_fast.ops.dispatch import ENVIRONMENT_VARIABLE
 
 EFFORT = {"cpu": Effort(seconds=1.0), "cuda": Effort(seconds=0.5, op_limit_s=90)}
 QUICK = Effort(seconds=0.2, compile=False, graph_replays=3)
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="folder of the results, default bench/results (--quick: not written)")
     options = parser.parse_args(arguments)
 
+    if os.environ.get(ENVIRONMENT_VARIABLE):
+        raise UserError(f"{ENVIRONMENT_VARIABLE} is set: unset it, every backend is forced in its turn")
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no CUDA device here")

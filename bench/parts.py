@@ -55,8 +55,10 @@ class Runner:
             try:
                 code = process.wait(limit_s)
                 detail = "" if code == 0 else f"exit code {code}"
-            except subprocess.TimeoutExpired:
+            except BaseException as error:  # also an interrupt of ours, which does not reach its session
                 end_group(process)
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
                 code, detail = None, f"stopped after {limit_s:.0f} s"
         output = self.log.read_bytes()[begin:].decode(errors="replace")
         if code != 0:

@@ -139,6 +139,12 @@ def test_bad_arguments_get_one_line(arguments, words, capsys):
     assert words in error and error.count("\n") == 1
 
 
+def test_forced_backend_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("SENDVAE_BACKEND", "reference")
+    assert bench_main.main(["kernels", "--quick"]) == 2
+    assert "unset it" in capsys.readouterr().err
+
+
 def test_whole_verb(tmp_path, monkeypatch, capsys):
     """One real case through its own process, into a file; rows carry what a timing depends on."""
     assert bench_main.main(["kernels", "--ops", "noise_inject", "--quick", "--device", "cpu", "--threads", "1",
