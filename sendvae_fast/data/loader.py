@@ -1,25 +1,32 @@
-"""Feeds images in the order of a schedule, decoded ahead by background threads."""
+"""Feeds images in the order of a schedule, decoded ahead by background threads: by Pillow, or by DALI with Pillow for
+what DALI cannot do.
+"""
 
 import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sendvae_fast.data.catalog import Catalog
+from sendvae_fast.data.dali_decoder import DaliDecoder, import_dali
 from sendvae_fast.data.decode import UnreadableImage
 from sendvae_fast.data.images import read_crop
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+NUM_LISTED = 5
+"""At most so many bad files go into one message."""
 
 
 @dataclass(kw_only=True)
@@ -32,8 +39,11 @@ class LoaderConfig:
     """Batches in preparation beyond the one in use."""
     cache_mb: int = 1024
     """Keep all decoded crops in memory when they fit into so many MiB; 0 turns it off."""
-    max_bad_fraction: float = 0.0
+    max_bad_fraction: float = 1e-4
     """Share of unreadable images passed over (each replaced by the next readable one) before the run stops."""
+    decoder: Literal["auto", "pillow", "dali"] = "auto"
+    """Who decodes. `dali` needs a catalog that says which pictures are ordinary (`sendvae data index`); the others go
+    to Pillow. `auto` is dali on a GPU, with such a catalog and DALI installed, and else pillow."""
 
     def __post_init__(self) -> None:
         for name, least in (("num_threads", 1), ("read_ahead", 0), ("cache_mb", 0)):
@@ -41,6 +51,12 @@ class LoaderConfig:
                 raise UserError(f"data.{name} is {getattr(self, name)}, but must be at least {least}")
         if not 0.0 <= self.max_bad_fraction < 1.0:
             raise UserError(f"data.max_bad_fraction is {self.max_bad_fraction}, but must be in [0, 1)")
+        if self.decoder not in ("auto", "pillow", "dali"):
+            raise UserError(f"data.decoder is {self.decoder!r}; give auto, pillow or dali")
+
+
+Sample = tuple[int, np.ndarray | Tensor]
+"""Id and crop, uint8 [3, S, S]."""
 
 
 class ImageBatch(NamedTuple):
@@ -50,7 +66,7 @@ class ImageBatch(NamedTuple):
     ids: Tensor
     """Sample ids, int64 [B]; of the replacement where an unreadable image was replaced."""
     images: Tensor
-    """Centre crops, uint8 [B, 3, S, S]."""
+    """Centre crops, uint8 [B, 3, S, S]; on the loader's device where DALI decodes, else on the CPU."""
     labels: Tensor
     """Class indices, int64 [B]."""
 
@@ -59,17 +75,50 @@ class ImageLoader:
     """Reads the centre crops of a catalog's images, `size` pixels a side.
 
     What comes out is a function of the catalog, the schedule and the step alone: never of threads, cache or where the
-    iteration began. Not to be iterated twice at the same time.
+    iteration began (nor of the decoder, as far as DALI's pixels are Pillow's). Not to be iterated twice at the same
+    time.
+
+    Args:
+        device: where DALI decodes, if it does: batches are then on that device.
+
+    Raises:
+        UserError: when the catalog knows of more unreadable images than `max_bad_fraction` allows for, or DALI is asked
+            for and cannot work here.
     """
 
-    def __init__(self, catalog: Catalog, size: int, config: LoaderConfig | None = None) -> None:
+    def __init__(
+        self, catalog: Catalog, size: int, config: LoaderConfig | None = None, device: torch.device | None = None
+    ) -> None:
         self.catalog, self.size, self.config = catalog, size, config or LoaderConfig()
+        self._device = device or torch.device("cpu")
         shape = (len(catalog), 3, size, size)
         fits = np.prod(shape, dtype=np.int64) <= self.config.cache_mb * 2**20
         self._cache = np.empty(shape, np.uint8) if fits else None  # pages are committed only when written
         self._is_cached = np.zeros(len(catalog), bool)
-        self._bad: dict[int, UnreadableImage] = {}
+        self._bad: dict[int, str] = {}  # what the message says of it
         self._bad_lock = threading.Lock()
+        for sample_id in np.flatnonzero(catalog.is_bad).tolist():
+            self._bad[sample_id] = f"{catalog.locate(sample_id)} ({catalog.verdicts[sample_id].removeprefix('bad: ')})"
+        self._check_bad()
+        self._is_for_dali = self._plan_dali()
+        self._dali: DaliDecoder | None = None
+
+    def _plan_dali(self) -> np.ndarray | None:
+        """Which samples DALI decodes, bool [num_samples]; None without DALI."""
+        decoder, facts = self.config.decoder, self.catalog.facts
+        if decoder == "auto":
+            decoder = "dali" if self._device.type == "cuda" and facts is not None and import_dali() else "pillow"
+        if decoder == "pillow":
+            return None
+        if import_dali() is None:
+            raise UserError("data.decoder=dali, but DALI is not installed: pip install nvidia-dali-cuda130")
+        if facts is None:
+            raise UserError(
+                f"data.decoder=dali needs to know which pictures are ordinary JPEGs: run `sendvae data index "
+                f"{self.catalog.root}` and give its catalog as data.root"
+            )
+        formats = np.array(facts["format"].to_pylist(), object)
+        return (self.catalog.verdicts == "ok") & (formats == "JPEG")
 
     def batches(
         self, schedule: BatchSchedule, *, start: int = 0, stop: int | None = None, rank: int = 0, world_size: int = 1
@@ -100,26 +149,53 @@ class ImageLoader:
 
     def _read(self, plan: Iterable[tuple[int, np.ndarray]]) -> Iterator[ImageBatch]:
         """Walk through (step, ids) pairs with up to `read_ahead` batches in preparation."""
-        waiting: deque[tuple[int, list[Future[tuple[int, np.ndarray]]]]] = deque()
+        waiting: deque[tuple[int, Callable[[], list[Sample]]]] = deque()
         pool = ThreadPoolExecutor(self.config.num_threads, thread_name_prefix="decode")
+        dali_thread = ThreadPoolExecutor(1, thread_name_prefix="decode")  # a pipeline does one batch after the other
         try:
             for step, ids in plan:
-                waiting.append((step, [pool.submit(self._sample, int(i)) for i in ids]))
+                waiting.append((step, self._start(ids.tolist(), pool, dali_thread)))
                 if len(waiting) > self.config.read_ahead:
                     yield self._batch(*waiting.popleft())
             while waiting:
                 yield self._batch(*waiting.popleft())
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for executor in (dali_thread, pool):
+                executor.shutdown(wait=True, cancel_futures=True)
 
-    def _batch(self, step: int, samples: "list[Future[tuple[int, np.ndarray]]]") -> ImageBatch:
-        ids, images = zip(*(sample.result() for sample in samples), strict=True)
-        ids = np.array(ids, np.int64)
-        return ImageBatch(
-            step, torch.from_numpy(ids), torch.from_numpy(np.stack(images)), torch.from_numpy(self.catalog.labels[ids])
-        )
+    def _start(
+        self, ids: list[int], pool: ThreadPoolExecutor, dali_thread: ThreadPoolExecutor
+    ) -> Callable[[], list[Sample]]:
+        """Begin to prepare the samples `ids`; the function returned waits for them."""
+        if self._is_for_dali is None:
+            futures = [pool.submit(self._sample, i) for i in ids]
+            return lambda: [future.result() for future in futures]
+        encoded = {i: pool.submit(self.catalog.read, i) for i in ids if self._is_for_dali[i] and not self._is_cached[i]}
+        return dali_thread.submit(self._decode_with_dali, ids, encoded).result
 
-    def _sample(self, sample_id: int) -> tuple[int, np.ndarray]:
+    def _batch(self, step: int, finish: Callable[[], list[Sample]]) -> ImageBatch:
+        ids, images = zip(*finish(), strict=True)
+        ids, images = torch.tensor(ids), [torch.as_tensor(image) for image in images]
+        if self._is_for_dali is not None:  # its crops are on the device, those from Pillow or the cache are not
+            images = [image.to(self._device) for image in images]
+        return ImageBatch(step, ids, torch.stack(images), torch.from_numpy(self.catalog.labels)[ids])
+
+    def _decode_with_dali(self, ids: list[int], encoded: dict[int, Future[bytes]]) -> list[Sample]:
+        """The samples `ids`: those in `encoded` by DALI, if it can, the others from the cache or by Pillow."""
+        data = {}
+        for sample_id, future in encoded.items():
+            with suppress(UnreadableImage):  # `_sample` meets it again and replaces it
+                data[sample_id] = future.result()
+        if self._dali is None:
+            self._dali = DaliDecoder(self.size, self.config.num_threads, self._device)
+        crops = None if self._dali.has_given_up else self._dali.crops(list(data.values()))
+        decoded = {} if crops is None else dict(zip(data, crops, strict=True))
+        if self._cache is not None:
+            for sample_id, crop in decoded.items():
+                self._keep(sample_id, crop.cpu().numpy())
+        return [(i, decoded[i]) if i in decoded else self._sample(i) for i in ids]
+
+    def _sample(self, sample_id: int) -> Sample:
         """The crop of `sample_id`, or of the next readable sample when it cannot be read: (id, uint8 [3, S, S])."""
         while True:
             if self._cache is not None and self._is_cached[sample_id]:
@@ -131,18 +207,30 @@ class ImageLoader:
                 except UnreadableImage as error:
                     self._note_bad(sample_id, error)
                 else:
-                    if self._cache is not None:
-                        self._cache[sample_id] = crop
-                        self._is_cached[sample_id] = True  # only now: another thread may look at any time
+                    self._keep(sample_id, crop)
                     return sample_id, crop
+            self._check_bad()  # in every thread: where all are bad, none would ever stop looking
             sample_id = (sample_id + 1) % len(self.catalog)
+
+    def _keep(self, sample_id: int, crop: np.ndarray) -> None:
+        if self._cache is not None:
+            self._cache[sample_id] = crop
+            self._is_cached[sample_id] = True  # only now: another thread may look at any time
 
     def _note_bad(self, sample_id: int, error: UnreadableImage) -> None:
         """Log an unreadable image once; give up when there are too many."""
         with self._bad_lock:
             if sample_id in self._bad:
                 return
-            if len(self._bad) + 1 > self.config.max_bad_fraction * len(self.catalog):
-                raise error
-            self._bad[sample_id] = error
+            self._bad[sample_id] = f"{error.path} ({error.reason})"
+            self._check_bad()
         logger.warning("passing over the image %s: %s", error.path, error.reason)
+
+    def _check_bad(self) -> None:
+        if len(self._bad) > self.config.max_bad_fraction * len(self.catalog):
+            listed = ", ".join(list(self._bad.values())[:NUM_LISTED])
+            more = f" and {len(self._bad) - NUM_LISTED} more" if len(self._bad) > NUM_LISTED else ""
+            raise UserError(
+                f"cannot read {len(self._bad)} of {len(self.catalog)} images: {listed}{more}; remove or replace them "
+                "and run the same command again, or raise data.max_bad_fraction to pass over unreadable images"
+            )

@@ -71,8 +71,8 @@ def cache(config: CacheConfig) -> LatentCache:
             return posterior.mean, posterior.std
 
         cache_latents(
-            encode, ImageLoader(catalog, config.image_size, config.loader), writer, batch_size=config.batch_size,
-            rank=distributed.rank, world_size=distributed.world_size,
+            encode, ImageLoader(catalog, config.image_size, config.loader, distributed.device), writer,
+            batch_size=config.batch_size, rank=distributed.rank, world_size=distributed.world_size,
         )
         distributed.barrier()
         if distributed.is_main:

@@ -63,7 +63,7 @@ class TrainingImages:
             raise UserError("data.root is missing: give the photographs to train on, --data.root=FOLDER")
         self.catalog = Catalog.open(config.root)
         self.schedule = BatchSchedule(len(self.catalog), config.global_batch, seed)
-        self._loader = ImageLoader(self.catalog, config.image_size, config)
+        self._loader = ImageLoader(self.catalog, config.image_size, config, distributed.device)
         self._ranks = distributed
 
     def batches(self, start_step: int) -> Iterator[ImageBatch]:

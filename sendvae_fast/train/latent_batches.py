@@ -117,7 +117,8 @@ class TrainingLatents:
                 key = philox.make_key(self._seed, step)
                 flips = philox.uniform(key, philox.Stream.FLIP, ids, 1)[:, 0] < 0.5
                 if images is not None:
-                    images = torch.where(flips[:, None, None, None], images.flip(-1), images)
+                    mirrored = flips.to(images.device)[:, None, None, None]
+                    images = torch.where(mirrored, images.flip(-1), images)
             yield ids, None if flips is None else flips.long(), (ids, images)
 
     def _ids(self, step: int) -> tuple[int, Tensor]:
