@@ -32,10 +32,8 @@ def list_source(where: str | os.PathLike[str], label: str | None = None) -> List
         return list_folder(where)
     suffixes = {path.suffix for path in shards}
     if len(suffixes) != 1 or not LISTS.keys() >= suffixes:
-        raise UserError(
-            f"{where} stands for files that end with {', '.join(sorted(suffixes))}; give a folder of pictures, "
-            "tar shards (.tar, not compressed) or parquet files"
-        )
+        found = f"names files that end with {', '.join(sorted(suffixes))}" if is_pattern(str(where)) else "is a file"
+        raise UserError(f"{where} {found}; give a folder of pictures, tar shards (not compressed) or parquet files")
     return LISTS[suffixes.pop()](shards, label)
 
 
