@@ -142,7 +142,7 @@ def mistakes(tmp_path, house):
         "missing folder": ([*vae, f"--data.root={tmp_path / 'none'}"], str(tmp_path / "none")),
         "empty folder": ([*vae, f"--data.root={empty}"], "no images"),
         "file for a folder": ([*vae, f"--data.root={text}"], "is a file"),
-        "unreadable picture": ([*vae, f"--data.root={bad}"], "cannot read the image"),
+        "unreadable picture": ([*vae, f"--data.root={bad}"], "of 8 images: "),
         "checkpoint of another kind": ([*sample, f"--generator={house / 'vae'}"], "not a SiT"),
         "no checkpoint": ([*sample, f"--generator={empty}"], "neither a weight folder"),
         "no such run": (["report", str(tmp_path / "none")], "not a run"),
