@@ -33,7 +33,7 @@ class Config:
     num_workers: int | None = None
     """Processes; by default one per core."""
     quick: bool = False
-    """Decode headers only: a tenth of the work, but truncated pictures go unseen."""
+    """Decode headers only: a fifth of the work, but truncated pictures go unseen."""
 
     def __post_init__(self) -> None:
         if self.num_workers is not None and self.num_workers < 1:

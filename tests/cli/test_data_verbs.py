@@ -54,7 +54,7 @@ def test_check_finds_what_is_wrong(photos, capsys):
     for line in ("         1  bad: image file is truncated (N bytes not processed)", "         1  odd: grey",
                  "bad and odd samples: 3", f"  {photos}/cat/empty.jpg: bad: the file is empty",
                  "groups of samples with the same bytes: 1", f"  {photos}/cat/same.jpg = {photos}/dog/1.jpg"):
-        assert line in out.splitlines() or any(found.startswith(line) for found in out.splitlines()), line
+        assert line in out.splitlines(), line
     assert out.index("cut.jpg") < out.index("grey.png")  # what is bad comes first
     run(capsys, "index", photos)
     code, out, _ = run(capsys, "check", f"{photos}.catalog.parquet", "--limit=1")

@@ -91,6 +91,14 @@ def test_limits(data, reason):
     assert reason in examine(data, "a.png", quick=True).verdict
 
 
+def test_what_is_decoded_through_further_buffers_counts_double():
+    baseline, progressive = (encoded("JPEG", picture(8, 8), progressive=flag) for flag in (False, True))
+    for data, verdict in ((baseline, "ok"), (progressive, "bad: decompression bomb: 8000 x 5000 pixels")):
+        frame = data.index(b"\xff\xc2" if data is progressive else b"\xff\xc0")
+        claims = data[:frame + 5] + (5000).to_bytes(2, "big") + (8000).to_bytes(2, "big") + data[frame + 9:]
+        assert examine(claims, "a.jpg", quick=True).verdict == verdict
+
+
 def test_limits_leave_room_for_the_largest_photograph():
     assert examine(png_header(9331, 6530), "a.png", quick=True).verdict == "ok"
     assert decode_rgb(encoded("PNG", picture(1, 100))).size == (1, 100)

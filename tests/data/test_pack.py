@@ -114,6 +114,14 @@ def test_an_interrupted_pack_goes_on(tmp_path):
         pack_catalog(catalog, out, shard_size=3)
 
 
+def test_a_part_of_a_catalog_in_any_order_keeps_its_ids(tmp_path):
+    catalog = indexed(write_folder(tmp_path / "a", files()), tmp_path / "c.parquet").subset(np.array([7, 0, 10, 3]))
+    pack_catalog(catalog, tmp_path / "out", num_workers=1)
+    packed = Catalog.open(tmp_path / "out")
+    assert [packed.read(i) for i in range(4)] == [catalog.read(i) for i in range(4)]
+    assert packed.labels.tolist() == catalog.labels.tolist() and packed.names == catalog.names
+
+
 def test_packed_shards_may_move(tmp_path):
     catalog = indexed(write_folder(tmp_path / "a", files(3)), tmp_path / "c.parquet")
     pack_catalog(catalog, tmp_path / "out", num_workers=1)
