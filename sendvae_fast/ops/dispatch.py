@@ -28,7 +28,7 @@ OPS = {
     "noise_inject": BACKENDS,
     "cosine_align": BACKENDS,
     "sde_step": ("reference", "cpu", "cuda"),
-    "adaln": ("reference", "cpu"),
+    "adaln": BACKENDS,
     "group_norm_silu": ("reference", "cpu"),
     "global_norm": ("reference", "cpu", "cuda"),
     "adamw_ema": ("reference", "cpu", "cuda"),

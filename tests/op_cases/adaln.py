@@ -78,7 +78,7 @@ CASES = [
 FEW_CASES = [
     AdalnCase((0, 4, 8)),
     AdalnCase((2, 0, 8)),
-    AdalnCase((5, 37, 3), "offset", "offset", "offset"),
+    AdalnCase((5, 18, 9), "offset", "offset", "offset"),
     AdalnCase((3, 34, 65), "transposed", "chunk", "transposed", float_modulation=True),
     AdalnCase((2, 33, 128), "chunk", "chunk", "chunk"),
     AdalnCase((2, 5, 257), "chunk", "transposed", has_branch=False),

@@ -1,0 +1,89 @@
+// What the two directions of adaln on CUDA share: how vectors are read and written.
+//
+// kWhole says that every vector is aligned and lies wholly inside or wholly outside of its token, so that it is one
+// 16-byte access under a predicate; else elements are read one by one. Outside they are 0, and nothing is written.
+#pragma once
+
+#include <cstring>
+
+#include "../common/cuda.cuh"
+#include "adaln.h"
+
+namespace sendvae {
+
+constexpr int kWarp = 32;
+constexpr int64_t kMaxRegisterWidth = 4096;  // columns of a token that are kept in registers
+
+// `count`: elements from `data` to the end of the token, negative past it. Nothing that is read this way is written by
+// the same kernel, which lets the compiler move loads before stores.
+template <bool kWhole, typename T>
+__device__ __forceinline__ Vector<T> read(const T* data, int64_t count) {
+  Vector<T> vector = {};
+  if constexpr (kWhole) {
+    if (count > 0) {
+      const uint4 bits = __ldg(reinterpret_cast<const uint4*>(data));
+      memcpy(&vector, &bits, sizeof bits);
+    }
+  } else {
+    SENDVAE_UNROLL
+    for (int i = 0; i < kVectorWidth<T>; ++i) {
+      if (i < count) vector.values[i] = data[i];
+    }
+  }
+  return vector;
+}
+
+// `kCount` elements in fp32, a multiple of a vector: fp32 modulation of 16-bit tokens takes two.
+template <bool kWhole, int kCount, typename T>
+__device__ __forceinline__ void load(const T* data, int64_t count, float (&out)[kCount]) {
+  constexpr int kWidth = kVectorWidth<T>;
+  SENDVAE_UNROLL
+  for (int i = 0; i < kCount; i += kWidth) {
+    const Vector<T> vector = read<kWhole>(data + i, count - i);
+    SENDVAE_UNROLL
+    for (int j = 0; j < kWidth; ++j) out[i + j] = to_float(vector.values[j]);
+  }
+}
+
+template <bool kWhole, int kCount, typename T>
+__device__ __forceinline__ void store(T* data, int64_t count, const float (&values)[kCount]) {
+  constexpr int kWidth = kVectorWidth<T>;
+  SENDVAE_UNROLL
+  for (int i = 0; i < kCount; i += kWidth) {
+    Vector<T> vector;
+    SENDVAE_UNROLL
+    for (int j = 0; j < kWidth; ++j) vector.values[j] = from_float<T>(values[i + j]);
+    if constexpr (kWhole) {
+      if (count > i) *reinterpret_cast<Vector<T>*>(data + i) = vector;
+    } else {
+      SENDVAE_UNROLL
+      for (int j = 0; j < kWidth; ++j) {
+        if (i + j < count) data[i + j] = vector.values[j];
+      }
+    }
+  }
+}
+
+// Whether every vector of the tensor is whole. Tensors that the call does not have are null with stride 0: they are.
+template <typename T>
+bool is_whole(const T* data, int64_t stride, int64_t width) {
+  return is_vector_aligned(data, stride) && width % kVectorWidth<T> == 0;
+}
+
+template <typename T>
+bool is_whole(const Tokens<T>& tokens, int64_t width) {
+  return is_whole(tokens.data, tokens.batch_stride, width) && is_whole(tokens.data, tokens.token_stride, width);
+}
+
+template <typename M>
+bool is_whole(const ModulationRows<M>& rows, int64_t width) {
+  return is_whole(rows.data, rows.stride, width);
+}
+
+inline uint32_t blocks_for(const char* op, int64_t count, int64_t per_block) {
+  const int64_t blocks = (count + per_block - 1) / per_block;
+  STD_TORCH_CHECK(blocks < (int64_t{1} << 31), op, ": too large for one launch: ", blocks, " blocks");
+  return static_cast<uint32_t>(blocks);
+}
+
+}  // namespace sendvae
