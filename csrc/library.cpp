@@ -21,6 +21,10 @@ STABLE_TORCH_LIBRARY(sendvae, library) {
   library.def(
       "cosine_align_backward(Tensor grad, Tensor features, Tensor target, Tensor stats, float eps, float? margin, "
       "bool need_target) -> (Tensor grad_features, Tensor grad_target)");
+  library.def("lpips_distance(Tensor f0, Tensor f1, Tensor weight) -> (Tensor distance, Tensor stats)");
+  library.def(
+      "lpips_distance_backward(Tensor grad, Tensor f0, Tensor f1, Tensor weight, Tensor stats, bool need_grad0, "
+      "bool need_grad1) -> (Tensor grad0, Tensor grad1)");
   library.def(
       "sde_step(Tensor x, Tensor velocity, Tensor times, Tensor key, Tensor sample_ids, float? guidance_scale, "
       "bool last) -> (Tensor x_next, Tensor network_input)");

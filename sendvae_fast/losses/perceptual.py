@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import lpips
+import torch
 from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.weights import load_weights, read_weights
+from sendvae_fast.ops import lpips_distance
 
 _BACKBONE_FILES = {
     "vgg": "vgg16-397923af.pth",
@@ -40,7 +42,8 @@ class PerceptualConfig:
 class Perceptual(nn.Module):
     """LPIPS distance between images [B, 3, H, W] in [-1, 1] (not [0, 1]: the package rescales from [-1, 1] itself).
 
-    Frozen: no weight takes a gradient and evaluation mode stays, but the images do take one.
+    The network, its weights and its heads are the lpips package's; what follows the network is `ops.lpips_distance`.
+    Frozen: no weight takes a gradient and evaluation mode stays, but `x_hat` does take one.
     """
 
     def __init__(self, config: PerceptualConfig):
@@ -64,8 +67,13 @@ class Perceptual(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """The distance of each pair, float [B]; symmetric in its arguments."""
-        return self.lpips(x, x_hat).flatten()
+        """The distance of each pair, float [B]; symmetric in its arguments, with a gradient for x_hat alone."""
+        with torch.no_grad():
+            features = self.lpips.net(self.lpips.scaling_layer(x))
+        features_hat = self.lpips.net(self.lpips.scaling_layer(x_hat))
+        layers = zip(features, features_hat, self.lpips.lins, strict=True)
+        # A head is a dropout, idle in evaluation, and a 1x1 convolution to one channel.
+        return sum(lpips_distance(f, f_hat, head.model[-1].weight.flatten()) for f, f_hat, head in layers)
 
 
 def _backbone_state(config: PerceptualConfig, net: nn.Module) -> dict[str, Tensor]:

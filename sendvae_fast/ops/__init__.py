@@ -18,6 +18,7 @@ from sendvae_fast.ops.cosine_align import cosine_align, cosine_align_reference
 from sendvae_fast.ops.dispatch import available_backends, chosen_backend, use_backend
 from sendvae_fast.ops.global_norm import global_norm, global_norm_reference
 from sendvae_fast.ops.group_norm_silu import group_norm_silu, group_norm_silu_reference
+from sendvae_fast.ops.lpips_distance import lpips_distance, lpips_distance_reference
 from sendvae_fast.ops.noise_inject import NoiseInjectOutput, noise_inject, noise_inject_reference
 from sendvae_fast.ops.sde_step import SdeStepOutput, sde_step, sde_step_reference
 
@@ -45,6 +46,8 @@ __all__ = [
     "group_norm_silu_reference",
     "global_norm",
     "global_norm_reference",
+    "lpips_distance",
+    "lpips_distance_reference",
     "noise_inject",
     "noise_inject_reference",
     "philox",

@@ -27,6 +27,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPS = {
     "noise_inject": BACKENDS,
     "cosine_align": BACKENDS,
+    "lpips_distance": ("reference", "cpu", "triton"),
     "sde_step": ("reference", "cpu", "cuda"),
     "adaln": BACKENDS,
     "group_norm_silu": ("reference", "cpu"),

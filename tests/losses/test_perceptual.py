@@ -79,6 +79,18 @@ def test_equals_a_plain_version(backbone_files, net, taps):
         assert perceptual(x, x).eq(0).all()
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
+def test_value_and_gradient_are_the_packages_own(backbone_files, net, memory_format):
+    perceptual = Perceptual(PerceptualConfig(net=net, weights=str(backbone_files / f"{net}.pth")))
+    x, y = (image.contiguous(memory_format=memory_format) for image in pairs())
+    y.requires_grad_()
+    distances = perceptual(x, y), perceptual.lpips(x, y).flatten()
+    assert_close(*distances, rtol=1e-5, atol=0)
+    grad, expected = (torch.autograd.grad(distance.sum(), y)[0] for distance in distances)
+    assert_close(grad, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_is_frozen_but_passes_gradients_to_the_image(backbone_files):
     perceptual = Perceptual(PerceptualConfig(net="squeeze", weights=str(backbone_files / "squeeze.pth")))
     holder = torch.nn.ModuleList([perceptual]).train()

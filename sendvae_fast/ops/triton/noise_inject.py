@@ -14,6 +14,7 @@ import triton.language as tl
 from torch.library import custom_op, triton_op, wrap_triton
 
 from sendvae_fast.ops.dispatch import interpreting_triton
+from sendvae_fast.ops.layout import plane_strides
 from sendvae_fast.ops.philox import Stream
 from sendvae_fast.ops.triton.philox import block_words, derive_key, normals, to_uniform
 
@@ -161,18 +162,6 @@ def _backward_kernel(
     tl.store(grad_spread_ptr + offset, grad_spread, mask=mask)
 
 
-def _plane_strides(x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
-    """`x` [B, C, H, W], copied only if its plane has no single stride, and its (batch, channel, plane) strides."""
-    height, width = x.shape[2:]
-    stride_b, stride_c, stride_h, stride_w = x.stride()
-    if height == 1:
-        return x, (stride_b, stride_c, stride_w)
-    if width == 1 or stride_h == width * stride_w:
-        return x, (stride_b, stride_c, stride_h if width == 1 else stride_w)
-    x = x.contiguous()
-    return x, (x.stride(0), x.stride(1), 1)
-
-
 @_define_op("sendvae_triton::noise_inject", mutates_args=())
 def noise_inject(
     mean: torch.Tensor,
@@ -197,8 +186,8 @@ def noise_inject(
     if mean.shape[0] == 0:
         return z, z_t, velocity, t_out
     num_tiles = triton.cdiv(num_elements, 4 * NUM_BLOCKS)
-    mean, mean_strides = _plane_strides(mean)
-    spread, spread_strides = _plane_strides(spread)
+    mean, mean_strides = plane_strides(mean)
+    spread, spread_strides = plane_strides(spread)
     kernel = _forward_kernel if interpreting_triton() else wrap_triton(_forward_kernel)
     with torch.cuda.device_of(mean):
         kernel[(mean.shape[0] * num_tiles,)](
@@ -230,10 +219,10 @@ def noise_inject_backward(
         return grad_mean, grad_spread
     num_elements, plane = math.prod(spread.shape[1:]), math.prod(spread.shape[2:])
     num_tiles = triton.cdiv(num_elements, 4 * NUM_BLOCKS)
-    grad_z, grad_z_strides = _plane_strides(grad_z)
-    grad_z_t, grad_z_t_strides = _plane_strides(grad_z_t) if patch_size is None else (grad_z_t, grad_z_t.stride())
-    grad_velocity, grad_velocity_strides = _plane_strides(grad_velocity)
-    spread, spread_strides = _plane_strides(spread)
+    grad_z, grad_z_strides = plane_strides(grad_z)
+    grad_z_t, grad_z_t_strides = plane_strides(grad_z_t) if patch_size is None else (grad_z_t, grad_z_t.stride())
+    grad_velocity, grad_velocity_strides = plane_strides(grad_velocity)
+    spread, spread_strides = plane_strides(spread)
     kernel = _backward_kernel if interpreting_triton() else wrap_triton(_backward_kernel)
     with torch.cuda.device_of(spread):
         kernel[(spread.shape[0] * num_tiles,)](

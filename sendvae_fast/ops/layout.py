@@ -1,0 +1,21 @@
+"""How [B, C, H, W] tensors lie in memory, for kernels that read them in place."""
+
+import torch
+
+
+def plane_strides(x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """`x` [B, C, H, W], copied only if its plane has no single stride, and its (batch, channel, plane) strides."""
+    height, width = x.shape[2:]
+    stride_b, stride_c, stride_h, stride_w = x.stride()
+    if height == 1:
+        return x, (stride_b, stride_c, stride_w)
+    if width == 1 or stride_h == width * stride_w:
+        return x, (stride_b, stride_c, stride_h if width == 1 else stride_w)
+    x = x.contiguous()
+    return x, (x.stride(0), x.stride(1), 1)
+
+
+def common_memory_format(*tensors: torch.Tensor) -> torch.memory_format:
+    """channels_last if the channels of every [B, C, H, W] tensor lie side by side, else contiguous_format."""
+    side_by_side = all(x.shape[1] > 1 and x.stride(1) == 1 for x in tensors)
+    return torch.channels_last if side_by_side else torch.contiguous_format
