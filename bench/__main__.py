@@ -1,6 +1,7 @@
 """`python -m bench <verb>`: measurements, run by hand on the machine they speak of.
 
     kernels   time every fused op against plain PyTorch and torch.compile; writes bench/results/kernels_<machine>.json
+    data      time decoding, the latent reader and a step fed by them; writes bench/results/data_<machine>.json
     table     rewrite the tables of docs/performance.md from bench/results
 
 `python -m bench <verb> --help` lists a verb's options.
@@ -11,7 +12,7 @@ import sys
 
 from sendvae_fast.errors import UserError
 
-VERBS = ("kernels", "table")
+VERBS = ("kernels", "data", "table")
 
 
 def main(arguments: list[str]) -> int:
