@@ -1,8 +1,8 @@
 """Time the data path: decoding and cropping photographs, reading latents, and a training step fed with both.
 
     decode    photographs to crops, by Pillow alone, Pillow with our crop, DALI (CPU, and GPU where there is one)
-    latents   f16d32 latents (mean and std, bfloat16) in a shuffled order: LatentReader, a PyTorch DataLoader over the same
-              shards with 2 workers; from the page cache, and with the cache dropped before each pass
+    latents   f16d32 latents (mean and std, bfloat16) in a shuffled order: LatentReader, and a PyTorch DataLoader over
+              the same shards with 2 workers; from the page cache, and with the cache dropped before each pass
     step      a stage 1 step on photographs from a folder over the same step on one batch that is already there
 
 All ways of doing one thing are measured in turn in one process; a row per part goes into <out>/data_<machine>.json.

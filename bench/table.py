@@ -20,6 +20,8 @@ from sendvae_fast.ops.dispatch import BACKENDS
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- made by `python -m bench table`: begin -->", "<!-- made by `python -m bench table`: end -->"
+DATA_BEGIN = "<!-- data, made by `python -m bench table`: begin -->"
+DATA_END = "<!-- data, made by `python -m bench table`: end -->"
 COLUMNS = (EAGER, COMPILED, *(name for name in BACKENDS if name != "reference"), COPY)
 
 
@@ -29,23 +31,39 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    options.page.write_text(with_tables(options.page.read_text(), tables(options.results)))
+    page = with_tables(options.page.read_text(), tables(options.results), BEGIN, END)
+    options.page.write_text(with_tables(page, data_tables(options.results), DATA_BEGIN, DATA_END))
     print("written:", options.page)
     return 0
 
 
-def with_tables(page: str, text: str) -> str:
-    """The page with `text` between its markers."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise UserError(f"the page needs these two lines, once each and in this order: {BEGIN} and {END}")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+def with_tables(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
+    """The page with `text` between two of its markers."""
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise UserError(f"the page needs these two lines, once each and in this order: {begin} and {end}")
+    before, after = page.split(begin)[0], page.split(end)[1]
+    return f"{before}{begin}\n\n{text}\n{end}{after}"
 
 
 def tables(results: Path) -> str:
     """Every machine's tables, in the order of the file names."""
     files = sorted(results.glob("kernels_*.json"))
     return "\n".join(machine_tables(json.loads(file.read_text())) for file in files)
+
+
+def data_tables(results: Path) -> str:
+    """The data path's tables, one per machine."""
+    lines = []
+    for file in sorted(results.glob("data_*.json")):
+        rows = json.loads(file.read_text())
+        lines += [f"### {rows[0]['machine']['name']}", "", *provenance(rows), ""]
+        lines += [line(("part", "what", "way", "items/s", "quartiles")), line(["---"] * 5)]
+        for row in rows:
+            for name, result in row["forms"].items():
+                quartiles = f"{result['q1_per_s']:,.0f} .. {result['q3_per_s']:,.0f}"
+                lines.append(line((row["part"], row["what"], name, f"{result['per_s']:,.0f} {row['unit']}", quartiles)))
+        lines.append("")
+    return "\n".join(lines)
 
 
 def machine_tables(rows: list[dict[str, Any]]) -> str:

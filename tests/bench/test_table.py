@@ -74,7 +74,8 @@ def test_every_commit_is_named():
 
 def test_only_the_text_between_the_markers_changes(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{table.BEGIN}\nold\n{table.END}\nbelow\n")
+    data = f"{table.DATA_BEGIN}\nold\n{table.DATA_END}"
+    page.write_text(f"above\n{table.BEGIN}\nold\n{table.END}\n{data}\nbelow\n")
     (tmp_path / "kernels_some_cpu.json").write_text(json.dumps([row()]))
     arguments = ["--page", str(page), "--results", str(tmp_path)]
     table.main(arguments)
@@ -90,6 +91,7 @@ def test_page_is_generated_from_the_results():
     """Nothing in the page's tables is typed: they are what the results in the repository give."""
     page = table.PAGE.read_text()
     assert page == table.with_tables(page, table.tables(table.RESULTS))
+    assert page == table.with_tables(page, table.data_tables(table.RESULTS), table.DATA_BEGIN, table.DATA_END)
 
 
 def test_an_op_without_a_goal_of_its_own_must_not_be_slower():
