@@ -248,26 +248,38 @@ __global__ void __launch_bounds__(kThreads, 3)
   Packed x[kRows];
   load_rows<kAligned>(args.x, args.shape, place, 0, x);
   if (args.residual) add_residual<kAligned>(args, place, x);
-  float values[kWidth], means[kWidth] = {}, squares[kWidth] = {};
+  float values[kWidth], centres[kWidth] = {}, errors[kWidth] = {}, squares[kWidth] = {};
   SENDVAE_UNROLL
   for (int row = 0; row < kRows; ++row) {
     if (!place.has(row)) continue;
     unpack<T>(x[row], values);
     SENDVAE_UNROLL
-    for (int i = 0; i < kWidth; ++i) means[i] += values[i];
+    for (int i = 0; i < kWidth; ++i) centres[i] += values[i];
   }
-  sum_rows(means);
+  sum_rows(centres);
+  const float pixels = static_cast<float>(place.pixels);
   SENDVAE_UNROLL
-  for (int i = 0; i < kWidth; ++i) means[i] /= static_cast<float>(place.pixels);
+  for (int i = 0; i < kWidth; ++i) centres[i] /= pixels;
   SENDVAE_UNROLL
   for (int row = 0; row < kRows; ++row) {
     if (!place.has(row)) continue;
     unpack<T>(x[row], values);
     SENDVAE_UNROLL
-    for (int i = 0; i < kWidth; ++i) squares[i] += (values[i] - means[i]) * (values[i] - means[i]);
+    for (int i = 0; i < kWidth; ++i) {
+      const float distance = values[i] - centres[i];
+      errors[i] += distance;
+      squares[i] += distance * distance;
+    }
   }
+  // What rounding took from the centres: of a large mean, more than of the distances.
+  sum_rows(errors);
   sum_rows(squares);
-  store_parts(args.shape, tiling, place, means, squares, moments);
+  SENDVAE_UNROLL
+  for (int i = 0; i < kWidth; ++i) {
+    squares[i] -= errors[i] * errors[i] / pixels;
+    centres[i] += errors[i] / pixels;
+  }
+  store_parts(args.shape, tiling, place, centres, squares, moments);
 }
 
 // A block for each sample and group: mean and rstd from the moments of its channels in all chunks.

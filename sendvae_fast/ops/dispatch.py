@@ -30,7 +30,7 @@ OPS = {
     "lpips_distance": ("reference", "cpu", "triton"),
     "sde_step": ("reference", "cpu", "cuda"),
     "adaln": BACKENDS,
-    "group_norm_silu": ("reference", "cpu"),
+    "group_norm_silu": BACKENDS,
     "global_norm": ("reference", "cpu", "cuda"),
     "adamw_ema": ("reference", "cpu", "cuda"),
     "center_crop": ("reference", "cpu", "cuda"),
