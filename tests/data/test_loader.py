@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from sendvae_fast.data import loader
 from sendvae_fast.data.catalog import Catalog
+from sendvae_fast.data.decode import UnreadableImage
 from sendvae_fast.data.images import read_crop
 from sendvae_fast.data.loader import ImageLoader, LoaderConfig
 from sendvae_fast.data.order import BatchSchedule
@@ -34,8 +36,7 @@ def same(first, second):
 
 def test_batches_are_what_the_schedule_says(catalog):
     schedule = BatchSchedule(NUM, 4, seed=1)
-    loader = ImageLoader(catalog, 16)
-    batches = list(loader.batches(schedule, stop=12))
+    batches = list(ImageLoader(catalog, 16).batches(schedule, stop=12))
     assert [batch.step for batch in batches] == list(range(12))
     for batch in batches:
         assert np.array_equal(batch.ids.numpy(), schedule.ids(batch.step))
@@ -117,6 +118,39 @@ def test_substitution_shifts_no_other_sample(catalog, caplog, num_threads):
             assert int(a.ids[row]) == used and int(a.labels[row]) == catalog.labels[used]
             assert np.array_equal(a.images[row].numpy(), read_crop(catalog.locate(used), 16))
     assert sorted(record.args[0] for record in caplog.records) == sorted(catalog.locate(i) for i in bad)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("num_bad", [1, 7, 64])
+def test_any_number_of_bad_files_shifts_nothing_on_any_number_of_ranks(tmp_path, monkeypatch, num_bad, world_size):
+    """200 samples whose crop shows their id; the bad ones give way to the next good one and all others stay."""
+    num = 200
+    (tmp_path / "a").mkdir()
+    for i in range(num):
+        (tmp_path / "a" / f"{i:03d}.jpg").touch()
+    catalog = Catalog.from_folder(tmp_path)
+    bad = set(np.random.default_rng(num_bad).choice(num, num_bad, replace=False).tolist())
+
+    def read(self, i):
+        if i in bad:
+            raise UnreadableImage(self.locate(i), "it is bad")
+        return i
+
+    monkeypatch.setattr(Catalog, "read", read)
+    monkeypatch.setattr(loader, "read_crop", lambda i, size, where: np.full((3, size, size), i, np.uint8))
+    schedule = BatchSchedule(num, 24, seed=1)
+    config = LoaderConfig(max_bad_fraction=0.5, cache_mb=0)
+    ranks = [
+        ImageLoader(catalog, 2, config).batches(schedule, stop=17, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for step, parts in enumerate(zip(*ranks, strict=True)):
+        used = torch.cat([part.ids for part in parts]).tolist()
+        assert torch.cat([part.images[:, 0, 0, 0] for part in parts]).tolist() == used
+        for wanted, got in zip(schedule.ids(step).tolist(), used, strict=True):
+            while wanted in bad:
+                wanted = (wanted + 1) % num
+            assert got == wanted
 
 
 def test_too_many_unreadable_images_stop_the_run(catalog):
