@@ -10,6 +10,8 @@ from sendvae_fast.ops import (
     adamw_ema_,
     cosine_align,
     global_norm,
+    group_norm_silu,
+    group_norm_silu_reference,
     noise_inject,
     noise_inject_reference,
     philox,
@@ -127,3 +129,38 @@ def test_adamw_ema_beyond_int32():
     first = [x[:1].clone() for x in many]
     assert_all_equal(tuple(x[-14:-13] for x in many), tuple(first))
     assert first[0] < 1
+
+
+@one_at_a_time
+def test_group_norm_silu_beyond_int32(backend):
+    """More than 2^31 elements, in a batch and in one sample: the last sample, and the end of the map, are right."""
+    require_memory(40)
+    weight, bias = torch.rand(64, device="cuda") + 0.5, torch.randn(64, device="cuda")
+    batch = torch.zeros((33, 64, 1024, 1024), dtype=torch.bfloat16, device="cuda")
+    batch = batch.to(memory_format=torch.channels_last)
+    batch[-1] = torch.randn((64, 1024, 1024), device="cuda")
+    y, alone = (group_norm_silu(x, weight, bias, 4) for x in (batch, batch[-1:]))
+    assert torch.equal(y[-1:], alone)
+    del y
+    tall = batch.permute(0, 2, 3, 1).reshape(1, 33 * 1024, 1024, 64).permute(0, 3, 1, 2).requires_grad_()
+    y = group_norm_silu(tall, weight, bias, 4)
+    (grad,) = torch.autograd.grad(y, tall, torch.ones_like(y))
+    end = tall[:, :, -2:].detach().double()
+    # All but one in 33 pixels are 0: the moments of the map from those of its end.
+    filled = batch[-1].double().reshape(4, -1)
+    mean = filled.mean(1) / 33
+    std = (filled.square().mean(1) / 33 - mean.square() + 1e-6).sqrt()
+    mean, std = (x.repeat_interleave(16).view(1, -1, 1, 1) for x in (mean, std))
+    z = (end - mean) / std * weight.double().view(1, -1, 1, 1) + bias.double().view(1, -1, 1, 1)
+    torch.testing.assert_close(y[:, :, -2:].double(), z * z.sigmoid(), rtol=1e-2, atol=1e-2)
+    assert grad[:, :, -2:].isfinite().all() and grad[:, :, -2:].any()
+
+
+def test_group_norm_silu_large_mean(backend):
+    """The bound of tests/ops/test_group_norm_silu.py, with many tiles."""
+    x = (1e4 + torch.randn((2, 64, 128, 128), device="cuda")).to(memory_format=torch.channels_last)
+    weight, bias = torch.ones(64, device="cuda"), torch.zeros(64, device="cuda")
+    y = group_norm_silu(x, weight, bias, 4, silu=False)
+    truth = group_norm_silu_reference(x.double(), weight, bias, 4, silu=False)
+    eps = torch.finfo(torch.float32).eps
+    assert (y.double() - truth).abs().max().item() <= eps * 1e4 + 8 * eps * truth.abs().max().item()

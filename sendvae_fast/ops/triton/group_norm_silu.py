@@ -108,7 +108,7 @@ def _join_moments_kernel(
     group = program - sample * num_groups
     width = num_channels // num_groups
     first = moments_ptr + sample.to(tl.int64) * num_chunks * 2 * num_channels + group * width
-    count = num_pixels.to(tl.float32) * width
+    count = tl.cast(num_pixels, tl.float32) * width
     # Sums of distances from a value near the mean lose nothing to a large mean.
     base = tl.load(first)
     total = tl.zeros([NUM_ELEMENTS], tl.float32)
@@ -202,7 +202,7 @@ def _join_parameter_grads_kernel(
         weight = tl.load(weight_ptr + channel, mask=column < width, other=0.0)
         total += weight * bias_grad
         total_xhat += weight * weight_grad
-    count = num_pixels.to(tl.float32) * width
+    count = tl.cast(num_pixels, tl.float32) * width
     tl.store(group_grads_ptr + program * 2, rstd * tl.div_rn(tl.sum(total, axis=0), count))
     tl.store(group_grads_ptr + program * 2 + 1, rstd * rstd * tl.div_rn(tl.sum(total_xhat, axis=0), count))
 
@@ -235,8 +235,8 @@ def _launch(kernel, grid: tuple[int, ...], *arguments, **constants) -> None:
 
 
 def _sizes(x: torch.Tensor) -> tuple[int, int, int]:
-    """(B, P, C) of [B, C, H, W]."""
-    return x.shape[0], x.shape[2] * x.shape[3], x.shape[1]
+    """(B, P, C) of [B, C, H, W]; C, on which the tiles depend, is a constant under torch.compile."""
+    return x.shape[0], x.shape[2] * x.shape[3], int(x.shape[1])
 
 
 def _tiling(num_pixels: int, num_channels: int) -> tuple[dict[str, int], int, int]:
