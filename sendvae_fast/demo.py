@@ -91,7 +91,7 @@ class DemoConfig:
     """Steps of the plain autoencoder."""
     finetune_steps: int = 1500
     """Steps of each fine-tuning."""
-    generator_steps: int = 400
+    generator_steps: int = 1500
     """Steps of each SiT."""
     foundation: FoundationConfig = field(default_factory=lambda: FoundationConfig(name="demo"))
     """The frozen foundation model, for alignment, REPA and the Fréchet distances."""
