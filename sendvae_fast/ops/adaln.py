@@ -35,8 +35,10 @@ def adaln(
     float32 and in a fixed order. Kept for the backward pass: s, branch, gate, scale, and two float32 numbers per token.
 
     Memory traffic of the compiled and Triton backends, with e the bytes of an element of x: 4 e B N D forward (2 e
-    without a branch), 6 e B N D backward (3 e without a branch), and for the sums over N some 0.4 B N D. Tokens and
-    modulation are read in place when their stride along D is 1, else they are copied first.
+    without a branch); 6 e B N D backward (3 e without a branch), and 24 B N D / c for the sums over N, which are made
+    over chunks of c = 16 or 32 tokens (CUDA: down to 4 when the batch is small) and then over the chunks. Tokens and
+    modulation are read in place when their stride along D is 1, else they are copied first. On CUDA tokens wider than
+    4096 are read several times, and those that are not 16-byte aligned element by element.
 
     Args:
         x: [B, N, D], float32, bfloat16, float16 or float64 (reference only); B and N may be 0.

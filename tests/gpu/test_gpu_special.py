@@ -7,6 +7,7 @@ from op_cases.common import require_backend
 from op_cases.noise_inject import NoiseCase
 
 from sendvae_fast.ops import (
+    adaln,
     adamw_ema_,
     cosine_align,
     global_norm,
@@ -164,3 +165,21 @@ def test_group_norm_silu_large_mean(backend):
     truth = group_norm_silu_reference(x.double(), weight, bias, 4, silu=False)
     eps = torch.finfo(torch.float32).eps
     assert (y.double() - truth).abs().max().item() <= eps * 1e4 + 8 * eps * truth.abs().max().item()
+
+
+def test_adaln_beyond_int32(backend):
+    """More than 2^31 elements in all: the last samples are those of a small batch, but for the chunks of their sums."""
+    require_memory(60)
+    x = torch.ones(2**15 + 3, 64, 1032, dtype=torch.bfloat16, device="cuda")
+    x[-3:] = torch.randn(3, 64, 1032)
+    modulation = torch.randn(2**15 + 3, 3 * 1032, dtype=torch.bfloat16, device="cuda").requires_grad_()
+    x.requires_grad_()
+
+    def run(x, modulation):
+        shift, scale, gate = modulation.chunk(3, dim=1)
+        y, s = adaln(x, shift, scale, branch=x, gate=gate)
+        return y, s, *torch.autograd.grad(y, (x, modulation), torch.ones_like(y))
+
+    few = run(*(t[-3:].detach().requires_grad_() for t in (x, modulation)))
+    for whole, part in zip(run(x, modulation), few, strict=True):
+        torch.testing.assert_close(whole[-3:], part, rtol=2e-2, atol=2e-2)
