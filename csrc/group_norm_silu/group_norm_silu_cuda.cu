@@ -17,10 +17,11 @@ namespace sendvae {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kThreads = 256;    // of a tile's block, at most
-constexpr int kMaxColumns = 16;  // vectors of a tile side by side: 256 bytes of each pixel
-constexpr int kRows = 8;         // pixels of each thread
-constexpr int kBatch = 4;        // of them are loaded before the first is used
+constexpr int kThreads = 256;      // of a tile's block, at most
+constexpr int kMaxColumns = 16;    // vectors of a tile side by side: 256 bytes of each pixel
+constexpr int kRows = 8;           // pixels of each thread
+constexpr int kBatch = 4;          // so many of them are loaded before the first is used
+constexpr int kResidualBatch = 2;  // likewise of a residual, beside all of x
 constexpr int kJoinThreads = 128;
 
 // The block of a tile is [rows, columns] threads; a thread has one vector of channels of kRows pixels.
@@ -222,11 +223,11 @@ template <bool kAligned, typename T>
 __device__ __forceinline__ void add_residual(const GroupNormSiluArgs<T>& args, const Place<kVectorWidth<T>>& place,
                                              Packed (&x)[kRows]) {
   SENDVAE_UNROLL
-  for (int first = 0; first < kRows; first += kBatch) {
-    Packed residual[kBatch];
+  for (int first = 0; first < kRows; first += kResidualBatch) {
+    Packed residual[kResidualBatch];
     load_rows<kAligned>(args.residual, args.shape, place, first, residual);
     SENDVAE_UNROLL
-    for (int row = 0; row < kBatch; ++row) {
+    for (int row = 0; row < kResidualBatch; ++row) {
       if (!place.has(first + row)) continue;
       float values[kVectorWidth<T>], others[kVectorWidth<T>];
       unpack<T>(x[first + row], values);
