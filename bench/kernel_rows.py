@@ -57,7 +57,8 @@ def rows_of(
     if case.backward_bytes is not None:
         passes[WITH_BACKWARD] = case.forward_bytes + case.backward_bytes
     for name, least_bytes in passes.items():
-        row = {"op": op, "case": case.name, "pass": name, "bytes": least_bytes, "chosen": chosen_backend(op, device)}
+        chosen = chosen_backend(op, device) if op in OPS else op
+        row = {"op": op, "case": case.name, "pass": name, "bytes": least_bytes, "chosen": chosen}
         try:
             with torch.no_grad() if name == FORWARD else nullcontext():
                 row["forms"] = measure(op, case, device, least_bytes, cache_bytes, effort)
@@ -153,6 +154,8 @@ def forms_of(op: str, case: KernelCase, device: torch.device, effort: Effort) ->
         compiled = torch.compile(case.to_compile or case.eager, fullgraph=True, dynamic=False)
         forms.append(Form(COMPILED, compiled, checked=case.to_compile is None))
     forms += [Form(name, work, checked=False) for name, work in case.yardsticks.items()]
+    if op not in OPS:
+        return [*forms, Form(op, case.fused)]
     backends = [name for name in OPS[op] if name != "reference" and (name, device.type) != ("triton", "cpu")]
     for backend in backends:
         try:

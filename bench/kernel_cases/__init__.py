@@ -1,4 +1,4 @@
-"""The benchmark cases of every op: `bench/kernel_cases/<op>.py` for each name in `sendvae_fast.ops.dispatch.OPS`.
+"""The benchmark cases of every op: `bench/kernel_cases/<op>.py` for each name in `dispatch.OPS`, and for attention.
 
 To add an op, write such a module with one function:
 
@@ -26,10 +26,13 @@ import torch
 from bench.kernel_cases.case import KernelCase
 from sendvae_fast.ops.dispatch import OPS
 
+LIBRARY_OPS = ("attention",)
+"""Ops that have no backends of our own: their public function is one form, named like the op."""
+
 
 def available_ops() -> list[str]:
     """The ops that have a case module, in the order of `OPS`."""
-    return [op for op in OPS if importlib.util.find_spec(f"{__name__}.{op}") is not None]
+    return [op for op in (*OPS, *LIBRARY_OPS) if importlib.util.find_spec(f"{__name__}.{op}") is not None]
 
 
 def cases_of(op: str, device: torch.device) -> list[KernelCase]:

@@ -9,9 +9,10 @@ import torch
 
 from bench import __main__ as bench_main
 from bench import kernels
-from bench.kernel_cases import available_ops, cases_of
+from bench.kernel_cases import LIBRARY_OPS, available_ops, cases_of
 from bench.kernel_cases.case import KernelCase, random_normal
 from bench.kernel_rows import COPY, EAGER, Effort, rows_of
+from sendvae_fast.ops.dispatch import OPS
 
 CPU = torch.device("cpu")
 EFFORT = Effort(seconds=0.0, sample_s=0.0, compile=False)
@@ -84,6 +85,15 @@ def test_gradients_reach_the_leaves_through_views():
 
     forward, both = rows(tiny_case(eager=form, fused=form))
     assert "error" not in both and seen
+
+
+def test_op_of_libraries_is_one_form():
+    row, _ = rows_of("attention", tiny_case(), CPU, 1024, EFFORT)
+    assert row["chosen"] == "attention" and set(row["forms"]) == {EAGER, "attention", COPY}
+
+
+def test_every_op_has_cases():
+    assert available_ops() == [*OPS, *LIBRARY_OPS]
 
 
 @pytest.mark.parametrize("op", available_ops())
