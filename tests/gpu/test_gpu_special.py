@@ -167,6 +167,7 @@ def test_group_norm_silu_large_mean(backend):
     assert (y.double() - truth).abs().max().item() <= eps * 1e4 + 8 * eps * truth.abs().max().item()
 
 
+@one_at_a_time
 def test_adaln_beyond_int32(backend):
     """More than 2^31 elements in all: the last samples are those of a small batch, but for the chunks of their sums."""
     require_memory(60)
