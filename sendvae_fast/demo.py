@@ -75,7 +75,7 @@ PLANS = (
 
 @dataclass(kw_only=True)
 class DemoConfig:
-    """How much of everything. The defaults took 12.5 minutes on two CPU cores that had other work beside it."""
+    """How much of everything. The defaults took 12.5 minutes on two CPU cores."""
 
     run: str = "runs/demo"
     """Folder of the demo; the same command again goes on in it."""
