@@ -1,18 +1,95 @@
-"""Every YAML in configs/ loads, and the paper's runs have the paper's numbers."""
+"""Every YAML in configs/ loads, its networks can be built, and the paper's runs have the paper's numbers."""
 
+import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import torch
 import yaml
 
 from sendvae_fast.config import build_config, merge, read_yaml, required_keys
+from sendvae_fast.models.discriminator import Discriminator
+from sendvae_fast.models.foundation import load_foundation
+from sendvae_fast.models.sit import SiT
 from sendvae_fast.sampling.job import SampleConfig
+from sendvae_fast.sampling.samplers import time_grid
 from sendvae_fast.train.sit import SiTTrainConfig
-from sendvae_fast.train.vae import VAETrainConfig
+from sendvae_fast.train.vae import VAETrainConfig, build_model
 
 ROOT = Path(__file__).parents[1] / "configs"
 FILES = sorted(ROOT.rglob("*.yaml"))
 NUM_IMAGES = 1_281_167  # ImageNet-1k's training set
+
+
+class VAERow(NamedTuple):
+    """A row of the paper's ablations. The defaults are its section 4.1: VA-VAE f16d32, DINOv2-B, one layer, noise."""
+
+    source: str
+    init_from: str = "vavae-f16d32"
+    latent: tuple[int, int, int] = (32, 16, 16)  # C, H, W
+    num_parameters: int = 69_836_067  # of the published architecture
+    foundation: str = "dinov2-vit-b"
+    dim: int = 768
+    num_heads: int = 12  # section 4.1: 12 for features of 768, 16 for 1024
+    depth: int = 1
+    noise: bool = True
+    image_size: int = 256
+
+
+VAE_ROWS = {
+    "send_vae_f16d32": VAERow("Table 3 with noise, Table 4 DINOv2, Table 6 VA-VAE, Table 7 Send-VAE"),
+    "no_noise": VAERow("Table 2 depth 1, Table 3 without noise", noise=False),
+    "no_noise_depth_0": VAERow("Table 2 depth 0", noise=False, depth=0),
+    "no_noise_depth_2": VAERow("Table 2 depth 2", noise=False, depth=2),
+    "vfm_mae": VAERow("Table 4 MAE", foundation="mae-vit-l", dim=1024, num_heads=16),
+    "vfm_clip": VAERow("Table 4 CLIP", foundation="clip-vit-l", dim=1024, num_heads=16),
+    "vfm_ijepa": VAERow("Table 4 I-JEPA", foundation="ijepa-vit-h", dim=1280, num_heads=16),
+    "vfm_siglip": VAERow("Table 4 SigLIP", foundation="siglip-b"),
+    "vfm_dinov3": VAERow("Table 4 DINOv3", foundation="dinov3-vit-b"),
+    "f16d16": VAERow("Table 5 f16d16", "vae-f16d16", latent=(16, 16, 16), num_parameters=69_610_963),
+    "f16d64": VAERow("Table 5 f16d64", "vae-f16d64", latent=(64, 16, 16), num_parameters=70_293_955),
+    "in_vae": VAERow("Table 5 f16d32, Table 6 IN-VAE", "invae-f16d32"),
+    "sd_vae": VAERow("Table 6 SD-VAE 256", "sdvae-f8d4", latent=(4, 32, 32), num_parameters=83_653_863),
+    "sd_vae_512": VAERow(
+        "Table 6 SD-VAE 512", "sdvae-f8d4", latent=(4, 64, 64), num_parameters=83_653_863, image_size=512
+    ),
+}
+
+
+class SiTRow(NamedTuple):
+    """A generator: (depth, width, heads) of SiT's paper, patch size, the latents it is for, epochs."""
+
+    source: str
+    size: tuple[int, int, int]
+    patch_size: int
+    latent: tuple[int, int, int]  # C, H, W
+    epochs: int
+    num_steps: int
+    image_size: int = 256
+
+
+BASE, XL = (12, 768, 12), (28, 1152, 16)
+SIT_ROWS = {
+    "b_1": SiTRow("section 4.4, Tables 2-8", BASE, 1, (32, 16, 16), 80, 400_320),
+    "b_2": SiTRow("section 4.4, Table 6 SD-VAE 256", BASE, 2, (4, 32, 32), 80, 400_320),
+    "b_2_512": SiTRow("section 4.4, Table 6 SD-VAE 512", BASE, 2, (4, 64, 64), 80, 400_320, image_size=512),
+    "xl_1": SiTRow("section 4.1, Table 1 Send-VAE 80", XL, 1, (32, 16, 16), 80, 400_320),
+    "xl_1_800ep": SiTRow("section 4.1, Table 1 Send-VAE 800", XL, 1, (32, 16, 16), 800, 4_003_200),
+    "xl_2": SiTRow("section 4.1, f8 latents", XL, 2, (4, 32, 32), 80, 400_320),
+    "xl_2_800ep": SiTRow("Table 1 REPA 800", XL, 2, (4, 32, 32), 800, 4_003_200),
+}
+
+# Guidance scale, interval in noise levels, labels; sources: the paper's section 4.1, REPA's and REPA-E's READMEs.
+SAMPLING_ROWS = {
+    "sde_250": (2.5, (0.0, 0.75), "random"),  # Table 1 Send-VAE (the interval is REPA-E's), E2E-VAE 800: FID 1.26
+    "unguided": (1.0, (0.0, 0.75), "random"),  # Table 1 without guidance, Tables 2-8
+    "repa": (1.8, (0.0, 0.7), "random"),  # Table 1 REPA 800: FID 1.42
+    "repa_e_sd_vae": (2.2, (0.0, 0.65), "random"),  # Table 1 E2E-VAE 80: FID 1.67
+    "repa_e_in_vae": (1.8, (0.0, 0.825), "random"),  # REPA-E: FID 1.61
+    "repa_e_va_vae": (1.9, (0.0, 0.825), "random"),  # REPA-E: FID 1.73
+    "e2e_va_vae_equal": (2.4, (0.0, 0.73), "equal"),  # REPA-E, later protocol: FID 1.12
+}
 
 
 def config_class(file: Path) -> type:
@@ -25,19 +102,106 @@ def load(file: Path):
     return build_config(config_class(file), merge(required_keys(config_class(file), "x"), read_yaml(file)), str(file))
 
 
+def foundation_without_file(config):
+    """The foundation model of a config on the meta device: its shapes, no memory, no weight file."""
+    with torch.device("meta"):
+        return load_foundation(dataclasses.replace(config, weights=None, random_weights=True))
+
+
+def num_parameters(module: torch.nn.Module) -> int:
+    assert all(parameter.is_meta for parameter in module.parameters())
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_config_loads(file):
     load(file)
     assert file.read_text().startswith("# ") and isinstance(yaml.safe_load(file.read_text()), dict)
+    assert f"`{file.name}`" in (ROOT / "README.md").read_text()
 
 
-def test_the_papers_lengths():
-    send, xl, base = (load(ROOT / name) for name in ("vae/send_vae_f16d32.yaml", "sit/xl_1.yaml", "sit/b_1.yaml"))
-    assert send.loop.num_steps == 80 * (NUM_IMAGES // send.data.global_batch) == 100_080
-    assert xl.loop.num_steps == base.loop.num_steps == 80 * (NUM_IMAGES // xl.data.global_batch) == 400_320
-    assert (send.optimizer.learning_rate, xl.optimizer.learning_rate, xl.optimizer.ema_decay) == (3e-4, 1e-4, 0.9999)
-    assert (send.alignment.weight, send.alignment.depth, xl.repa.weight, xl.repa.block) == (1.0, 1, 0.5, 8)
-    assert base.generator.preset == "SiT-B/1" and base.repa == xl.repa
+def test_every_config_has_its_row_here():
+    for folder, rows in (("vae", VAE_ROWS), ("sit", SIT_ROWS), ("sampling", SAMPLING_ROWS)):
+        assert {file.stem for file in FILES if file.parent.name == folder} == set(rows)
+
+
+@pytest.mark.parametrize("name", VAE_ROWS)
+def test_stage_1_trains_as_the_paper_says(name):
+    config = load(ROOT / "vae" / f"{name}.yaml")
+    # Section 4.1: 80 epochs, batch 1024, AdamW, lr 3e-4, λ_align 1.
+    assert config.data.global_batch == 1024 and config.data.image_size == VAE_ROWS[name].image_size
+    assert config.loop.num_steps == 80 * (NUM_IMAGES // 1024) == 100_080
+    assert config.optimizer.learning_rate == 3e-4 and config.alignment.weight == 1.0
+    assert config.alignment.noise == VAE_ROWS[name].noise
+    # Everything else as in REPA-E: l1_lpips_kl_gan.yaml and train_repae.py.
+    loss, discriminator = config.loss, config.discriminator_optimizer
+    assert (loss.reconstruction, loss.reconstruction_weight, loss.kl_weight) == ("l1", 1.0, 1e-6)
+    assert (loss.perceptual.net, loss.perceptual_weight) == ("vgg", 1.0)
+    assert (loss.gan_weight, loss.gan_adaptive, loss.gan_start_step) == (0.1, False, 0)
+    assert discriminator.learning_rate == 1e-4
+    for optimizer in (config.optimizer, discriminator):
+        assert (optimizer.betas, optimizer.eps, optimizer.weight_decay) == ((0.9, 0.999), 1e-8, 0.0)
+        assert (optimizer.max_grad_norm, optimizer.ema_decay) == (1.0, None)
+
+
+@pytest.mark.parametrize("name", VAE_ROWS)
+def test_stage_1_builds_the_rows_networks(name):
+    config, row = load(ROOT / "vae" / f"{name}.yaml"), VAE_ROWS[name]
+    alignment = config.alignment
+    assert config.init_from == f"pretrained/{row.init_from}"
+    assert alignment.foundation.weights == f"pretrained/{row.foundation}.safetensors"
+    foundation = foundation_without_file(alignment.foundation)
+    assert (foundation.name, foundation.dim) == (row.foundation, row.dim)
+    with torch.device("meta"):
+        model = build_model(dataclasses.replace(config, init_from=None), foundation)
+        moments = model.autoencoder.encode(torch.empty(1, 3, row.image_size, row.image_size))
+        discriminator = Discriminator(config.discriminator)
+    assert moments.shape == (1, 2 * row.latent[0], *row.latent[1:])
+    assert num_parameters(model.autoencoder) == row.num_parameters
+    assert num_parameters(discriminator) == 2_765_633  # REPA-E's PatchGAN
+    mapper = model.mapper.config
+    assert (mapper.width, mapper.target_dim, mapper.num_heads) == (row.dim, row.dim, row.num_heads)
+    assert (mapper.depth, len(model.mapper.blocks), mapper.projector_width) == (row.depth, row.depth, 2048)
+    assert mapper.grid_size == foundation.grid_size == row.image_size // 16
+
+
+@pytest.mark.parametrize("name", SIT_ROWS)
+def test_stage_2_trains_as_the_paper_says(name):
+    config, row = load(ROOT / "sit" / f"{name}.yaml"), SIT_ROWS[name]
+    # Section 4.1: batch 256, lr 1e-4, AdamW, clipping, EMA; REPA's own settings for the rest.
+    assert config.data.global_batch == 256 and config.data.image_size == row.image_size
+    assert config.loop.num_steps == row.epochs * (NUM_IMAGES // 256) == row.num_steps
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-4, (0.9, 0.999), 0.0)
+    assert (optimizer.max_grad_norm, optimizer.ema_decay) == (1.0, 0.9999)
+    assert (config.repa.weight, config.repa.block, config.repa.foundation.name) == (0.5, 8, "dinov2-vit-b")
+    assert config.generator.label_dropout == 0.1
+
+
+@pytest.mark.parametrize("name", SIT_ROWS)
+def test_stage_2_builds_the_rows_generator(name):
+    config, row = load(ROOT / "sit" / f"{name}.yaml"), SIT_ROWS[name]
+    assert config.repa.foundation.weights == "pretrained/dinov2-vit-b.safetensors"
+    foundation = foundation_without_file(config.repa.foundation)
+    sizes = config.generator.build(row.latent, 1000, foundation.dim, config.repa.block)
+    with torch.device("meta"):
+        generator = SiT(sizes)
+    assert ((sizes.depth, sizes.width, sizes.num_heads), sizes.patch_size) == (row.size, row.patch_size)
+    assert generator.pos_embed.is_meta and generator.config.grid_size == foundation.grid_size == row.image_size // 16
+    if name in ("b_1", "xl_1"):  # SiT-B/1 and -XL/1 with REPA-E's projector to 768
+        projector = {"b_1": 7_344_896, "xl_1": 8_131_328}[name]
+        assert num_parameters(generator) == {"b_1": 130_328_096, "xl_1": 674_853_152}[name] + projector
+
+
+@pytest.mark.parametrize("name", SAMPLING_ROWS)
+def test_sampling_has_the_headline_settings(name):
+    config = load(ROOT / "sampling" / f"{name}.yaml")
+    assert (config.guidance_scale, config.guidance_interval, config.labels) == SAMPLING_ROWS[name]
+    # Section 4.2: 50,000 samples, Euler-Maruyama, 250 evaluations. REPA: last step from 0.04, fp64, truncated pixels.
+    assert (config.num_samples, config.ema, config.npz, config.rounding) == (50_000, True, True, "truncate")
+    assert (config.sampler.kind, config.sampler.num_steps, config.sampler.dtype) == ("sde", 250, "float64")
+    times = time_grid(config.sampler)
+    assert (times[0], times[-2], times[-1]) == (1.0, pytest.approx(0.04), 0.0)
 
 
 def test_the_demos_finetunings_differ_in_the_alignment_alone():
