@@ -1,9 +1,13 @@
 """Files that are either the old ones or the new ones after a crash, never something between."""
 
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from sendvae_fast.errors import UserError
 
 
 def fsync_path(path: Path) -> None:
@@ -26,6 +30,29 @@ def staged(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
         raise
     os.replace(unfinished, path)
+    fsync_path(path.parent)
+
+
+@contextmanager
+def staged_directory(path: Path) -> Iterator[Path]:
+    """A new directory to write files to, which becomes `path` when the block ends without an error.
+
+    Raises:
+        UserError: `path` exists; nothing is ever overwritten.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists already: choose another folder, or remove it first")
+    unfinished = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        for file in unfinished.iterdir():
+            fsync_path(file)
+        fsync_path(unfinished)
+        os.rename(unfinished, path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     fsync_path(path.parent)
 
 

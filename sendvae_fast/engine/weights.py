@@ -8,15 +8,15 @@ from sendvae_fast.models.autoencoder_io import CONFIG_FILE
 
 
 def resolve_weights(path: str | Path) -> Path:
-    """A folder of weights (one with config.json): `path` itself, or the newest checkpoint of the run at `path`.
+    """A weight file or folder (one with config.json): `path` itself, or the newest checkpoint of the run at `path`.
 
     Raises:
         UserError: it is neither.
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a weight folder, a checkpoint or a run directory")
-    if (path / CONFIG_FILE).is_file():
+        raise UserError(f"{path} does not exist; give a weight file or folder, a checkpoint or a run directory")
+    if path.is_file() or (path / CONFIG_FILE).is_file():
         return path
     newest = newest_checkpoint(path / "checkpoints")
     if newest is None:

@@ -6,7 +6,7 @@ Our format is a plain folder::
     model.safetensors         weights in the LDM layout, nothing else
     latent_stats.safetensors  latent_mean, latent_std: float32 [C], per channel of the posterior's samples
 
-Published weights in the LDM layout (SD-VAE, VA-VAE, REPA-E) are read by `load_ldm_weights`.
+Published weights (SD-VAE, VA-VAE, REPA-E; see `published`) are read in their own form too.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from torch import Tensor
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
-from sendvae_fast.models.weights import load_weights, read_weights
+from sendvae_fast.models.latent_statistics import statistics_of_factor, statistics_of_file
+from sendvae_fast.models.published import PublishedAutoencoder, ldm_state, read_published
+from sendvae_fast.models.weights import check_finite, load_weights, read_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 STATS_FILE = "latent_stats.safetensors"
-
-# VA-VAE's training checkpoints carry these beside the autoencoder.
-_FOREIGN_PREFIXES = ("loss.", "foundation_model.", "linear_proj.")
 
 
 class SavedAutoencoder(NamedTuple):
@@ -39,6 +38,8 @@ class SavedAutoencoder(NamedTuple):
     autoencoder: Autoencoder
     latent_mean: Tensor  # [C] float32
     latent_std: Tensor  # [C] float32
+    statistics_origin: str
+    """Where mean and std come from."""
 
 
 def save_autoencoder(
@@ -60,40 +61,67 @@ def save_autoencoder(
     _write_whole(directory / CONFIG_FILE, lambda path: path.write_text(config))
 
 
-def load_autoencoder(directory: str | Path) -> SavedAutoencoder:
-    """Read a folder that `save_autoencoder` wrote, on the CPU in float32 and evaluation mode.
+def load_autoencoder(
+    path: str | Path, stats: str | Path | None = None, scaling_factor: float | None = None
+) -> SavedAutoencoder:
+    """Read a folder that `save_autoencoder` wrote or anything that `read_published` does, on the CPU in float32 and
+    evaluation mode.
 
-    Raises `UserError` where a file is missing or broken, or the weights are not those of the configuration.
+    `stats` (a file) or `scaling_factor` (one number for all channels) replace the latent statistics found there.
+    Raises `UserError` where a file is missing or broken, the weights are not those of the configuration or not finite,
+    or there are no statistics.
     """
-    directory = Path(directory)
-    if not (directory / CONFIG_FILE).is_file():
+    if stats is not None and scaling_factor is not None:
+        raise UserError("stats and scaling_factor both say how latents are normalised: give one")
+    path = Path(path)
+    found = read_published(path) if _is_published(path) else _read_own(path)
+    channels = found.config.latent_channels
+    statistics = found.statistics
+    if stats is not None:
+        statistics = statistics_of_file(stats)
+    elif scaling_factor is not None:
+        statistics = statistics_of_factor(scaling_factor, channels)
+    if statistics is None:
+        raise UserError(
+            f"{path} has no latent statistics: write a folder that has them with `sendvae convert {path} --to=sendvae "
+            "--out=DIR` and --stats=FILE, or --scaling_factor=0.18215 for SD-VAE"
+        )
+    statistics = statistics.checked(channels)
+    check_finite(found.state, found.weights)
+    autoencoder = Autoencoder(found.config)
+    load_weights(autoencoder, found.state, found.weights)
+    return SavedAutoencoder(autoencoder.eval(), *statistics)
+
+
+def load_ldm_weights(autoencoder: Autoencoder, path: str | Path) -> None:
+    """Load a published file in the LDM layout into `autoencoder`; see `published.ldm_state` for what may be around it.
+
+    Anything of the autoencoder that does not match is a `UserError`.
+    """
+    state = ldm_state(read_weights(path), path)
+    check_finite(state, path)
+    load_weights(autoencoder, state, path)
+
+
+def _is_published(path: Path) -> bool:
+    """Whether `path` is a file or a diffusers folder."""
+    if not path.is_dir():
+        return path.exists()
+    config = path / CONFIG_FILE
+    return config.is_file() and '"block_out_channels"' in config.read_text(encoding="utf-8", errors="replace")
+
+
+def _read_own(directory: Path) -> PublishedAutoencoder:
+    config_file, weights, stats = (directory / name for name in (CONFIG_FILE, WEIGHTS_FILE, STATS_FILE))
+    if not config_file.is_file():
         raise UserError(
             f"{directory} is not an autoencoder folder, it has no {CONFIG_FILE}: give the folder that stage 1 exported"
         )
     try:
-        config = AutoencoderConfig(**json.loads((directory / CONFIG_FILE).read_text()))
+        config = AutoencoderConfig(**json.loads(config_file.read_text()))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{directory / CONFIG_FILE} is not an autoencoder configuration: {error}") from error
-    autoencoder = Autoencoder(config)
-    load_weights(autoencoder, read_weights(directory / WEIGHTS_FILE), directory / WEIGHTS_FILE)
-    stats = read_weights(directory / STATS_FILE)
-    for key in ("latent_mean", "latent_std"):
-        if key not in stats or stats[key].shape != (config.latent_channels,):
-            raise UserError(
-                f"{directory / STATS_FILE} lacks {key} of shape [{config.latent_channels}]: export the folder again"
-            )
-    return SavedAutoencoder(autoencoder.eval(), stats["latent_mean"].float(), stats["latent_std"].float())
-
-
-def load_ldm_weights(autoencoder: Autoencoder, path: str | Path) -> None:
-    """Load a published file in the LDM layout, bare or wrapped in ``state_dict``, into `autoencoder`.
-
-    The training leftovers of VA-VAE's checkpoints (loss, foundation model, projection) are passed over; anything else
-    that does not match is a `UserError`.
-    """
-    content = read_weights(path)
-    state = content.get("state_dict", content)
-    load_weights(autoencoder, {k: v for k, v in state.items() if not k.startswith(_FOREIGN_PREFIXES)}, path)
+        raise UserError(f"{config_file} is not an autoencoder configuration: {error}") from error
+    return PublishedAutoencoder(config, read_weights(weights), weights, statistics_of_file(stats))
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -107,7 +107,8 @@ class VAETrainConfig:
     data: ImageDataConfig
     """Training images."""
     init_from: str | None = None
-    """Autoencoder folder or run to fine-tune; without it training starts from random weights."""
+    """Autoencoder to fine-tune: a folder of ours or of diffusers, an LDM checkpoint file with its latent statistics, or
+    a run. Without it training starts from random weights."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """Sizes of the autoencoder; with `init_from` they come from there."""
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)

@@ -1,0 +1,101 @@
+"""Per-channel mean and standard deviation of latents, in the forms that published autoencoders come with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.weights import read_weights
+
+_BATCH_NORM_EPS = 1e-4
+"""Of the batch norm through which REPA-E's generator sees latents."""
+
+_SD_VAE_FACTOR, _SD_VAE_CHANNELS = 0.18215, 4
+
+
+class LatentStatistics(NamedTuple):
+    """What turns latents into what generators see: (z - mean) / std."""
+
+    mean: Tensor  # [C] float32
+    std: Tensor  # [C] float32
+    origin: str
+    """Where the numbers come from, for the reader of a conversion's output."""
+
+    def checked(self, channels: int) -> LatentStatistics:
+        """Itself, flat; `UserError` unless it is `channels` finite means and positive deviations."""
+        mean, std = (torch.as_tensor(part, dtype=torch.float32).flatten() for part in self[:2])
+        if mean.numel() != channels or std.numel() != channels:
+            raise UserError(
+                f"latent statistics of {self.origin} are for {mean.numel()} means and {std.numel()} deviations, the "
+                f"autoencoder has {channels} latent channels: give the statistics of these weights with stats=FILE"
+            )
+        if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+            raise UserError(
+                f"latent statistics of {self.origin} hold NaN, inf or a deviation that is not above 0: give the "
+                "statistics of these weights with stats=FILE"
+            )
+        return LatentStatistics(mean, std, self.origin)
+
+
+def statistics_of_file(path: str | Path) -> LatentStatistics:
+    """From a file: ours, REPA-E's (scale and bias) or LightningDiT's (mean and std)."""
+    content = read_weights(path)
+    tensors = {name for name, value in content.items() if isinstance(value, Tensor)}
+    if {"latent_mean", "latent_std"} <= tensors:
+        return LatentStatistics(content["latent_mean"], content["latent_std"], str(path))
+    if {"mean", "std"} <= tensors:
+        return LatentStatistics(content["mean"], content["std"], str(path))
+    if {"latents_bias", "latents_scale"} <= tensors:
+        return LatentStatistics(content["latents_bias"], 1 / content["latents_scale"].float(), str(path))
+    raise UserError(
+        f"{path} holds no latent statistics: it must name latent_mean and latent_std, mean and std, or latents_bias "
+        "and latents_scale"
+    )
+
+
+def statistics_beside(path: Path) -> LatentStatistics | None:
+    """From the file that REPA-E, LightningDiT or `sendvae` puts beside the weights at `path`, if there is one."""
+    for name in (f"{path.stem}-latents-stats.pt", "latents_stats.pt", "latent_stats.safetensors"):
+        if path.with_name(name).is_file():
+            return statistics_of_file(path.with_name(name))
+    return None
+
+
+def statistics_of_batch_norm(content: dict, origin: str) -> LatentStatistics | None:
+    """From the buffers of the batch norm in a REPA-E checkpoint, if there is one: EMA before raw, as REPA-E exports."""
+    for state in (content.get("ema"), content.get("model"), content):
+        for key in state if isinstance(state, dict) else ():
+            head, _, last = str(key).rpartition(".")
+            variance = state.get(f"{head}.running_var")
+            if last == "running_mean" and head.split(".")[-1] == "bn" and isinstance(variance, Tensor):
+                return LatentStatistics(
+                    state[key], (variance.float() + _BATCH_NORM_EPS).sqrt(), f"batch norm {head} in {origin}"
+                )
+    return None
+
+
+def statistics_of_factor(factor: float, channels: int, shift: float = 0.0, origin: str = "") -> LatentStatistics:
+    """The same for every channel: (z - shift) * factor."""
+    if not factor > 0:
+        raise UserError(f"scaling_factor is {factor}: it must be above 0, like the 0.18215 of SD-VAE")
+    origin = origin or f"scaling_factor={factor}"
+    return LatentStatistics(torch.full((channels,), shift), torch.full((channels,), 1 / factor), origin)
+
+
+def statistics_of_diffusers(entries: dict, origin: str) -> LatentStatistics | None:
+    """From a diffusers config.json, if it says: its latents_mean and latents_std, or its one factor.
+
+    diffusers writes SD-VAE's factor into every config that was given none, so beside another number of channels than
+    SD-VAE's this value says nothing.
+    """
+    mean, std = entries.get("latents_mean"), entries.get("latents_std")
+    if mean is not None and std is not None:
+        return LatentStatistics(torch.tensor(mean), torch.tensor(std), origin)
+    factor, channels = entries.get("scaling_factor"), entries["latent_channels"]
+    if factor is None or (factor == _SD_VAE_FACTOR and channels != _SD_VAE_CHANNELS):
+        return None
+    return statistics_of_factor(factor, channels, entries.get("shift_factor") or 0.0, origin)
