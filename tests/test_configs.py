@@ -80,15 +80,32 @@ SIT_ROWS = {
     "xl_2_800ep": SiTRow("Table 1 REPA 800", XL, 2, (4, 32, 32), 800, 4_003_200),
 }
 
-# Guidance scale, interval in noise levels, labels; sources: the paper's section 4.1, REPA's and REPA-E's READMEs.
+class SamplingRow(NamedTuple):
+    """Guidance, labels and sampler. The defaults are the paper's section 4.2, with REPA's pixels."""
+
+    scale: float
+    interval: tuple[float, float]  # in noise levels
+    labels: str = "random"
+    channels: int | None = None  # guided
+    rounding: str = "truncate"
+    kind: str = "sde"
+    num_steps: int = 250
+    timestep_shift: float = 1.0
+
+
+# Sources: the paper's section 4.1, the READMEs of REPA and REPA-E, the sampling code of SiT and LightningDiT.
 SAMPLING_ROWS = {
-    "sde_250": (2.5, (0.0, 0.75), "random"),  # Table 1 Send-VAE (the interval is REPA-E's), E2E-VAE 800: FID 1.26
-    "unguided": (1.0, (0.0, 0.75), "random"),  # Table 1 without guidance, Tables 2-8
-    "repa": (1.8, (0.0, 0.7), "random"),  # Table 1 REPA 800: FID 1.42
-    "repa_e_sd_vae": (2.2, (0.0, 0.65), "random"),  # Table 1 E2E-VAE 80: FID 1.67
-    "repa_e_in_vae": (1.8, (0.0, 0.825), "random"),  # REPA-E: FID 1.61
-    "repa_e_va_vae": (1.9, (0.0, 0.825), "random"),  # REPA-E: FID 1.73
-    "e2e_va_vae_equal": (2.4, (0.0, 0.73), "equal"),  # REPA-E, later protocol: FID 1.12
+    "sde_250": SamplingRow(2.5, (0.0, 0.75)),  # Table 1 Send-VAE (the interval is REPA-E's), E2E-VAE 800: FID 1.26
+    "unguided": SamplingRow(1.0, (0.0, 0.75)),  # Table 1 without guidance, Tables 2-8
+    "repa": SamplingRow(1.8, (0.0, 0.7)),  # Table 1 REPA 800: FID 1.42
+    "repa_e_sd_vae": SamplingRow(2.2, (0.0, 0.65)),  # Table 1 E2E-VAE 80: FID 1.67
+    "repa_e_in_vae": SamplingRow(1.8, (0.0, 0.825)),  # REPA-E: FID 1.61
+    "repa_e_va_vae": SamplingRow(1.9, (0.0, 0.825)),  # REPA-E: FID 1.73
+    "e2e_va_vae_equal": SamplingRow(2.4, (0.0, 0.73), "equal"),  # REPA-E, later protocol: FID 1.12
+    "sit_sd_vae": SamplingRow(1.5, (0.0, 1.0), channels=3, rounding="round"),  # SiT: FID 2.06
+    "lightningdit_va_vae": SamplingRow(  # LightningDiT 800: FID 1.35; 250 times are 249 steps
+        6.7, (0.0, 1 - 0.125), channels=3, rounding="round", kind="euler", num_steps=249, timestep_shift=0.3
+    ),
 }
 
 
@@ -196,12 +213,17 @@ def test_stage_2_builds_the_rows_generator(name):
 @pytest.mark.parametrize("name", SAMPLING_ROWS)
 def test_sampling_has_the_headline_settings(name):
     config = load(ROOT / "sampling" / f"{name}.yaml")
-    assert (config.guidance_scale, config.guidance_interval, config.labels) == SAMPLING_ROWS[name]
-    # Section 4.2: 50,000 samples, Euler-Maruyama, 250 evaluations. REPA: last step from 0.04, fp64, truncated pixels.
-    assert (config.num_samples, config.ema, config.npz, config.rounding) == (50_000, True, True, "truncate")
-    assert (config.sampler.kind, config.sampler.num_steps, config.sampler.dtype) == ("sde", 250, "float64")
-    times = time_grid(config.sampler)
-    assert (times[0], times[-2], times[-1]) == (1.0, pytest.approx(0.04), 0.0)
+    sampler = config.sampler
+    assert SAMPLING_ROWS[name] == (
+        config.guidance_scale, config.guidance_interval, config.labels, config.guidance_channels, config.rounding,
+        sampler.kind, sampler.num_steps, sampler.timestep_shift,
+    )  # fmt: skip
+    # Section 4.2: 50,000 samples. REPA: last step from 0.04, fp64.
+    assert (config.num_samples, config.ema, config.npz, sampler.dtype) == (50_000, True, True, "float64")
+    times = time_grid(sampler)
+    # LightningDiT's last time but one of linspace(0, 1, 250), shifted: 1 - 0.3 τ / (1 - 0.7 τ) at τ = 248 / 249.
+    before_last = {"sde": 0.04, "euler": 1 / (0.3 * 249 + 0.7)}[sampler.kind]
+    assert (times[0], times[-2], times[-1]) == (1.0, pytest.approx(before_last), 0.0)
 
 
 def test_the_demos_finetunings_differ_in_the_alignment_alone():

@@ -19,10 +19,10 @@ LabelledModel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, object]]
 class GuidedVelocity:
     """The velocity function of one batch of labels; made by `guided`.
 
-    v = v_null + scale · (v_label - v_null) on every channel where low <= t <= high, both ends included, and v_label
-    elsewhere. (DiT and its descendants guide only the first three channels, an accident of their RGB ancestry; the
-    numbers of REPA, REPA-E and Send-VAE come from guiding all.) Guiding the velocity equals guiding the SDE drift,
-    which is affine in it.
+    v = v_null + scale · (v_label - v_null) where low <= t <= high, both ends included, and v_label elsewhere. The
+    numbers of REPA, REPA-E and Send-VAE come from guiding every channel; those of DiT, SiT and LightningDiT from
+    guiding the first three, an accident of their RGB ancestry, with v_label in the others. Guiding the velocity equals
+    guiding the SDE drift, which is affine in it.
     """
 
     model: LabelledModel
@@ -31,6 +31,8 @@ class GuidedVelocity:
     scale: float
     interval: tuple[float, float]
     null_label: int
+    channels: int | None = None
+    """Guide the first so many channels only; None is all."""
     decided_at: float | None = None
     """Noise level at which to decide whether to guide, in place of the evaluated one."""
 
@@ -52,12 +54,21 @@ class GuidedVelocity:
         decisive_t = float(t) if self.decided_at is None else self.decided_at
         if self.scale > 1 and self.interval[0] <= decisive_t <= self.interval[1]:
             null_labels = torch.full_like(self.labels, self.null_label)
-            return self._evaluate(torch.cat([x, x]), t, torch.cat([self.labels, null_labels])), self.scale
+            velocities = self._evaluate(torch.cat([x, x]), t, torch.cat([self.labels, null_labels]))
+            return self._unguide_other_channels(velocities), self.scale
         return self._evaluate(x, t, self.labels), None
 
     def decide_at(self, t: float) -> "GuidedVelocity":
         """The same function with the decision to guide taken at `t`: both halves of a Heun step must agree."""
         return replace(self, decided_at=t)
+
+    def _unguide_other_channels(self, velocities: Tensor) -> Tensor:
+        """v_label in place of v_null there: combined at any scale, and by any code, the two give v_label exactly."""
+        if self.channels is None:
+            return velocities
+        conditional, unconditional = velocities.chunk(2)
+        unconditional = torch.cat([unconditional[:, : self.channels], conditional[:, self.channels :]], dim=1)
+        return torch.cat([conditional, unconditional])
 
     def _evaluate(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         times_dtype = torch.promote_types(x.dtype, torch.float32)
@@ -66,21 +77,27 @@ class GuidedVelocity:
 
 
 def guided(
-    model: LabelledModel, labels: Tensor, scale: float, interval: tuple[float, float], num_classes: int
+    model: LabelledModel, labels: Tensor, scale: float, interval: tuple[float, float], num_classes: int,
+    channels: int | None = None,
 ) -> GuidedVelocity:
     """The velocity function that `sampling.samplers` integrates, for one batch.
 
     labels: int64 [B], each in [0, num_classes]; `num_classes` itself is the null class. scale: 1 is no guidance.
-    interval: (low, high) noise levels. Raises UserError for a label, scale or interval outside its range.
+    interval: (low, high) noise levels. channels: how many of the first channels to guide, None all.
+    Raises UserError for a label, scale, interval or number of channels outside its range.
     """
     low, high = interval
     if scale < 1:
         raise UserError(f"guidance scale is {scale}; give 1 (no guidance) or more")
     if not 0 <= low <= high <= 1:
         raise UserError(f"guidance interval is [{low}, {high}]; give 0 <= low <= high <= 1 (t = 1 is pure noise)")
+    if channels is not None and channels < 1:
+        raise UserError(f"guidance channels is {channels}; give 1 or more, or null to guide all")
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= num_classes:
         raise UserError(
             f"labels run from {int(labels.min())} to {int(labels.max())}, but the model has {num_classes} classes; "
             f"give labels from 0 to {num_classes - 1} ({num_classes} is the null class)"
         )
-    return GuidedVelocity(model=model, labels=labels, scale=scale, interval=(low, high), null_label=num_classes)
+    return GuidedVelocity(
+        model=model, labels=labels, scale=scale, interval=(low, high), null_label=num_classes, channels=channels
+    )

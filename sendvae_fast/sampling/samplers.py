@@ -30,6 +30,8 @@ class SamplerConfig:
     """Steps. The model runs once a step; with `heun`, twice in every step but the last."""
     last_step: float = 0.04
     """`sde` only: noise level from which the final, noise-free step goes to 0."""
+    timestep_shift: float = 1.0
+    """`euler` and `heun` only: LightningDiT's s, see `time_grid`. Below 1 there are more steps near noise."""
     dtype: Literal["float64", "float32"] = "float64"
     """Precision of the state between steps. The network always sees its own dtype."""
 
@@ -43,17 +45,24 @@ class SamplerConfig:
             raise UserError(f"sampler num_steps is {self.num_steps}; {self.kind} takes {least} or more")
         if not 0 < self.last_step < 1:
             raise UserError(f"sampler last_step is {self.last_step}; give a noise level between 0 and 1")
+        if not self.timestep_shift > 0:
+            raise UserError(f"sampler timestep_shift is {self.timestep_shift}; give a number above 0 (1 is no shift)")
+        if self.kind == "sde" and self.timestep_shift != 1:
+            raise UserError(f"sampler timestep_shift is {self.timestep_shift}; sde takes only 1: euler and heun shift")
 
 
 def time_grid(config: SamplerConfig) -> Tensor:
     """The noise levels that a sampler visits, from 1 down to 0: float64 [num_steps + 1] on the CPU.
 
-    `sde`: linspace(1, last_step, num_steps), then 0. ODE: linspace(1, 0, num_steps + 1).
+    `sde`: linspace(1, last_step, num_steps), then 0. ODE: u of linspace(1, 0, num_steps + 1) becomes
+    u / (1 + (s - 1) (1 - u)), s = timestep_shift. That is LightningDiT's s τ / (1 + (s - 1) τ) in its clock τ = 1 - u,
+    which runs from noise to data; a formula of that shape in noise levels, as Stable Diffusion 3 has, takes 1 / s.
     """
     if config.kind == "sde":
         levels = torch.linspace(1, config.last_step, config.num_steps, dtype=torch.float64)
         return torch.cat([levels, levels.new_zeros(1)])
-    return torch.linspace(1, 0, config.num_steps + 1, dtype=torch.float64)
+    levels = torch.linspace(1, 0, config.num_steps + 1, dtype=torch.float64)
+    return levels / (1 + (config.timestep_shift - 1) * (1 - levels))
 
 
 def initial_noise(seed: int, sample_ids: Tensor, shape: tuple[int, ...]) -> Tensor:

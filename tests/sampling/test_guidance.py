@@ -51,6 +51,19 @@ def test_uncombined_velocities_are_what_the_call_combines(t, scale):
     torch.testing.assert_close(parts, expected)
 
 
+def test_only_the_first_channels_are_guided_and_the_others_take_the_labels_velocity():
+    x = torch.randn(3, 5, 2, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([3, 0, 9])
+    velocity = guided(ScaledByLabel(), labels, 2.5, (0.2, 0.65), NUM_CLASSES, channels=3)
+    conditional = x * torch.tensor([4.0, 1.0, 10.0])[:, None, None, None]
+    outside = velocity(x, torch.tensor(0.7, dtype=torch.float64))
+    assert torch.equal(outside, conditional)
+    inside = velocity(x, torch.tensor(0.65, dtype=torch.float64))
+    everywhere = guided(ScaledByLabel(), labels, 2.5, (0.2, 0.65), NUM_CLASSES)(x, torch.tensor(0.65))
+    assert torch.equal(inside[:, :3], everywhere[:, :3]) and torch.equal(inside[:, 3:], conditional[:, 3:])
+    assert not torch.isclose(everywhere, conditional).any()
+
+
 @pytest.mark.parametrize("t", [0.0, math.nextafter(0.2, 0), math.nextafter(0.65, 1), 1.0])
 def test_outside_the_interval_only_the_labels_are_evaluated(t):
     model, x, velocity = evaluate(t)
@@ -93,3 +106,8 @@ def test_times_keep_float32_for_a_bfloat16_network():
 def test_what_is_out_of_range_is_named(labels, scale, interval, said):
     with pytest.raises(UserError, match=said):
         guided(ScaledByLabel(), torch.tensor(labels), scale, interval, NUM_CLASSES)
+
+
+def test_guiding_no_channel_is_refused():
+    with pytest.raises(UserError, match="guidance channels is 0"):
+        guided(ScaledByLabel(), torch.tensor([0]), 2.0, (0, 1), NUM_CLASSES, channels=0)

@@ -76,36 +76,77 @@ def test_ode_reaches_mean_and_covariance(kind):
     assert_moments_close(samples, MEAN, COVARIANCE)
 
 
+@pytest.mark.parametrize("timestep_shift", [1.0, 0.3])
 @pytest.mark.parametrize(("kind", "order"), [("euler", 1), ("heun", 2)])
-def test_order_of_convergence(kind, order):
+def test_order_of_convergence(kind, order, timestep_shift):
     ids, noise = start(16)
     eigenvalues, axes = torch.linalg.eigh(COVARIANCE)
     root = axes @ eigenvalues.sqrt().diag() @ axes.T
     exact = MEAN + noise.flatten(1) @ root  # the flow carries ε to m + S^(1/2) ε
 
     def error(num_steps):
-        config = SamplerConfig(kind=kind, num_steps=num_steps)
+        config = SamplerConfig(kind=kind, num_steps=num_steps, timestep_shift=timestep_shift)
         return (sample(gaussian_velocity, noise, ids, 0, config).flatten(1) - exact).abs().max().item()
 
     observed = math.log2(error(100) / error(200))
     assert abs(observed - order) < 0.15
 
 
-@pytest.mark.parametrize("kind", ["sde", "heun"])
-def test_mixture_weights(kind):
-    means, weights, variance = torch.tensor([-1.0, 1.0]).double(), torch.tensor([0.3, 0.7]).double(), 0.04
+@pytest.mark.parametrize("config", [
+    SamplerConfig(), SamplerConfig(kind="euler", timestep_shift=0.3), SamplerConfig(kind="heun", num_steps=100)
+], ids=lambda config: config.kind)  # fmt: skip
+def test_a_mixture_gets_its_weights_means_and_covariances(config):
+    weights = torch.tensor([0.3, 0.7]).double()
+    means = torch.tensor([[-2.0, 0.7], [2.0, -0.7]]).double()  # midway is over 4 deviations from each
+    covariances = torch.tensor([[[0.10, 0.06], [0.06, 0.20]], [[0.20, -0.08], [-0.08, 0.08]]]).double()
 
     def velocity(x, t):
-        spread = (1 - t) ** 2 * variance + t**2
-        centred = x - (1 - t) * means.reshape(2, 1, 1, 1, 1)  # [2, B, 1, 1, 1]
-        log_share = weights.log().reshape(2, 1, 1, 1, 1) - centred**2 / (2 * spread)
-        of_component = (t - (1 - t) * variance) / spread * centred - means.reshape(2, 1, 1, 1, 1)
-        return (log_share.softmax(0) * of_component).sum(0)
+        t, x_flat = float(t), x.flatten(1)
+        shares, velocities = [], []
+        for weight, mean, covariance in zip(weights, means, covariances, strict=True):
+            spread = (1 - t) ** 2 * covariance + t**2 * EYE
+            centred = x_flat - (1 - t) * mean
+            whitened = centred @ torch.linalg.inv(spread)
+            shares.append(weight.log() - spread.logdet() / 2 - (whitened * centred).sum(1) / 2)
+            velocities.append(whitened @ (t * EYE - (1 - t) * covariance) - mean)
+        shares = torch.stack(shares).softmax(0)[:, :, None]  # [2, B, 1]
+        return (shares * torch.stack(velocities)).sum(0).reshape(x.shape)
 
-    ids, noise = start(10_000, shape=(1, 1, 1))
-    samples = sample(velocity, noise, ids, seed=0, config=SamplerConfig(kind=kind, num_steps=100)).flatten()
-    share = (samples > 0).double().mean().item()
+    ids, noise = start(10_000)
+    samples = sample(velocity, noise, ids, seed=0, config=config).flatten(1)
+    is_second = samples @ (means[1] - means[0]) > 0
+    share = is_second.double().mean().item()
     assert abs(share - 0.7) < 4 * math.sqrt(0.3 * 0.7 / len(samples))
+    for of_component, mean, covariance in zip((~is_second, is_second), means, covariances, strict=True):
+        assert_moments_close(samples[of_component], mean, covariance)
+
+
+@pytest.mark.parametrize("kind", ["euler", "heun"])
+@pytest.mark.parametrize("shift", [0.3, 1.0, 3.0])
+def test_the_shifted_grid_is_lightningdits_in_the_other_clock(kind, shift):
+    """Its formula as published, on times that run from noise (0) to data (1)."""
+    forward = [step / 249 for step in range(250)]
+    shifted = [shift * time / (1 + (shift - 1) * time) for time in forward]
+    grid = time_grid(SamplerConfig(kind=kind, num_steps=249, timestep_shift=shift)).tolist()
+    assert grid == pytest.approx([1 - time for time in shifted], abs=1e-14)
+    assert grid[0] == 1 and grid[-1] == 0
+
+
+def test_a_guided_sde_leaves_the_other_channels_as_without_guidance():
+    """The model acts on each channel alone, so that guidance of one cannot reach another through the network."""
+    ids = torch.tensor([5, 2, 7])
+    noise = initial_noise(3, ids, (4, 4, 4))
+
+    def model(x, t, labels):
+        return torch.tanh(x) * (1 + t + labels)[:, None, None, None] / 4, None
+
+    def draw(scale, channels=None):
+        velocity = guided(model, torch.tensor([1, 2, 0]), scale, (0.0, 1.0), num_classes=3, channels=channels)
+        return sample(velocity, noise, ids, 3, SamplerConfig(num_steps=20))
+
+    plain, everywhere, first = draw(1.0), draw(1.8), draw(1.8, channels=3)
+    assert torch.equal(first[:, :3], everywhere[:, :3]) and torch.equal(first[:, 3:], plain[:, 3:])
+    assert not torch.equal(everywhere[:, 3:], plain[:, 3:])
 
 
 def test_sde_agrees_with_a_plain_writing_of_the_published_sampler():
@@ -262,7 +303,16 @@ def test_samples_that_are_not_finite_are_named():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kind": "dopri5"}, {"num_steps": 1}, {"last_step": 0.0}, {"last_step": 1.0}, {"dtype": "bfloat16"}]
+    "wrong",
+    [
+        {"kind": "dopri5"},
+        {"num_steps": 1},
+        {"last_step": 0.0},
+        {"last_step": 1.0},
+        {"dtype": "bfloat16"},
+        {"timestep_shift": 0.3},  # the default is the sde
+        {"timestep_shift": 0.0, "kind": "euler"},
+    ],
 )
 def test_config_refuses_what_cannot_run(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
