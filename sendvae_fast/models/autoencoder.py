@@ -100,6 +100,16 @@ class AutoencoderConfig:
     def has_attention(self, level: int) -> bool:
         return self.nominal_resolution >> level in self.attention_resolutions
 
+    def differences(self, other: AutoencoderConfig) -> list[str]:
+        """What makes it another network than `other`, in words. Levels named by other resolutions do not."""
+        own, others = self._network(), other._network()
+        return [f"{name} {own[name]} instead of {others[name]}" for name in own if own[name] != others[name]]
+
+    def _network(self) -> dict:
+        names = ("attention_resolutions", "nominal_resolution")
+        sizes = {name: value for name, value in vars(self).items() if name not in names}
+        return sizes | {"attention in levels": [self.has_attention(level) for level in range(self.num_levels)]}
+
 
 @dataclass(frozen=True)
 class Posterior:

@@ -1,8 +1,8 @@
 """The same autoencoder in diffusers' words: names of weights and fields of ``AutoencoderKL``'s config.json.
 
 Where the two layouts differ: diffusers numbers the decoder's levels in the order they run, so the other way round, and
-its attention has linear layers ([D, D]) where latent-diffusion has 1x1 convolutions ([D, D, 1, 1]). diffusers before
-0.14 called these query, key, value and proj_attn.
+its attention has linear layers ([D, D]) where latent-diffusion has 1x1 convolutions ([D, D, 1, 1]). Older files
+call these query, key, value and proj_attn.
 """
 
 from __future__ import annotations
@@ -96,15 +96,12 @@ def from_diffusers_config(entries: dict) -> AutoencoderConfig:
     pairs = list(zip(down, up, strict=False))
     if not len(down) == len(up) == num_levels or not {*pairs} <= {_BLOCK, _ATTENTION_BLOCK}:
         raise ValueError(f"down_block_types {down} and up_block_types {up[::-1]} are not those of an LDM autoencoder")
-    # The resolution is only a name for levels here; one too small for that many levels names none.
-    size = entries.get("sample_size")
-    nominal = size if isinstance(size, int) and size >> (num_levels - 1) else AutoencoderConfig.nominal_resolution
+    nominal = AutoencoderConfig.nominal_resolution  # a name for levels, not what the weights were trained at
     return AutoencoderConfig(
         base_channels=widths[0],
         channel_multipliers=tuple(width // widths[0] for width in widths),
         num_res_blocks=entries.get("layers_per_block", 1),
         attention_resolutions=tuple(nominal >> i for i, pair in enumerate(pairs) if pair == _ATTENTION_BLOCK),
-        nominal_resolution=nominal,
         latent_channels=entries["latent_channels"],
         num_groups=entries.get("norm_num_groups", 32),
         mid_attention=entries.get("mid_block_add_attention", True),

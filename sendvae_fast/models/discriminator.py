@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.models.weights import check_finite, load_weights, part_of_checkpoint, read_weights
 
 _CHANNELS_PER_GROUP = 16
 
@@ -59,6 +61,19 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.main(x)
+
+
+def load_discriminator_weights(discriminator: Discriminator, path: str | Path) -> None:
+    """Load a discriminator from its own file (ours, REPA-E's) or out of a training checkpoint (REPA-E, VA-VAE).
+
+    `UserError` where there is none, or one of other sizes, or one with NaN.
+    """
+    found = part_of_checkpoint(read_weights(path), "main.0.weight", ("discriminator", "state_dict"))
+    state = {key: value for key, value in found.items() if key.startswith("main.")}
+    if not state:
+        raise UserError(f"{path} holds no discriminator, it has no main.0.weight: give a discriminator's checkpoint")
+    check_finite(state, path)
+    load_weights(discriminator, state, path)
 
 
 def _group_norm(width: int) -> nn.GroupNorm:

@@ -21,7 +21,7 @@ from sendvae_fast.models.latent_statistics import (
     statistics_of_batch_norm,
     statistics_of_diffusers,
 )
-from sendvae_fast.models.weights import read_weights
+from sendvae_fast.models.weights import part_of_checkpoint, read_weights
 
 _DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
@@ -57,19 +57,11 @@ def read_published(path: str | Path) -> PublishedAutoencoder:
 def ldm_state(content: dict, path: str | Path) -> dict[str, Tensor]:
     """The autoencoder's part of a checkpoint in the LDM layout, without wrapper and prefix.
 
-    Raw weights are taken before averaged ones, as REPA-E does. `UserError` where there is no autoencoder.
+    `UserError` where there is none.
     """
-    for state in (content, *(content.get(name) for name in _WRAPPERS)):
-        if not isinstance(state, dict):
-            continue
-        prefixes = [
-            key.removesuffix(_FIRST_WEIGHT) for key in map(str, state)
-            if key == _FIRST_WEIGHT or key.endswith(f".{_FIRST_WEIGHT}")
-        ]
-        if prefixes:
-            prefix = min(prefixes, key=lambda name: ("ema" in name, len(name)))
-            inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            return {key: value for key, value in inside.items() if key.startswith(_PARTS)}
+    found = part_of_checkpoint(content, _FIRST_WEIGHT, _WRAPPERS)
+    if found:
+        return {key: value for key, value in found.items() if key.startswith(_PARTS)}
     raise UserError(f"{path} holds no autoencoder, it has no {_FIRST_WEIGHT}: give an autoencoder's checkpoint")
 
 

@@ -55,6 +55,21 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], source: str | Path
         )
 
 
+def part_of_checkpoint(content: dict, first_weight: str, wrappers: tuple[str, ...]) -> dict[str, Tensor]:
+    """The state dict in a training checkpoint that has `first_weight`, behind whatever prefix, which is cut off.
+
+    Looked for in `content` and then in its entries `wrappers`. Raw weights are taken before averaged ones (a prefix
+    with ``ema``), as REPA-E does. Empty where there is none.
+    """
+    for state in (content, *(content.get(name) for name in wrappers)):
+        keys = [key for key in state if isinstance(key, str)] if isinstance(state, dict) else []
+        prefixes = [key.removesuffix(first_weight) for key in keys if f".{key}".endswith(f".{first_weight}")]
+        if prefixes:
+            prefix = min(prefixes, key=lambda name: ("ema" in name, len(name)))
+            return {key.removeprefix(prefix): state[key] for key in keys if key.startswith(prefix)}
+    return {}
+
+
 def check_finite(state: dict[str, Tensor], source: str | Path) -> None:
     """`UserError` that names the first tensors of `state` with NaN or infinite elements."""
     broken = [key for key, value in state.items() if isinstance(value, Tensor) and not value.isfinite().all()]

@@ -29,7 +29,7 @@ from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
 from sendvae_fast.losses.reconstruction import kl_loss, reconstruction_loss
 from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder_io import WEIGHTS_FILE, load_autoencoder, save_autoencoder
-from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
+from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig, load_discriminator_weights
 from sendvae_fast.models.foundation import Foundation, FoundationConfig
 from sendvae_fast.models.mapper import Mapper, MapperConfig
 from sendvae_fast.models.pixels import to_model_range
@@ -110,7 +110,9 @@ class VAETrainConfig:
     """Autoencoder to fine-tune: a folder of ours or of diffusers, an LDM checkpoint file with its latent statistics, or
     a run. Without it training starts from random weights."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """Sizes of the autoencoder; with `init_from` they come from there."""
+    """Sizes of the autoencoder; with `init_from` they come from there, and other ones than the default must agree."""
+    discriminator_from: str | None = None
+    """Discriminator to start from: REPA-E's file, a training checkpoint of VA-VAE or REPA-E that has one, or a run."""
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     """Alignment with a foundation model."""
     loss: VAELossConfig = field(default_factory=VAELossConfig)
@@ -149,7 +151,7 @@ class VAEStage:
             self.model.autoencoder.decoder.conv_out.register_forward_pre_hook(self._keep_last_input)
         self.discriminator_engine = None
         if config.loss.gan_weight > 0:
-            discriminator = Discriminator(config.discriminator)
+            discriminator = build_discriminator(config)
             self.discriminator_engine = build_engine(discriminator, config.discriminator_optimizer, config.engine)
 
     # -- one step, read aloud ------------------------------------------------------------------------------------
@@ -263,6 +265,12 @@ def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVA
     alignment = config.alignment
     initial = None if config.init_from is None else load_autoencoder(resolve_weights(config.init_from))
     autoencoder = Autoencoder(config.autoencoder) if initial is None else initial.autoencoder
+    differences = autoencoder.config.differences(config.autoencoder)
+    if differences and config.autoencoder != AutoencoderConfig():
+        raise UserError(
+            f"init_from={config.init_from} is not what `autoencoder` describes: {'; '.join(differences)}. Leave its "
+            "settings out, or give weights of these sizes"
+        )
     mapper = None
     if foundation is not None:
         latent_size, remainder = divmod(config.data.image_size, autoencoder.downsampling)
@@ -286,10 +294,21 @@ def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVA
     return model
 
 
+def build_discriminator(config: VAETrainConfig) -> Discriminator:
+    """The discriminator, from `discriminator_from` or fresh; UserError where the weights do not fit."""
+    discriminator = Discriminator(config.discriminator)
+    if config.discriminator_from is not None:
+        weights = resolve_weights(config.discriminator_from)
+        load_discriminator_weights(discriminator, weights / DISCRIMINATOR_FILE if weights.is_dir() else weights)
+    return discriminator
+
+
 def train_vae(config: VAETrainConfig) -> int:
     """Run or resume stage 1; returns the exit code (see `train.loop.fit`). Collective."""
     distributed = init_distributed()
     images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
-    run = RunDirectory(config.run, config, may_change=("run", "loop", "engine", "data.root", "init_from"))
+    run = RunDirectory(config.run, config, may_change=(
+        "run", "loop", "engine", "data.root", "init_from", "discriminator_from",
+    ))
     stage = VAEStage(config, images, distributed)
     return fit(stage, config.loop, run, config.data.global_batch, distributed)

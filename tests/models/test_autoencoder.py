@@ -150,3 +150,12 @@ def test_unknown_preset_and_odd_image_are_refused():
         AutoencoderConfig.preset("f4")
     with pytest.raises(UserError, match="30 x 32 pixels.*multiple of 4"):
         tiny().encode(torch.zeros(1, 3, 30, 32))
+
+
+def test_differences_are_those_of_the_network():
+    a = AutoencoderConfig(**TINY, attention_resolutions=(16,), nominal_resolution=64)
+    assert a.differences(AutoencoderConfig(**TINY, attention_resolutions=(128,), nominal_resolution=512)) == []
+    other = AutoencoderConfig(**TINY | {"latent_channels": 5}, attention_resolutions=(16, 32), nominal_resolution=64)
+    assert a.differences(other) == [
+        "latent_channels 4 instead of 5", "attention in levels [False, False, True] instead of [False, True, True]"
+    ]

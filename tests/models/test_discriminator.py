@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
+from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig, load_discriminator_weights
 
 
 def test_has_the_published_size_and_layout():
@@ -75,3 +75,30 @@ def test_learns_to_tell_two_images_apart():
         loss.backward()
         optimizer.step()
     assert loss < 0.5
+
+
+@pytest.mark.parametrize("kind", ["bare", "loss module", "va-vae", "repa-e checkpoint"])
+def test_loads_from_every_published_place(tmp_path, kind):
+    source, target = (Discriminator(DiscriminatorConfig(base_channels=4)) for _ in range(2))
+    state, other = source.state_dict(), {"encoder.x": torch.ones(1)}
+    torch.save({
+        "bare": state,
+        "loss module": {"logvar": torch.zeros(()), **{f"discriminator.{k}": v for k, v in state.items()}},
+        "va-vae": {"state_dict": {**other, **{f"loss.discriminator.{k}": v for k, v in state.items()}}},
+        "repa-e checkpoint": {"vae": other, "discriminator": state, "steps": 3},
+    }[kind], tmp_path / "discriminator.pt")
+    load_discriminator_weights(target, tmp_path / "discriminator.pt")
+    assert all(torch.equal(value, state[key]) for key, value in target.state_dict().items())
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path):
+    path, target = tmp_path / "discriminator.pt", Discriminator(DiscriminatorConfig(base_channels=4))
+    nan = {**target.state_dict(), "main.0.bias": torch.full((4,), float("nan"))}
+    for state, words in [
+        ({"encoder.conv_in.weight": torch.ones(1)}, "holds no discriminator"),
+        (Discriminator(DiscriminatorConfig(base_channels=8)).state_dict(), "8x3x4x4 instead of 4x3x4x4"),
+        (nan, r"NaN or inf in 1 weights \(main.0.bias"),
+    ]:
+        torch.save(state, path)
+        with pytest.raises(UserError, match=words):
+            load_discriminator_weights(target, path)

@@ -8,8 +8,10 @@ from safetensors.torch import load_file
 from tiny_runs import COMPARED, checkpoint_tensors, vae_config
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.models.autoencoder import AutoencoderConfig
+from sendvae_fast.models.autoencoder_export import write_diffusers
 from sendvae_fast.models.autoencoder_io import load_autoencoder
-from sendvae_fast.train.vae import train_vae
+from sendvae_fast.train.vae import build_discriminator, build_model, train_vae
 
 
 def metrics(run):
@@ -113,6 +115,31 @@ def test_finetuning_starts_from_the_given_weights_and_statistics(trained, images
     torch.testing.assert_close(*statistics, rtol=1e-3, atol=0)
 
 
+def test_finetuning_starts_from_published_weights_and_a_discriminator(trained, images, tmp_path):
+    source = trained / "checkpoints" / "step_00000080"
+    saved = load_autoencoder(source)
+    write_diffusers(tmp_path, saved, "source")
+    config = vae_config(tmp_path / "run", images, init_from=str(tmp_path), discriminator_from=str(trained))
+    model = build_model(config, None)
+    weights = model.autoencoder.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in saved.autoencoder.state_dict().items())
+    mean, std = model.latent_norm.statistics()  # whose deviation is sqrt(variance + eps)
+    assert torch.equal(mean, saved.latent_mean)
+    torch.testing.assert_close(std, (saved.latent_std**2 + model.latent_norm.eps).sqrt())
+    expected = load_file(source / "discriminator.safetensors")
+    discriminator = build_discriminator(config).state_dict()
+    assert all(torch.equal(discriminator[name], value) for name, value in expected.items())
+
+
+def test_weights_of_other_sizes_than_the_settings_are_refused(trained, images, tmp_path):
+    config = vae_config(tmp_path / "run", images, init_from=str(trained), autoencoder={"latent_channels": 5})
+    with pytest.raises(UserError, match="latent_channels 4 instead of 5"):
+        build_model(config, None)
+    # Settings left at their default ask for nothing.
+    config.autoencoder = AutoencoderConfig()
+    assert build_model(config, None).autoencoder.config.latent_channels == 4
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -120,6 +147,7 @@ def test_finetuning_starts_from_the_given_weights_and_statistics(trained, images
         ({"data": {"image_size": 64}}, "16 x 16"),
         ({"alignment": {"latent_norm": "fixed"}}, "needs init_from"),
         ({"init_from": "nowhere"}, "nowhere does not exist"),
+        ({"discriminator_from": "no_critic.pt"}, "no_critic.pt does not exist"),
         ({"alignment": {"foundation": {"name": "dinov2-vit-b"}}}, "weights"),
     ],
 )
