@@ -135,7 +135,7 @@ def run_demo(config: DemoConfig) -> int:
         if any(codes):
             return max(codes)
     with timer.part("evaluation"):
-        results = measure(config, root, Catalog.open(train_data), Catalog.from_folder(test_data))
+        results = measure(config, root, Catalog.open(train_data), Catalog.open(test_data))
     with timer.part("report"):
         results["notes"].append(timer.sentence())
         (root / "results.json").write_text(json.dumps(results, indent=1) + "\n")

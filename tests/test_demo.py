@@ -76,6 +76,15 @@ def test_photographs_are_split_by_catalogs(tmp_path):
     assert sorted(train.names + test.names) == sorted(catalog.names) and np.bincount(test.labels).tolist() == [2, 2]
 
 
+def test_photographs_go_through_the_whole_demo(tmp_path):
+    photographs(tmp_path / "photos", per_class=30)
+    root = tmp_path / "run"
+    assert main(["demo", f"--run={root}", f"--data={tmp_path / 'photos'}", *SMALL, "--debug"]) == 0
+    metrics = [entry["metrics"] for entry in json.loads((root / "results.json").read_text())["variants"]]
+    assert all(entry["gfid"] > 0 and "attribute_f1" not in entry for entry in metrics)
+    assert "photographs from" in (root / "report.html").read_text()
+
+
 def test_too_few_photographs_are_a_clear_error(tmp_path):
     with pytest.raises(UserError, match="too few pictures"):
         split_photographs(photographs(tmp_path / "photos", per_class=3), tmp_path / "train", tmp_path / "test")
