@@ -17,6 +17,8 @@ namespace {
 
 constexpr int64_t kVector = 16;            // floats in the widest vector register
 constexpr int64_t kMinLanes = 64;          // so that a row keeps the vector units busy
+constexpr int64_t kCacheLine = 64;         // bytes
+constexpr int64_t kPrefetchBlocks = 8;     // of four rows each
 constexpr int64_t kChunkElements = 32768;  // fits, with its outputs, in an L2 cache
 
 // How a sample's [P, C] elements are gone through: in rows of `lanes` elements, which are whole pixels, so that a lane
@@ -78,6 +80,13 @@ SENDVAE_HD Normalisation normalisation_at(const float* table, int64_t lanes, int
 // The pointers are restricted so that compilers vectorise the loops; `omp simd` would not do, for it keeps loops with
 // structs of their own from it.
 
+// Asks for memory ahead of its use: processors see no stream in rows that are read side by side.
+template <typename T>
+SENDVAE_HD void prefetch(const T* data, int64_t count) {
+  const char* bytes = reinterpret_cast<const char*>(data);
+  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += kCacheLine) __builtin_prefetch(bytes + i);
+}
+
 // Adds up x - centre and its square in each lane; four rows at a time, to load and store the sums less often.
 template <typename T>
 SENDVAE_HD void add_rows(const T* __restrict__ x, int64_t elements, int64_t lanes, const float* __restrict__ centre,
@@ -85,6 +94,7 @@ SENDVAE_HD void add_rows(const T* __restrict__ x, int64_t elements, int64_t lane
   int64_t begin = 0;
   for (; begin + 4 * lanes <= elements; begin += 4 * lanes) {
     const T* row = x + begin;
+    prefetch(row + kPrefetchBlocks * 4 * lanes, 4 * lanes);
     for (int64_t i = 0; i < lanes; ++i) {
       const float x0 = to_float(row[i]) - centre[i], x1 = to_float(row[i + lanes]) - centre[i];
       const float x2 = to_float(row[i + 2 * lanes]) - centre[i], x3 = to_float(row[i + 3 * lanes]) - centre[i];
