@@ -68,6 +68,9 @@ class Checkpointer:
 
         if not self._all_succeed(ranks, step, lambda: self._write_share(staged, write)):
             return None
+        # Not before all have written: a rank that looks earlier sees another's temporary files come and go.
+        if not self._all_succeed(ranks, step, lambda: self._flush(staged)):
+            return None
         if not self._all_succeed(ranks, step, lambda: self._finish(staged, final, step, ranks)):
             return None
         return final
@@ -89,6 +92,8 @@ class Checkpointer:
     def _write_share(self, staged: Path, write: Callable[[Path], None]) -> None:
         staged.mkdir(parents=True, exist_ok=True)
         write(staged)
+
+    def _flush(self, staged: Path) -> None:
         for path in _files(staged):
             fsync_path(path)
 

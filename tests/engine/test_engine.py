@@ -44,7 +44,13 @@ def test_two_ranks(case, kind, two_ranks):
     assert outcomes[f"{case}-{kind}"] == "passed", outcomes[f"{case}-{kind}"]
 
 
-@pytest.mark.parametrize("case", ["checkpoint_of_two_ranks", "signal_to_one_rank", "run_directory_of_two_ranks"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "checkpoint_of_two_ranks", "checkpoint_while_another_rank_renames", "signal_to_one_rank",
+        "run_directory_of_two_ranks",
+    ],
+)
 def test_parts_on_two_ranks(case, two_ranks):
     outcome = two_ranks[0][f"{case}-ranks"]
     assert outcome == "passed", outcome

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import engine_cases
 import torch
 from engine_cases import CASES, ENGINES
 
+from sendvae_fast.engine import checkpoint
 from sendvae_fast.engine.checkpoint import Checkpointer
 from sendvae_fast.engine.distributed import current_distributed, init_distributed
 from sendvae_fast.engine.metrics import MetricsLogger
@@ -58,6 +60,31 @@ def checkpoint_of_two_ranks(_, folder: Path) -> None:
         raise AssertionError("only one rank knows of the other settings")
 
 
+def checkpoint_while_another_rank_renames(_, folder: Path) -> None:
+    """A temporary file of one rank that is gone before another rank flushes it costs no checkpoint."""
+    ranks, flush = current_distributed(), checkpoint.fsync_path
+
+    def write(directory: Path) -> None:
+        if ranks.rank == 0:
+            (directory / "rank0.tmp").write_text("0")
+            time.sleep(0.4)
+            (directory / "rank0.tmp").rename(directory / "rank0")
+        else:
+            time.sleep(0.2)  # so that the temporary file is there when this rank has written its own
+            (directory / "rank1").write_text("1")
+
+    def flush_late(path: Path) -> None:
+        time.sleep(0.4)
+        flush(path)
+
+    checkpoint.fsync_path = flush_late if ranks.rank == 1 else flush
+    try:
+        path = Checkpointer(folder).save(1, write)
+    finally:
+        checkpoint.fsync_path = flush
+    assert sorted(file.name for file in path.iterdir()) == ["manifest.json", "rank0", "rank1"]
+
+
 def signal_to_one_rank(_, folder: Path) -> None:
     """Whoever gets it, all stop at the same step."""
     ranks = current_distributed()
@@ -79,7 +106,9 @@ def run_directory_of_two_ranks(_, folder: Path) -> None:
     assert len(run.metrics.read_text().splitlines()) == 1
 
 
-RANK_CASES = [checkpoint_of_two_ranks, signal_to_one_rank, run_directory_of_two_ranks]
+RANK_CASES = [
+    checkpoint_of_two_ranks, checkpoint_while_another_rank_renames, signal_to_one_rank, run_directory_of_two_ranks,
+]
 
 
 def main() -> None:
