@@ -37,7 +37,8 @@ from sendvae_fast.data.synthetic import synth_scenes
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.train.common import TrainingImages
-from sendvae_fast.train.vae import VAEStage, VAETrainConfig
+from sendvae_fast.train.vae import VAEStage
+from sendvae_fast.train.vae_config import VAETrainConfig
 
 PARTS = ("decode", "latents", "step")
 LATENT_SHAPE = (32, 16, 16)  # f16d32 at 256 px

@@ -44,8 +44,10 @@ from sendvae_fast.sampling.job import SampleConfig, sample_to_folder
 from sendvae_fast.sampling.samplers import SamplerConfig
 from sendvae_fast.sampling.writer import PngFolder, save_grid, to_uint8
 from sendvae_fast.train.cache import CacheConfig, cache
-from sendvae_fast.train.sit import SiTTrainConfig, train_sit
-from sendvae_fast.train.vae import VAETrainConfig, train_vae
+from sendvae_fast.train.sit import train_sit
+from sendvae_fast.train.sit_config import SiTTrainConfig
+from sendvae_fast.train.vae import train_vae
+from sendvae_fast.train.vae_config import VAETrainConfig
 
 CONFIGS = Path(__file__).parent / "configs" / "demo"
 HELD_OUT_EVERY = 5

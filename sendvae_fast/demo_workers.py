@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from sendvae_fast.progress import Progress
-from sendvae_fast.train.sit import SiTTrainConfig
-from sendvae_fast.train.vae import VAETrainConfig
+from sendvae_fast.train.sit_config import SiTTrainConfig
+from sendvae_fast.train.vae_config import VAETrainConfig
 
 POLL_INTERVAL_S = 0.5
 MAX_WORKERS = 3

@@ -14,8 +14,9 @@ from sendvae_fast.models.foundation import load_foundation
 from sendvae_fast.models.sit import SiT
 from sendvae_fast.sampling.job import SampleConfig
 from sendvae_fast.sampling.samplers import time_grid
-from sendvae_fast.train.sit import SiTTrainConfig
-from sendvae_fast.train.vae import VAETrainConfig, build_model
+from sendvae_fast.train.sit_config import SiTTrainConfig
+from sendvae_fast.train.vae_config import VAETrainConfig
+from sendvae_fast.train.vae_networks import build_model
 
 ROOT = Path(__file__).parents[1] / "configs"
 FILES = sorted(ROOT.rglob("*.yaml"))

@@ -5,7 +5,8 @@
 Running the same command again resumes the run. On a signal (SIGTERM, SIGINT, SIGUSR1) it saves and exits with 75.
 """
 
-from sendvae_fast.train.vae import VAETrainConfig, train_vae
+from sendvae_fast.train.vae import train_vae
+from sendvae_fast.train.vae_config import VAETrainConfig
 
 Config = VAETrainConfig
 run = train_vae

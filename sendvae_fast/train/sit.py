@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,99 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sendvae_fast.engine.distributed import Distributed, init_distributed
-from sendvae_fast.engine.engine import EngineConfig, build_engine
-from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.engine import build_engine
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.weights import resolve_weights
 from sendvae_fast.losses.alignment import alignment_loss
 from sendvae_fast.models.autoencoder_io import WEIGHTS_FILE, load_autoencoder
-from sendvae_fast.models.foundation import FoundationConfig
-from sendvae_fast.models.sit import SiT, SiTConfig
+from sendvae_fast.models.sit import SiT
 from sendvae_fast.models.sit_io import save_sit
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import noise_inject, philox
-from sendvae_fast.sampling.generate import GenerateConfig, LatentDecoder, generate
+from sendvae_fast.sampling.generate import LatentDecoder, generate
 from sendvae_fast.sampling.writer import save_grid
-from sendvae_fast.train.common import ImageDataConfig, add_means, build_foundation, micro_batches
-from sendvae_fast.train.latent_batches import LatentBatch, LatentReaderConfig, TrainingLatents
-from sendvae_fast.train.loop import LoopConfig, fit
-
-
-@dataclass(kw_only=True)
-class GeneratorConfig:
-    """Sizes of the SiT; what the latents and the data decide is taken from the cache."""
-
-    preset: str | None = "SiT-XL/1"
-    """A published size, SiT-{S,B,L,XL}/{1,2,4,8}; null takes the five sizes below."""
-    patch_size: int = 1
-    """Latent positions per token and side (without a preset)."""
-    width: int = 1152
-    """Width of the transformer (without a preset)."""
-    depth: int = 28
-    """Transformer blocks (without a preset)."""
-    num_heads: int = 16
-    """Attention heads (without a preset)."""
-    label_dropout: float = 0.1
-    """Share of labels replaced by the null class, for classifier-free guidance."""
-    projector_width: int = 2048
-    """Hidden width of the REPA projector."""
-
-    def build(
-        self, latent_shape: tuple[int, int, int], num_classes: int, repa_dim: int | None, repa_block: int
-    ) -> SiTConfig:
-        """The full SiT config for latents [C, H, W]."""
-        channels, size = latent_shape[:2]
-        shared = dict(
-            latent_channels=channels, latent_size=size, num_classes=num_classes, repa_dim=repa_dim,
-            repa_block=repa_block, label_dropout=self.label_dropout, projector_width=self.projector_width,
-        )
-        if self.preset is not None:
-            return SiTConfig.preset(self.preset, **shared)
-        return SiTConfig(
-            patch_size=self.patch_size, width=self.width, depth=self.depth, num_heads=self.num_heads, **shared
-        )
-
-
-@dataclass(kw_only=True)
-class RepaConfig:
-    """Representation alignment of the generator (REPA)."""
-
-    weight: float = 0.5
-    """λ_repa. REPA: 0.5. At 0 neither projector nor foundation model is built."""
-    foundation: FoundationConfig = field(default_factory=lambda: FoundationConfig(name="dinov2-vit-b"))
-    """The frozen foundation model."""
-    block: int = 8
-    """The projector reads the tokens after this block. REPA: 8."""
-
-
-@dataclass(kw_only=True)
-class SiTTrainConfig:
-    """A stage 2 run."""
-
-    run: str
-    """Run directory. The same command again resumes it."""
-    latents: str
-    """Latent cache folder, as `sendvae cache-latents` writes it, or a folder of LightningDiT's published latents."""
-    autoencoder: str | None = None
-    """Autoencoder folder or run that decodes the preview pictures; without it there are none."""
-    data: ImageDataConfig = field(default_factory=lambda: ImageDataConfig(global_batch=256))
-    """The global batch, and the photographs the cache was made from when REPA looks at them beside the latents."""
-    reader: LatentReaderConfig = field(default_factory=LatentReaderConfig)
-    """How latents are read."""
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    """Sizes of the SiT."""
-    repa: RepaConfig = field(default_factory=RepaConfig)
-    """Representation alignment."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4, ema_decay=0.9999))
-    """AdamW and EMA. REPA: lr 1e-4, EMA 0.9999, clip 1.0."""
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    """What drives training."""
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    """Length and reporting."""
-    preview: GenerateConfig = field(default_factory=lambda: GenerateConfig(num_samples=16, batch_size=16))
-    """How the preview grid is sampled from the EMA weights."""
-    seed: int = 0
-    """Seed of weights, data order, noise and label dropout."""
+from sendvae_fast.train.common import add_means, build_foundation, micro_batches
+from sendvae_fast.train.latent_batches import LatentBatch, TrainingLatents
+from sendvae_fast.train.loop import fit
+from sendvae_fast.train.sit_config import SiTTrainConfig
 
 
 class SiTStage:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -18,27 +16,20 @@ from torch import Tensor, nn
 
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.distributed import Distributed, init_distributed
-from sendvae_fast.engine.engine import EngineConfig, build_engine
-from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.engine import build_engine
 from sendvae_fast.engine.run import RunDirectory
-from sendvae_fast.engine.weights import resolve_weights
-from sendvae_fast.errors import UserError
 from sendvae_fast.losses.adversarial import adaptive_weight, generator_loss, hinge_discriminator_loss
 from sendvae_fast.losses.alignment import alignment_loss
-from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
+from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.losses.reconstruction import kl_loss, reconstruction_loss
-from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
-from sendvae_fast.models.autoencoder_io import WEIGHTS_FILE, load_autoencoder, save_autoencoder
-from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig, load_discriminator_weights
-from sendvae_fast.models.foundation import Foundation, FoundationConfig
-from sendvae_fast.models.mapper import Mapper, MapperConfig
+from sendvae_fast.models.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder_io import WEIGHTS_FILE, save_autoencoder
 from sendvae_fast.models.pixels import to_model_range
-from sendvae_fast.models.send_vae import LatentNormKind, SendVAE, SendVAEOutput
+from sendvae_fast.models.send_vae import SendVAEOutput
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import philox
 from sendvae_fast.sampling.writer import save_grid, to_uint8
 from sendvae_fast.train.common import (
-    ImageDataConfig,
     TrainingImages,
     add_means,
     build_foundation,
@@ -46,89 +37,11 @@ from sendvae_fast.train.common import (
     part_of,
     without,
 )
-from sendvae_fast.train.loop import LoopConfig, fit
+from sendvae_fast.train.loop import fit
+from sendvae_fast.train.vae_config import VAETrainConfig
+from sendvae_fast.train.vae_networks import DISCRIMINATOR_FILE, build_discriminator, build_model
 
 MAPPER_FILE = "mapper.safetensors"
-DISCRIMINATOR_FILE = "discriminator.safetensors"
-
-
-@dataclass(kw_only=True)
-class AlignmentConfig:
-    """The alignment of Equations 1 and 2: which foundation model, through which mapper."""
-
-    weight: float = 1.0
-    """λ_align. The paper: 1.0. At 0 neither mapper nor foundation model is built."""
-    foundation: FoundationConfig = field(default_factory=lambda: FoundationConfig(name="dinov2-vit-b"))
-    """The frozen foundation model f."""
-    noise: bool = True
-    """Whether the mapper sees noised latents (Equation 1). The paper's Table 3 switches it off."""
-    latent_norm: LatentNormKind = "running"
-    """How latents are normalised before noising: running statistics, those loaded with the weights, or not at all."""
-    width: int = 768
-    """Mapper width. The paper: the foundation model's, 768 or 1024."""
-    depth: int = 1
-    """Transformer layers in the mapper. The paper's best: 1."""
-    num_heads: int = 12
-    """Attention heads in the mapper. The paper: 12 for width 768, 16 for 1024."""
-    patch_size: int = 1
-    """Latent positions per mapper token and side: 1 for f16 latents, 2 for f8."""
-    projector_width: int = 2048
-    """Hidden width of the mapper's MLP projector."""
-
-
-@dataclass(kw_only=True)
-class VAELossConfig:
-    """The weights of L_VAE. Defaults follow REPA-E's l1_lpips_kl_gan configuration."""
-
-    reconstruction: Literal["l1", "l2"] = "l1"
-    """Pixel loss. The paper prints MSE, the configuration it builds on uses L1."""
-    reconstruction_weight: float = 1.0
-    """Weight of the pixel loss, a mean over all elements."""
-    perceptual: PerceptualConfig | None = None
-    """LPIPS network and its local weight files; without it there is no LPIPS term."""
-    perceptual_weight: float = 1.0
-    """Weight of LPIPS."""
-    kl_weight: float = 1e-6
-    """Weight of the KL divergence, summed over C, H, W and averaged over the batch."""
-    gan_weight: float = 0.1
-    """Weight of the generator's GAN loss; 0 trains without a discriminator."""
-    gan_adaptive: bool = False
-    """Scale the GAN weight by the ratio of last-layer gradients (VQGAN, VA-VAE) instead of keeping it fixed."""
-    gan_start_step: int = 0
-    """First step of the GAN loss. Later than 0 suits a discriminator that was not pre-trained."""
-
-
-@dataclass(kw_only=True)
-class VAETrainConfig:
-    """A stage 1 run."""
-
-    run: str
-    """Run directory. The same command again resumes it."""
-    data: ImageDataConfig
-    """Training images."""
-    init_from: str | None = None
-    """Autoencoder to fine-tune: a folder of ours or of diffusers, an LDM checkpoint file with its latent statistics, or
-    a run. Without it training starts from random weights."""
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """Sizes of the autoencoder; with `init_from` they come from there, and other ones than the default must agree."""
-    discriminator_from: str | None = None
-    """Discriminator to start from: REPA-E's file, a training checkpoint of VA-VAE or REPA-E that has one, or a run."""
-    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
-    """Alignment with a foundation model."""
-    loss: VAELossConfig = field(default_factory=VAELossConfig)
-    """Weights of the autoencoder's own losses."""
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    """Sizes of the PatchGAN discriminator."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-4))
-    """AdamW of autoencoder and mapper. The paper: lr 3e-4."""
-    discriminator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
-    """AdamW of the discriminator. REPA-E: lr 1e-4."""
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    """What drives training."""
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    """Length and reporting."""
-    seed: int = 0
-    """Seed of weights, data order and noise."""
 
 
 class VAEStage:
@@ -255,52 +168,6 @@ class VAEStage:
         if self.distributed.is_main:
             pictures = torch.cat([images, to_uint8(output.reconstruction)])
             save_grid(directory / f"reconstruction_{step:08d}.png", pictures, columns=len(images))
-
-
-def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVAE:
-    """Autoencoder (from `init_from` or fresh) and, with a foundation model, the mapper to its features.
-
-    Raises UserError for sizes that do not fit together.
-    """
-    alignment = config.alignment
-    initial = None if config.init_from is None else load_autoencoder(resolve_weights(config.init_from))
-    autoencoder = Autoencoder(config.autoencoder) if initial is None else initial.autoencoder
-    differences = autoencoder.config.differences(config.autoencoder)
-    if differences and config.autoencoder != AutoencoderConfig():
-        raise UserError(
-            f"init_from={config.init_from} is not what `autoencoder` describes: {'; '.join(differences)}. Leave its "
-            "settings out, or give weights of these sizes"
-        )
-    mapper = None
-    if foundation is not None:
-        latent_size, remainder = divmod(config.data.image_size, autoencoder.downsampling)
-        grid_size, grid_remainder = divmod(latent_size, alignment.patch_size)
-        if remainder or grid_remainder:
-            raise UserError(
-                f"data.image_size={config.data.image_size} must be a multiple of the autoencoder's downsampling "
-                f"{autoencoder.downsampling} times alignment.patch_size={alignment.patch_size}"
-            )
-        foundation.check_grid(grid_size)
-        mapper = Mapper(MapperConfig(
-            latent_channels=autoencoder.config.latent_channels, grid_size=grid_size, target_dim=foundation.dim,
-            width=alignment.width, depth=alignment.depth, num_heads=alignment.num_heads,
-            patch_size=alignment.patch_size, projector_width=alignment.projector_width,
-        ))
-    model = SendVAE(autoencoder, mapper, alignment.latent_norm, alignment.noise)
-    if initial is not None:
-        model.latent_norm.set_statistics(initial.latent_mean, initial.latent_std)
-    elif alignment.latent_norm == "fixed":
-        raise UserError("alignment.latent_norm=fixed needs init_from, whose latent statistics it keeps; use running")
-    return model
-
-
-def build_discriminator(config: VAETrainConfig) -> Discriminator:
-    """The discriminator, from `discriminator_from` or fresh; UserError where the weights do not fit."""
-    discriminator = Discriminator(config.discriminator)
-    if config.discriminator_from is not None:
-        weights = resolve_weights(config.discriminator_from)
-        load_discriminator_weights(discriminator, weights / DISCRIMINATOR_FILE if weights.is_dir() else weights)
-    return discriminator
 
 
 def train_vae(config: VAETrainConfig) -> int:

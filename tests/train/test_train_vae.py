@@ -11,7 +11,8 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder import AutoencoderConfig
 from sendvae_fast.models.autoencoder_export import write_diffusers
 from sendvae_fast.models.autoencoder_io import load_autoencoder
-from sendvae_fast.train.vae import build_discriminator, build_model, train_vae
+from sendvae_fast.train.vae import train_vae
+from sendvae_fast.train.vae_networks import build_discriminator, build_model
 
 
 def metrics(run):

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from sendvae_fast.config import build_config, merge
 from sendvae_fast.train.cache import CacheConfig, cache
-from sendvae_fast.train.sit import SiTTrainConfig
-from sendvae_fast.train.vae import VAETrainConfig
+from sendvae_fast.train.sit_config import SiTTrainConfig
+from sendvae_fast.train.vae_config import VAETrainConfig
 
 NUM_IMAGES = 24  # one of each class
 VAE = {

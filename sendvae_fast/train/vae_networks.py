@@ -1,0 +1,61 @@
+"""The networks of a stage 1 run, from its settings and the weights they name."""
+
+from __future__ import annotations
+
+from sendvae_fast.engine.weights import resolve_weights
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder_io import load_autoencoder
+from sendvae_fast.models.discriminator import Discriminator, load_discriminator_weights
+from sendvae_fast.models.foundation import Foundation
+from sendvae_fast.models.mapper import Mapper, MapperConfig
+from sendvae_fast.models.send_vae import SendVAE
+from sendvae_fast.train.vae_config import VAETrainConfig
+
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+
+
+def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVAE:
+    """Autoencoder (from `init_from` or fresh) and, with a foundation model, the mapper to its features.
+
+    Raises UserError for sizes that do not fit together.
+    """
+    alignment = config.alignment
+    initial = None if config.init_from is None else load_autoencoder(resolve_weights(config.init_from))
+    autoencoder = Autoencoder(config.autoencoder) if initial is None else initial.autoencoder
+    differences = autoencoder.config.differences(config.autoencoder)
+    if differences and config.autoencoder != AutoencoderConfig():
+        raise UserError(
+            f"init_from={config.init_from} is not what `autoencoder` describes: {'; '.join(differences)}. Leave its "
+            "settings out, or give weights of these sizes"
+        )
+    mapper = None
+    if foundation is not None:
+        latent_size, remainder = divmod(config.data.image_size, autoencoder.downsampling)
+        grid_size, grid_remainder = divmod(latent_size, alignment.patch_size)
+        if remainder or grid_remainder:
+            raise UserError(
+                f"data.image_size={config.data.image_size} must be a multiple of the autoencoder's downsampling "
+                f"{autoencoder.downsampling} times alignment.patch_size={alignment.patch_size}"
+            )
+        foundation.check_grid(grid_size)
+        mapper = Mapper(MapperConfig(
+            latent_channels=autoencoder.config.latent_channels, grid_size=grid_size, target_dim=foundation.dim,
+            width=alignment.width, depth=alignment.depth, num_heads=alignment.num_heads,
+            patch_size=alignment.patch_size, projector_width=alignment.projector_width,
+        ))
+    model = SendVAE(autoencoder, mapper, alignment.latent_norm, alignment.noise)
+    if initial is not None:
+        model.latent_norm.set_statistics(initial.latent_mean, initial.latent_std)
+    elif alignment.latent_norm == "fixed":
+        raise UserError("alignment.latent_norm=fixed needs init_from, whose latent statistics it keeps; use running")
+    return model
+
+
+def build_discriminator(config: VAETrainConfig) -> Discriminator:
+    """The discriminator, from `discriminator_from` or fresh; UserError where the weights do not fit."""
+    discriminator = Discriminator(config.discriminator)
+    if config.discriminator_from is not None:
+        weights = resolve_weights(config.discriminator_from)
+        load_discriminator_weights(discriminator, weights / DISCRIMINATOR_FILE if weights.is_dir() else weights)
+    return discriminator
