@@ -1,5 +1,7 @@
 """The process group: who am I, where do I compute, and the few collectives the engine's callers need."""
 
+import atexit
+import gc
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -7,6 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Before any group is made: default arguments in it are the world group of the moment of import. Imported later (DDP and
+# torch.compile do), it would keep the group and its threads alive into interpreter shutdown, which then may abort.
+import torch.distributed.nn.functional
 
 from sendvae_fast.errors import UserError
 
@@ -61,17 +67,16 @@ class Distributed:
         return self.all_reduce_sum(tensor).div_(self.world_size)
 
     def close(self) -> None:
-        """Destroy the process group; call it last, before the process exits."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        """Destroy the process group; call it last, when no engine is in use any more. Exit does it otherwise."""
+        _leave()
 
 
 def init_distributed(device: str | None = None, timeout_s: float = 1800.0) -> Distributed:
     """Join the process group: torchrun's when its environment is set, else a group of one that needs no port.
 
-    Safe to call again: the existing group is kept. `device` is "cpu" or "cuda" (default: the existing group's, else
-    CUDA where there is one); with CUDA each local rank takes its own GPU. CPU tensors travel by gloo, CUDA tensors by
-    NCCL.
+    Safe to call again: the existing group is kept. A group made here is left when the process exits. `device` is "cpu"
+    or "cuda" (default: the existing group's, else CUDA where there is one); with CUDA each local rank takes its own
+    GPU. CPU tensors travel by gloo, CUDA tensors by NCCL.
 
     Raises:
         UserError: CUDA was asked for and there is none, or there are more local ranks than GPUs.
@@ -102,7 +107,18 @@ def init_distributed(device: str | None = None, timeout_s: float = 1800.0) -> Di
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+        atexit.register(_leave)
     return Distributed(rank=dist.get_rank(), world_size=dist.get_world_size(), local_rank=local_rank, device=place)
+
+
+def _leave() -> None:
+    """Destroy the process group, so that none of its threads sees the interpreter shut down, which aborts the process.
+
+    An engine in a reference cycle keeps the group's threads alive beyond its destruction: cycles are freed first.
+    """
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def current_distributed() -> Distributed:

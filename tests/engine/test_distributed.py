@@ -1,0 +1,29 @@
+"""Leaving the process group: a finished run must not abort while the interpreter shuts down."""
+
+import subprocess
+import sys
+
+THREADS_AT_EXIT = """
+import atexit, os
+from torch import distributed as dist, nn
+from torch.nn.parallel import DistributedDataParallel
+
+def threads():
+    return [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+
+atexit.register(lambda: print("at exit", *threads()))  # the last handler to run is the first that was registered
+from sendvae_fast.engine.distributed import init_distributed
+init_distributed("cpu")
+while "pt_gloo_runloop" not in threads():
+    pass  # a thread names itself
+network = nn.Linear(2, 2)
+network.engine = [DistributedDataParallel(network)]  # a cycle, as an engine and its hooks make
+del network
+"""
+
+
+def test_no_thread_of_the_group_outlives_it():
+    done = subprocess.run([sys.executable, "-c", THREADS_AT_EXIT], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("at exit")
+    assert "gloo" not in done.stdout
