@@ -1,6 +1,7 @@
 """SiT, the flow transformer of stage 2, with the REPA projector.
 
-The network of REPA and REPA-E (SiT without learned sigma) with their state-dict layout. It predicts the velocity
+The network of REPA and REPA-E (SiT without learned sigma) with their state-dict layout, and by its switches that of
+LightningDiT (Yao et al., 2025) with its parameter names. It predicts the velocity
 ``v = ε - z`` at ``z_t = (1 - t) z + t ε``; `t` is the noise level in [0, 1] and is embedded as it is, not times 1000.
 
 Shape letters: B batch, C latent channels, H latent size, P patch size, N tokens, D width.
@@ -9,89 +10,27 @@ Shape letters: B batch, C latent channels, H latent size, P patch size, N tokens
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.positions import sincos_2d
-from sendvae_fast.models.transformer import Attention, Mlp, PatchEmbed, init_transformer, projector
+from sendvae_fast.models.positions import RotaryEmbedding, sincos_2d
+from sendvae_fast.models.sit_config import SiTConfig
+from sendvae_fast.models.transformer import (
+    Attention,
+    Mlp,
+    PatchEmbed,
+    RMSNorm,
+    SwiGLU,
+    init_transformer,
+    projector,
+)
 from sendvae_fast.ops import adaln
 
-_SIZES = {
-    "S": dict(depth=12, width=384, num_heads=6),
-    "B": dict(depth=12, width=768, num_heads=12),
-    "L": dict(depth=24, width=1024, num_heads=16),
-    "XL": dict(depth=28, width=1152, num_heads=16),
-}
-_PATCH_SIZES = (1, 2, 4, 8)
-_FREQUENCIES = 256  # width of the sinusoid that embeds t
-
-
-@dataclass(kw_only=True)
-class SiTConfig:
-    """Sizes of a `SiT`. Raises `UserError` for sizes that do not fit together."""
-
-    latent_size: int
-    """Height and width of the latent."""
-    latent_channels: int
-    """Channels of the latent."""
-    patch_size: int
-    """Latent positions per token and side: 1 for f16 latents, 2 for f8."""
-    width: int
-    """Width of the transformer."""
-    depth: int
-    """Transformer blocks."""
-    num_heads: int
-    """Attention heads."""
-    num_classes: int
-    """Classes of the data; index `num_classes` is the null class of classifier-free guidance."""
-    label_dropout: float = 0.1
-    """Share of labels that training replaces by the null class. Drawn by the caller, not by the network."""
-    repa_dim: int | None = None
-    """Width of the foundation model's features; without it the network has no REPA projector."""
-    repa_block: int = 8
-    """The projector reads the tokens after this many blocks."""
-    projector_width: int = 2048
-    """Hidden width of the REPA projector."""
-
-    def __post_init__(self):
-        for name in ("latent_size", "latent_channels", "patch_size", "depth", "num_heads", "num_classes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"SiT {name} is {getattr(self, name)}: it must be at least 1")
-        if self.latent_size % self.patch_size:
-            raise UserError(f"SiT latent_size={self.latent_size} must be a multiple of patch_size={self.patch_size}")
-        if self.width < 4 or self.width % 4 or self.width % self.num_heads:
-            raise UserError(
-                f"SiT width={self.width} must be a multiple of 4 (sine-cosine positions) and of "
-                f"num_heads={self.num_heads}"
-            )
-        if not 0.0 <= self.label_dropout < 1.0:
-            raise UserError(f"SiT label_dropout is {self.label_dropout}: it must be in [0, 1)")
-        if self.repa_dim is not None and not 1 <= self.repa_block <= self.depth:
-            raise UserError(
-                f"SiT repa_block={self.repa_block} must be between 1 and depth={self.depth}: the projector reads the "
-                "tokens after that block"
-            )
-
-    @classmethod
-    def preset(cls, name: str, **sizes) -> SiTConfig:
-        """A published size by name, ``SiT-{S,B,L,XL}/{1,2,4,8}``; `sizes` gives the other fields.
-
-        >>> SiTConfig.preset("SiT-XL/1", latent_size=16, latent_channels=32, num_classes=1000, repa_dim=768)
-        """
-        presets = {f"SiT-{size}/{patch}": (size, patch) for size in _SIZES for patch in _PATCH_SIZES}
-        if name not in presets:
-            raise UserError(f"unknown SiT preset {name!r}: choose one of {', '.join(presets)}")
-        size, patch_size = presets[name]
-        return cls(patch_size=patch_size, **_SIZES[size], **sizes)
-
-    @property
-    def grid_size(self) -> int:
-        """Tokens per side."""
-        return self.latent_size // self.patch_size
+FREQUENCIES = 256
+"""Width of the sinusoid that embeds t: cosines, then sines."""
 
 
 class SiT(nn.Module):
@@ -106,11 +45,12 @@ class SiT(nn.Module):
         self.y_embedder = LabelEmbedder(config.num_classes, width)
         # Never trained, but part of the published layout; see `_fill_pos_embed`.
         self.register_buffer("pos_embed", sincos_2d(width, config.grid_size).unsqueeze(0))  # [1, N, D]
-        self.blocks = nn.ModuleList(SiTBlock(width, config.num_heads) for _ in range(config.depth))
+        self.rope = RotaryEmbedding(config.head_dim, config.grid_size) if config.rope else None
+        self.blocks = nn.ModuleList(SiTBlock(config) for _ in range(config.depth))
         if config.repa_dim is not None:
             # A list, because REPA allows several foundation models.
             self.projectors = nn.ModuleList([projector(width, config.projector_width, config.repa_dim)])
-        self.final_layer = FinalLayer(width, config.patch_size, config.latent_channels)
+        self.final_layer = FinalLayer(config)
         self._initialise()
         self.register_load_state_dict_pre_hook(_fill_pos_embed)
 
@@ -157,7 +97,7 @@ class SiT(nn.Module):
         condition = self.t_embedder(t) + self.y_embedder(labels, drop)  # [B, D]
         features = None
         for i, block in enumerate(self.blocks, start=1):
-            stream = block(stream, condition)
+            stream = block(stream, condition, self.rope)
             if return_features and i == config.repa_block:
                 features = self.projectors[0](stream.tokens())
         return self._unpatchify(self.final_layer(stream, condition)), features
@@ -174,14 +114,18 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        half = _FREQUENCIES // 2
-        steps = torch.arange(half, dtype=torch.float32, device=t.device)
         # In fp32 whatever the network's precision.
-        angles = t.float().unsqueeze(1) * torch.exp(-math.log(10000.0) / half * steps)  # [B, half]
+        angles = t.float().unsqueeze(1) * timestep_frequencies(t.device)  # [B, FREQUENCIES / 2]
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.mlp[0].weight.dtype))
+
+
+def timestep_frequencies(device: torch.device | str = "cpu") -> Tensor:
+    """The angular frequencies at which `t` is embedded, float32 [FREQUENCIES / 2]."""
+    half = FREQUENCIES // 2
+    return torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=torch.float32, device=device))
 
 
 class LabelEmbedder(nn.Module):
@@ -213,34 +157,61 @@ class Stream(NamedTuple):
         return self.x if self.branch is None else self.x + self.gate.unsqueeze(1) * self.branch
 
 
+class AdaLayerNorm(nn.Module):
+    """The last layer's part added, LayerNorm without weights, and modulation: (y, tokens), in one op."""
+
+    def forward(self, stream: Stream, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        return adaln(stream.x, shift, scale, branch=stream.branch, gate=stream.gate)
+
+
+class AdaRMSNorm(RMSNorm):
+    """`AdaLayerNorm` with RMSNorm and its weight. In plain PyTorch: the op's statistics are LayerNorm's."""
+
+    def forward(self, stream: Stream, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        x = stream.tokens()
+        y = super().forward(x) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+        return y.to(x.dtype), x
+
+
+def _norm(config: SiTConfig) -> nn.Module:
+    return AdaRMSNorm(config.width) if config.rms_norm else AdaLayerNorm()
+
+
+def _qk_norm(config: SiTConfig) -> nn.Module | None:
+    if not config.qk_norm:
+        return None
+    return RMSNorm(config.head_dim) if config.rms_norm else nn.LayerNorm(config.head_dim)
+
+
 class SiTBlock(nn.Module):
     """Transformer layer on a stream of [B, N, D], whose norms and branches are modulated by the condition [B, D]."""
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, config: SiTConfig):
         super().__init__()
-        self.attn = Attention(width, num_heads)
-        self.mlp = Mlp(width, approximate="tanh")
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.norm1, self.norm2 = _norm(config), _norm(config)
+        self.attn = Attention(config.width, config.num_heads, q_norm=_qk_norm(config), k_norm=_qk_norm(config))
+        self.mlp = SwiGLU(config.width) if config.swiglu else Mlp(config.width, approximate="tanh")
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
 
-    def forward(self, stream: Stream, condition: Tensor) -> Stream:
+    def forward(self, stream: Stream, condition: Tensor, rope: RotaryEmbedding | None = None) -> Stream:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, dim=1)
-        y, x = adaln(stream.x, shift1, scale1, branch=stream.branch, gate=stream.gate)
-        y, x = adaln(x, shift2, scale2, branch=self.attn(y), gate=gate1)
+        y, x = self.norm1(stream, shift1, scale1)
+        y, x = self.norm2(Stream(x, self.attn(y, rope), gate1), shift2, scale2)
         return Stream(x, self.mlp(y), gate2)
 
 
 class FinalLayer(nn.Module):
     """Modulated norm and a linear layer from a stream of [B, N, D] to patches [B, N, P P C]."""
 
-    def __init__(self, width: int, patch_size: int, channels: int):
+    def __init__(self, config: SiTConfig):
         super().__init__()
-        self.linear = nn.Linear(width, patch_size * patch_size * channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.norm_final = _norm(config)
+        self.linear = nn.Linear(config.width, config.patch_size**2 * config.latent_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
 
     def forward(self, stream: Stream, condition: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
-        y, _ = adaln(stream.x, shift, scale, branch=stream.branch, gate=stream.gate)
-        return self.linear(y)
+        return self.linear(self.norm_final(stream, shift, scale)[0])
 
 
 def _fill_pos_embed(module: SiT, state_dict: dict, prefix: str, *_) -> None:

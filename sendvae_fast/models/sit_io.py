@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder_io import CONFIG_FILE, STATS_FILE, WEIGHTS_FILE
-from sendvae_fast.models.sit import SiT, SiTConfig
+from sendvae_fast.models.sit import SiT
+from sendvae_fast.models.sit_config import SiTConfig
 from sendvae_fast.models.weights import load_weights, read_weights
 
 EMA_FILE = "ema.safetensors"

@@ -5,9 +5,11 @@ Shape letters: B batch, N tokens, D width, C channels, P patch size.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sendvae_fast.models.positions import RotaryEmbedding
 from sendvae_fast.ops import attention
 
 
@@ -38,18 +40,28 @@ class PatchProjection(nn.Conv2d):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention [B, N, D] to [B, N, D], with biases and without query-key normalisation."""
+    """Multi-head self-attention [B, N, D] to [B, N, D], with biases.
 
-    def __init__(self, width: int, num_heads: int):
+    `q_norm` and `k_norm` are modules on [..., D / heads], or None; what they and `rope` give is taken in v's dtype.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, q_norm: nn.Module | None = None, k_norm: nn.Module | None = None
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm, self.k_norm = q_norm, k_norm
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: RotaryEmbedding | None = None) -> Tensor:
         # [B, N, 3 D] -> 3 x [B, heads, N, D / heads]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rope(q), rope(k)
+        return self.proj(attention(q.to(v.dtype), k.to(v.dtype), v).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -63,6 +75,33 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """silu(a) b with a, b = linear(x), then linear: [B, N, D] to [B, N, D]. As many weights as `Mlp`."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        # As LightningDiT rounds it, so that its weights fit whatever the width.
+        hidden = int(2 / 3 * (4 * width))
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(a) * b)
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x²) + 1e-6)`` times a weight, [..., D] to [..., D]; in float32 at least, also the result."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        compute = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(compute), self.weight.shape, self.weight.to(compute), eps=1e-6)
 
 
 def projector(width: int, hidden_width: int, target_dim: int) -> nn.Sequential:

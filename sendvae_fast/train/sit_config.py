@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.models.foundation import FoundationConfig
-from sendvae_fast.models.sit import SiTConfig
+from sendvae_fast.models.sit_config import SiTConfig, preset_sizes
 from sendvae_fast.sampling.generate import GenerateConfig
 from sendvae_fast.train.common import ImageDataConfig
 from sendvae_fast.train.latent_batches import LatentReaderConfig
@@ -19,7 +20,8 @@ class GeneratorConfig:
     """Sizes of the SiT; what the latents and the data decide is taken from the cache."""
 
     preset: str | None = "SiT-XL/1"
-    """A published size, SiT-{S,B,L,XL}/{1,2,4,8}; null takes the five sizes below."""
+    """A published network, SiT-{S,B,L,XL}/{1,2,4,8} or LightningDiT-{B,L,XL,1p0B,1p6B}/{1,2}; null takes the four
+    sizes below."""
     patch_size: int = 1
     """Latent positions per token and side (without a preset)."""
     width: int = 1152
@@ -28,6 +30,14 @@ class GeneratorConfig:
     """Transformer blocks (without a preset)."""
     num_heads: int = 16
     """Attention heads (without a preset)."""
+    swiglu: bool | None = None
+    """SwiGLU instead of the GELU MLP; null, here and below: as the preset has it, off without one."""
+    rms_norm: bool | None = None
+    """RMSNorm instead of LayerNorm."""
+    rope: bool | None = None
+    """Rotary positions on queries and keys."""
+    qk_norm: bool | None = None
+    """Normalised queries and keys, against NaN in long runs."""
     label_dropout: float = 0.1
     """Share of labels replaced by the null class, for classifier-free guidance."""
     projector_width: int = 2048
@@ -38,15 +48,17 @@ class GeneratorConfig:
     ) -> SiTConfig:
         """The full SiT config for latents [C, H, W]."""
         channels, size = latent_shape[:2]
-        shared = dict(
+        switches = {name: getattr(self, name) for name in ("swiglu", "rms_norm", "rope", "qk_norm")}
+        return SiTConfig(
+            **{**self._sizes(), **{name: on for name, on in switches.items() if on is not None}},
             latent_channels=channels, latent_size=size, num_classes=num_classes, repa_dim=repa_dim,
             repa_block=repa_block, label_dropout=self.label_dropout, projector_width=self.projector_width,
         )
+
+    def _sizes(self) -> dict[str, Any]:
         if self.preset is not None:
-            return SiTConfig.preset(self.preset, **shared)
-        return SiTConfig(
-            patch_size=self.patch_size, width=self.width, depth=self.depth, num_heads=self.num_heads, **shared
-        )
+            return preset_sizes(self.preset)
+        return {name: getattr(self, name) for name in ("patch_size", "width", "depth", "num_heads")}
 
 
 @dataclass(kw_only=True)

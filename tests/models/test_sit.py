@@ -1,13 +1,16 @@
 """SiT: published sizes and layout, and an independent plain version on the same weights."""
 
-import math
+import dataclasses
+import itertools
 
 import pytest
 import torch
+from plain_sit import plain_sit
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.sit import SiT, SiTConfig
+from sendvae_fast.models.sit import SiT
+from sendvae_fast.models.sit_config import PRESETS, SiTConfig
 from sendvae_fast.ops import use_backend
 
 TINY = dict(
@@ -32,71 +35,37 @@ def inputs(dtype=torch.float32):
     return z_t, torch.rand(4, generator=generator).to(dtype), torch.tensor([0, 4, 5, 2])
 
 
-def plain_sit(state: dict, z_t, t, labels, config: SiTConfig):
-    """The forward pass written from the fact sheet, token by token where that is simplest."""
-
-    def linear(x, name):
-        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
-
-    def silu(x):
-        return x / (1 + torch.exp(-x))
-
-    def layer_norm(x):
-        centred = x - x.mean(-1, keepdim=True)
-        return centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-6)
-
-    patch, grid, heads = config.patch_size, config.latent_size // config.patch_size, config.num_heads
-    tokens = []
-    kernel = state["x_embedder.proj.weight"].flatten(1)
-    for row in range(grid):
-        for column in range(grid):
-            part = z_t[:, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
-            tokens.append(part.flatten(1) @ kernel.T + state["x_embedder.proj.bias"])
-    x = torch.stack(tokens, 1) + state["pos_embed"]
-
-    frequencies = torch.tensor([10000 ** (-i / 128) for i in range(128)], dtype=torch.float64)
-    angles = t.double()[:, None] * frequencies
-    sinusoid = torch.cat([torch.cos(angles), torch.sin(angles)], 1).to(x.dtype)
-    condition = linear(silu(linear(sinusoid, "t_embedder.mlp.0")), "t_embedder.mlp.2")
-    condition = condition + state["y_embedder.embedding_table.weight"][labels]
-
-    features = None
-    for index in range(config.depth):
-        block = f"blocks.{index}"
-        modulation = linear(silu(condition), f"{block}.adaLN_modulation.1")[:, None]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = torch.tensor_split(modulation, 6, dim=-1)
-        q, k, v = torch.tensor_split(linear(layer_norm(x) * (1 + scale_a) + shift_a, f"{block}.attn.qkv"), 3, dim=-1)
-        attended = []
-        for q_h, k_h, v_h in zip(*(torch.tensor_split(part, heads, dim=-1) for part in (q, k, v)), strict=True):
-            scores = torch.einsum("bnd,bmd->bnm", q_h, k_h) / math.sqrt(q_h.shape[-1])
-            attended.append(torch.softmax(scores, -1) @ v_h)
-        x = x + gate_a * linear(torch.cat(attended, -1), f"{block}.attn.proj")
-        h = linear(layer_norm(x) * (1 + scale_m) + shift_m, f"{block}.mlp.fc1")
-        h = 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
-        x = x + gate_m * linear(h, f"{block}.mlp.fc2")
-        if index + 1 == config.repa_block:
-            h = silu(linear(x, "projectors.0.0"))
-            features = linear(silu(linear(h, "projectors.0.2")), "projectors.0.4")
-
-    shift, scale = torch.tensor_split(linear(silu(condition), "final_layer.adaLN_modulation.1")[:, None], 2, dim=-1)
-    x = linear(layer_norm(x) * (1 + scale) + shift, "final_layer.linear")
-    velocity = torch.zeros_like(z_t)
-    for n in range(grid * grid):
-        top, left = n // grid * patch, n % grid * patch
-        pixels = x[:, n].reshape(-1, patch, patch, config.latent_channels).permute(0, 3, 1, 2)
-        velocity[:, :, top : top + patch, left : left + patch] = pixels
-    return velocity, features
+def plain(sit: SiT, state: dict, z_t, t, labels):
+    """`plain_sit` on weights of `sit`; it rotates queries and keys where it sees LightningDiT's buffers."""
+    if sit.config.rope:
+        state = {**state, "feat_rope.freqs_cos": None}
+    return plain_sit(state, z_t, t, labels, num_heads=sit.config.num_heads, repa_block=sit.config.repa_block)
 
 
+SWITCHES = [
+    dict(), dict(swiglu=True), dict(rms_norm=True), dict(rope=True), dict(qk_norm=True),
+    dict(rms_norm=True, qk_norm=True), dict(swiglu=True, rms_norm=True, rope=True, patch_size=1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=lambda switches: " ".join(switches) or "none")
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
-def test_equals_a_plain_version(dtype, tolerance):
-    sit = tiny().to(dtype)
+def test_equals_a_plain_version(switches, dtype, tolerance):
+    sit = tiny(**switches).to(dtype)
     z_t, t, labels = inputs(dtype)
     velocity, features = sit(z_t, t, labels, return_features=True)
-    expected_velocity, expected_features = plain_sit(sit.state_dict(), z_t, t, labels, sit.config)
-    # In float64 the difference left is the float32 sinusoid of t.
+    expected_velocity, expected_features = plain(sit, sit.state_dict(), z_t, t, labels)
+    # In float64 the difference left is the float32 sinusoid of t, and the float32 cosines of rope.
     assert_close(velocity, expected_velocity, rtol=tolerance, atol=tolerance)
     assert_close(features, expected_features, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("switch", ["swiglu", "rms_norm", "rope", "qk_norm"])
+def test_every_switch_changes_the_velocity(switch):
+    changed = tiny(**{switch: True})
+    same = {name: value for name, value in tiny().state_dict().items() if name in changed.state_dict()}
+    changed.load_state_dict(same, strict=False)
+    assert not torch.allclose(changed(*inputs())[0], tiny()(*inputs())[0], rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +93,52 @@ def test_xl2_on_f8_has_the_published_size():
     with torch.device("meta"):
         sit = SiT(SiTConfig.preset("SiT-XL/2", latent_size=32, latent_channels=4, num_classes=1000))
     assert sum(parameter.numel() for parameter in sit.parameters()) == 674_816_272
+
+
+LATENTS = {"f8d4": (4, 8), "f16d16": (16, 16), "f16d32": (32, 16), "f16d64": (64, 16)}  # channels, downsampling
+
+
+@pytest.mark.parametrize("size, parameters", [("S", 32_871_200), ("B", 130_328_096), ("L", 457_857_056),
+                                              ("XL", 674_853_152)])
+def test_every_patch_size_latent_and_resolution(size, parameters):
+    """Patch size and channels make a difference to the first and the last layer, the resolution to none."""
+    for patch, (channels, downsampling), image_size in itertools.product((1, 2, 4, 8), LATENTS.values(), (256, 512)):
+        latent_size = image_size // downsampling
+        sizes = dict(latent_size=latent_size, latent_channels=channels, num_classes=1000)
+        config = SiTConfig.preset(f"SiT-{size}/{patch}", **sizes)
+        assert config.grid_size == latent_size // patch
+        one_block = dataclasses.replace(config, depth=1)  # quick to build
+        with torch.device("meta"):
+            sit = SiT(one_block)
+            velocity, _ = sit(
+                torch.empty(2, channels, latent_size, latent_size), torch.empty(2), torch.empty(2, dtype=torch.int64)
+            )
+        assert velocity.shape == (2, channels, latent_size, latent_size)
+        width = config.width
+        expected = parameters - (config.depth - 1) * (18 * width**2 + 15 * width)
+        expected += (patch**2 * channels - 32) * (2 * width + 1)
+        assert sum(parameter.numel() for parameter in sit.parameters()) == expected
+
+
+def test_lightningdit_xl1_has_the_published_size():
+    with torch.device("meta"):
+        config = SiTConfig.preset("LightningDiT-XL/1", latent_size=16, latent_channels=32, num_classes=1000)
+        sit = SiT(config)
+    # 675.26 M in LightningDiT's published log, where the fixed positions are a parameter.
+    assert round(sum(parameter.numel() for parameter in sit.parameters()) + sit.pos_embed.numel(), -4) == 675_260_000
+    keys = {name.removeprefix("blocks.0.") for name in sit.state_dict() if name.startswith("blocks.0.")}
+    layers = {f"{name}.{kind}" for name in ("attn.qkv", "attn.proj", "mlp.w12", "mlp.w3", "adaLN_modulation.1")
+              for kind in ("weight", "bias")}
+    assert keys == layers | {"norm1.weight", "norm2.weight"}
+    assert sit.blocks[0].mlp.w12.weight.shape == (2 * 3072, 1152)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_what_they_are_called(name):
+    config = SiTConfig.preset(name, latent_size=16, latent_channels=4, num_classes=9)
+    assert config.patch_size == int(name.partition("/")[2])
+    assert {config.swiglu, config.rms_norm, config.rope} == {name.startswith("Lightning")} and not config.qk_norm
+    assert SiTConfig.preset(name, latent_size=16, latent_channels=4, num_classes=9, qk_norm=True).qk_norm
 
 
 def test_state_dict_has_the_repa_layout():
@@ -208,12 +223,16 @@ def loss_of(velocity, features):
 
 # The tokens of 3 blocks in bf16 (8 bits) are good to a few per cent of a gradient's norm.
 @pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 0.03)])
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_gradients_are_a_plain_versions(backend, autocast, tolerance):
-    sit = tiny()
+@pytest.mark.parametrize(
+    "backend, switches",
+    [("reference", {}), ("cpu", {}), ("cpu", dict(swiglu=True, rms_norm=True, rope=True, qk_norm=True))],
+    ids=["reference", "cpu", "every switch"],
+)
+def test_gradients_are_a_plain_versions(backend, switches, autocast, tolerance):
+    sit = tiny(**switches)
     z_t, t, labels = inputs()
     state = {name: x.detach().double().requires_grad_() for name, x in sit.state_dict().items()}
-    loss_of(*plain_sit(state, z_t.double(), t.double(), labels, sit.config)).backward()
+    loss_of(*plain(sit, state, z_t.double(), t.double(), labels)).backward()
     with use_backend(backend), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         velocity, features = sit(z_t, t, labels, return_features=True)
     assert velocity.dtype == features.dtype == (torch.bfloat16 if autocast else torch.float32)
@@ -256,6 +275,7 @@ def test_large_activations_stay_finite_under_autocast():
         (dict(num_heads=5), "num_heads=5"),
         (dict(label_dropout=1.0), "label_dropout"),
         (dict(depth=0), "depth is 0"),
+        (dict(rope=True, num_heads=4), r"width=24 / num_heads=4 is 6"),
     ],
 )
 def test_impossible_sizes_are_refused(changes, words):
@@ -269,7 +289,7 @@ def test_misuse_is_refused():
         tiny(repa_dim=None)(*inputs(), return_features=True)
     with pytest.raises(UserError, match="3 x 8 x 8 but got 3 x 4 x 4"):
         tiny()(torch.zeros(1, 3, 4, 4), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
-    with pytest.raises(UserError, match="SiT-XL/1"):
+    with pytest.raises(UserError, match="unknown SiT preset 'SiT-M/1', did you mean 'SiT-"):
         SiTConfig.preset("SiT-M/1", latent_size=8, latent_channels=4, num_classes=2)
 
 

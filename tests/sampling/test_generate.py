@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.sit import SiT, SiTConfig
+from sendvae_fast.models.sit import SiT
+from sendvae_fast.models.sit_config import SiTConfig
 from sendvae_fast.sampling.generate import GenerateConfig, generate
 from sendvae_fast.sampling.samplers import SamplerConfig
 

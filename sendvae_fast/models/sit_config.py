@@ -1,0 +1,126 @@
+"""Sizes and switches of a `SiT`, and the published ones by name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from sendvae_fast.errors import UserError
+
+_SIZES = {
+    "S": dict(depth=12, width=384, num_heads=6),
+    "B": dict(depth=12, width=768, num_heads=12),
+    "L": dict(depth=24, width=1024, num_heads=16),
+    "XL": dict(depth=28, width=1152, num_heads=16),
+    "1p0B": dict(depth=24, width=1536, num_heads=24),
+    "1p6B": dict(depth=28, width=1792, num_heads=28),
+}
+
+NUM_HEADS = {size["width"]: size["num_heads"] for size in _SIZES.values()}
+"""Attention heads of every published width: the shapes of published weights do not tell them."""
+
+_LIGHTNING = dict(swiglu=True, rms_norm=True, rope=True)
+"""LightningDiT's switches in all of its published models; its name is otherwise only a size."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    **{
+        f"SiT-{size}/{patch}": dict(patch_size=patch, **_SIZES[size])
+        for size in ("S", "B", "L", "XL") for patch in (1, 2, 4, 8)
+    },
+    **{
+        f"LightningDiT-{size}/{patch}": dict(patch_size=patch, **_SIZES[size], **_LIGHTNING)
+        for size in ("B", "L", "XL", "1p0B", "1p6B") for patch in (1, 2)
+    },
+}  # fmt: skip
+"""Patch size, sizes and switches by published name."""
+
+
+def preset_sizes(name: str) -> dict[str, Any]:
+    """The fields of `SiTConfig` that a published name stands for; `UserError` with the nearest name for another one."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
+        raise UserError(
+            f"unknown SiT preset {name!r}, did you mean {near!r}? There are SiT-{{S,B,L,XL}}/{{1,2,4,8}} and "
+            "LightningDiT-{B,L,XL,1p0B,1p6B}/{1,2}"
+        )
+    return dict(PRESETS[name])
+
+
+@dataclass(kw_only=True)
+class SiTConfig:
+    """Sizes of a `SiT`. Raises `UserError` for sizes that do not fit together."""
+
+    latent_size: int
+    """Height and width of the latent."""
+    latent_channels: int
+    """Channels of the latent."""
+    patch_size: int
+    """Latent positions per token and side: 1 for f16 latents, 2 for f8."""
+    width: int
+    """Width of the transformer."""
+    depth: int
+    """Transformer blocks."""
+    num_heads: int
+    """Attention heads."""
+    num_classes: int
+    """Classes of the data; index `num_classes` is the null class of classifier-free guidance."""
+    label_dropout: float = 0.1
+    """Share of labels that training replaces by the null class. Drawn by the caller, not by the network."""
+    repa_dim: int | None = None
+    """Width of the foundation model's features; without it the network has no REPA projector."""
+    repa_block: int = 8
+    """The projector reads the tokens after this many blocks."""
+    projector_width: int = 2048
+    """Hidden width of the REPA projector."""
+    swiglu: bool = False
+    """SwiGLU of two thirds the hidden width instead of the GELU MLP, as in LightningDiT."""
+    rms_norm: bool = False
+    """RMSNorm with weights instead of LayerNorm without, as in LightningDiT."""
+    rope: bool = False
+    """Rotary positions on queries and keys, beside the fixed sine-cosine ones, as in LightningDiT."""
+    qk_norm: bool = False
+    """Normalise queries and keys in every head (RMSNorm with `rms_norm`, else LayerNorm): against NaN in long runs."""
+
+    def __post_init__(self):
+        for name in ("latent_size", "latent_channels", "patch_size", "depth", "num_heads", "num_classes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"SiT {name} is {getattr(self, name)}: it must be at least 1")
+        if self.latent_size % self.patch_size:
+            raise UserError(f"SiT latent_size={self.latent_size} must be a multiple of patch_size={self.patch_size}")
+        if self.width < 4 or self.width % 4 or self.width % self.num_heads:
+            raise UserError(
+                f"SiT width={self.width} must be a multiple of 4 (sine-cosine positions) and of "
+                f"num_heads={self.num_heads}"
+            )
+        if self.rope and self.width // self.num_heads % 4:
+            raise UserError(
+                f"SiT rope needs heads of a width that is a multiple of 4 (pairs for rows and for columns), but "
+                f"width={self.width} / num_heads={self.num_heads} is {self.width // self.num_heads}: change either, "
+                "or set rope=false"
+            )
+        if not 0.0 <= self.label_dropout < 1.0:
+            raise UserError(f"SiT label_dropout is {self.label_dropout}: it must be in [0, 1)")
+        if self.repa_dim is not None and not 1 <= self.repa_block <= self.depth:
+            raise UserError(
+                f"SiT repa_block={self.repa_block} must be between 1 and depth={self.depth}: the projector reads the "
+                "tokens after that block"
+            )
+
+    @classmethod
+    def preset(cls, name: str, **fields: Any) -> SiTConfig:
+        """A published network by name (see `PRESETS`); `fields` gives the other fields, or other switches.
+
+        >>> SiTConfig.preset("SiT-XL/1", latent_size=16, latent_channels=32, num_classes=1000, repa_dim=768)
+        """
+        return cls(**{**preset_sizes(name), **fields})
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens per side."""
+        return self.latent_size // self.patch_size
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.width // self.num_heads
