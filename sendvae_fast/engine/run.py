@@ -59,10 +59,10 @@ class RunDirectory:
                 directory.mkdir(parents=True, exist_ok=True)
             recorded = self.path / "config.yaml"
             if recorded.exists() and any(self.checkpoints.glob("step_*/manifest.json")):
-                changes = _changes(yaml.safe_load(recorded.read_text(encoding="utf-8")), self.config, may_change)
-                if changes:
+                before = yaml.safe_load(recorded.read_text(encoding="utf-8"))
+                if changes := describe_changes(before, self.config, may_change):
                     return (
-                        f"{self.path} was started with other settings ({_describe(changes)}): repeat the settings in "
+                        f"{self.path} was started with other settings ({changes}): repeat the settings in "
                         f"{recorded}, or start a new run directory"
                     )
             write_atomic(recorded, yaml.safe_dump(self.config, sort_keys=False))
@@ -91,6 +91,14 @@ def config_hash(config: Any, may_change: Collection[str] = ()) -> str:
     """Sixteen hex digits that differ when the configuration does, `may_change` keys and sections left out."""
     kept = {key: value for key, value in _flat(plain(config)).items() if not _covers(may_change, key)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def describe_changes(old: Any, new: dict[str, Any], may_change: Collection[str] = ()) -> str:
+    """What differs between two configurations of plain values, for the user: "seed was 0, now 1"; "" is nothing."""
+    changes = _changes(old, new, may_change)
+    shown = [f"{key} was {before}, now {after}" for key, (before, after) in list(changes.items())[:NUM_CHANGES_SHOWN]]
+    more = len(changes) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
 
 
 def environment() -> dict[str, Any]:
@@ -151,9 +159,3 @@ def _changes(old: Any, new: dict[str, Any], may_change: Collection[str]) -> dict
         for key in sorted(flat_old.keys() | flat_new.keys())
         if flat_old.get(key) != flat_new.get(key) and not _covers(may_change, key)
     }
-
-
-def _describe(changes: dict[str, tuple[Any, Any]]) -> str:
-    shown = [f"{key} was {old}, now {new}" for key, (old, new) in list(changes.items())[:NUM_CHANGES_SHOWN]]
-    more = len(changes) - len(shown)
-    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")

@@ -8,6 +8,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,8 @@ from sendvae_fast.errors import UserError
 
 Rounding = Literal["truncate", "round"]
 GRID_GAP_PX = 2
+NUM_THREADS = min(8, os.cpu_count() or 1)
+"""For PNG files: zlib and the disk work without Python's lock."""
 
 
 def to_uint8(x: Tensor, rounding: Rounding = "truncate") -> Tensor:
@@ -51,16 +54,22 @@ class PngFolder:
 
     def write(self, sample_ids: Sequence[int], images: Tensor) -> None:
         """images uint8 [B, 3, H, W], one per id, on any device."""
-        self.root.mkdir(parents=True, exist_ok=True)
         pixels = images.permute(0, 2, 3, 1).cpu().numpy()  # [B, H, W, 3]
         pairs = list(zip(sample_ids, pixels, strict=True))
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
             # list(): an iterator would keep the exceptions of the threads to itself
             list(pool.map(lambda pair: self._write_one(*pair), pairs))
 
-    def missing(self, sample_ids: Iterable[int]) -> list[int]:
+    def missing(self, sample_ids: Sequence[int]) -> list[int]:
         """Those of the ids that have no PNG yet, or a damaged one."""
-        return [sample_id for sample_id in sample_ids if not _is_whole_png(self.path(sample_id))]
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            is_whole = pool.map(lambda sample_id: _is_whole_png(self.path(sample_id)), sample_ids)
+            return [sample_id for sample_id, whole in zip(sample_ids, is_whole, strict=True) if not whole]
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed run was writing. Nobody may be writing into the folder."""
+        for path in self.root.glob(f"*.png{_UNFINISHED}*"):
+            path.unlink(missing_ok=True)
 
     def sample_ids(self) -> list[int]:
         """Ids of the PNGs there are, ascending."""
@@ -69,14 +78,13 @@ class PngFolder:
 
     def batches(self, sample_ids: Sequence[int], batch_size: int) -> Iterator[Tensor]:
         """The pictures of the ids in that order: uint8 [<= batch_size, 3, H, W]. A missing file is a UserError."""
-        for first in range(0, len(sample_ids), batch_size):
-            yield torch.stack([self._read_one(sample_id) for sample_id in sample_ids[first : first + batch_size]])
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            for first in range(0, len(sample_ids), batch_size):
+                yield torch.stack(list(pool.map(self._read_one, sample_ids[first : first + batch_size])))
 
     def _write_one(self, sample_id: int, pixels: np.ndarray) -> None:
-        path = self.path(sample_id)
-        unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        Image.fromarray(pixels).save(unfinished, format="PNG")
-        os.replace(unfinished, path)
+        with _appearing_whole(self.path(sample_id)) as unfinished:
+            Image.fromarray(pixels).save(unfinished, format="PNG")
 
     def _read_one(self, sample_id: int) -> Tensor:
         path = self.path(sample_id)
@@ -85,6 +93,29 @@ class PngFolder:
                 return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         except OSError as error:
             raise UserError(f"cannot read {path} ({error}); sample again to fill the gap") from error
+
+
+_UNFINISHED = ".tmp-"
+
+
+@contextmanager
+def _appearing_whole(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when the block ends without an error; a full disk is a UserError.
+
+    Not flushed to the disk, as `files.staged` does: that would cost more than the writing, and a PNG that a power cut
+    damaged is drawn again (`PngFolder.missing`).
+    """
+    unfinished = path.with_name(f"{path.name}{_UNFINISHED}{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        os.replace(unfinished, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {path} ({reason}); mend that and run the same command again to go on") from error
+    finally:
+        with suppress(OSError):  # it is there only after a failure, and that is what must be heard
+            unfinished.unlink()
 
 
 def _is_whole_png(path: Path) -> bool:
@@ -102,27 +133,24 @@ def write_npz(path: str | os.PathLike[str], batches: Iterable[Tensor], num_image
     batches: uint8 [B, 3, H, W] each, `num_images` in all; only one is in memory at a time. The file appears under
     `path` when it is complete. Raises ValueError if the pictures are not `num_images` or differ in size.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with zipfile.ZipFile(unfinished, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as array:
-            size, written = None, 0
-            for images in batches:
-                if size is None:
-                    size = images.shape[2:]
-                    shape = (num_images, *size, 3)
-                    header = {"descr": "|u1", "fortran_order": False, "shape": tuple(int(n) for n in shape)}
-                    np.lib.format.write_array_header_1_0(array, header)
-                if images.shape[2:] != size:
-                    raise ValueError(f"pictures of {tuple(size)} and {tuple(images.shape[2:])} in one npz")
-                array.write(images.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
-                written += len(images)
-            if written != num_images:
-                raise ValueError(f"npz of {num_images} pictures was given {written}")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with (
+        _appearing_whole(Path(path)) as unfinished,
+        zipfile.ZipFile(unfinished, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as array,
+    ):
+        size, written = None, 0
+        for images in batches:
+            if size is None:
+                size = images.shape[2:]
+                shape = (num_images, *size, 3)
+                header = {"descr": "|u1", "fortran_order": False, "shape": tuple(int(n) for n in shape)}
+                np.lib.format.write_array_header_1_0(array, header)
+            if images.shape[2:] != size:
+                raise ValueError(f"pictures of {tuple(size)} and {tuple(images.shape[2:])} in one npz")
+            array.write(images.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
+            written += len(images)
+        if written != num_images:
+            raise ValueError(f"npz of {num_images} pictures was given {written}")
 
 
 def image_grid(images: Tensor, columns: int) -> np.ndarray:
@@ -139,5 +167,5 @@ def image_grid(images: Tensor, columns: int) -> np.ndarray:
 
 def save_grid(path: str | os.PathLike[str], images: Tensor, columns: int) -> None:
     """Write `image_grid` of uint8 [N, 3, H, W] as a PNG, making its folder."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image_grid(images, columns)).save(path, format="PNG")
+    with _appearing_whole(Path(path)) as unfinished:
+        Image.fromarray(image_grid(images, columns)).save(unfinished, format="PNG")

@@ -1,5 +1,7 @@
+import resource
 import weakref
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from PIL import Image
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.sampling.writer import PngFolder, image_grid, to_uint8, write_npz
+from sendvae_fast.sampling.writer import PngFolder, image_grid, save_grid, to_uint8, write_npz
 
 
 def random_images(num, size=8):
@@ -63,6 +65,34 @@ def test_a_failed_write_is_heard_and_leaves_no_picture(tmp_path):
     assert folder.missing(range(3)) == [0, 1, 2]
 
 
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 4 KiB, as on a disk without room for more."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, full_disk):
+    folder = PngFolder(tmp_path / "samples")
+    folder.write([0], random_images(1, size=8))
+    with pytest.raises(UserError, match=r"cannot write .*000001.png \(File too large\); mend that and run"):
+        folder.write([1], random_images(1, size=128))
+    with pytest.raises(UserError, match=r"cannot write .*samples.npz \(File too large\)"):
+        write_npz(tmp_path / "samples.npz", random_images(100).split(7), num_images=100)
+    with pytest.raises(UserError, match="grid.png"):
+        save_grid(tmp_path / "grid.png", random_images(4, size=64), columns=2)
+    assert [path.name for path in folder.root.iterdir()] == ["000000.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write .*Not a directory"):
+        PngFolder(tmp_path / "file" / "samples").write([0], random_images(1))
+
+
 def test_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
@@ -91,6 +121,26 @@ def test_npz_takes_one_batch_at_a_time(tmp_path):
             del images
 
     write_npz(tmp_path / "samples.npz", batches(), num_images=12)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
+def test_npz_of_2000_pictures_takes_the_memory_of_a_batch(tmp_path):
+    folder, num, size = PngFolder(tmp_path / "samples"), 2000, 96
+    images = random_images(4, size)
+    folder.write(range(4), images)
+    for sample_id in range(4, num):  # the same four, again and again
+        folder.path(sample_id).hardlink_to(folder.path(sample_id % 4))
+    resident = []
+
+    def batches():
+        for batch in folder.batches(range(num), batch_size=50):
+            resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+            yield batch
+
+    write_npz(tmp_path / "samples.npz", batches(), num)
+    assert max(resident) - resident[4] < 0.25 * num * 3 * size**2  # all of them are 55 MB
+    pixels = np.load(tmp_path / "samples.npz")["arr_0"]
+    assert np.array_equal(pixels, images.permute(0, 2, 3, 1).numpy()[np.arange(num) % 4])
 
 
 @pytest.mark.parametrize("num_images", [9, 11])
