@@ -1,7 +1,7 @@
 """Frozen foundation models: the targets of alignment and the features of evaluation.
 
-Nothing here touches the network. A model is named, its weights are a local file, and what each wants of its input
-(size, mean and standard deviation) and which features are taken from it follow REPA and, for DINOv3 and SigLIP, iREPA.
+Nothing here touches the network. A model is named, its weights are a local file, and what each wants of its input and
+which features are taken from it follow REPA and, for DINOv3 and SigLIP, iREPA (`foundation_recipes` says how and why).
 
 Shape letters: B batch, S image size, N patch tokens, D feature width.
 """
@@ -24,13 +24,14 @@ class FoundationConfig:
 
     name: str
     """``demo`` (the package's own small ViT), ``squeezenet`` (torchvision's SqueezeNet-1.1 features),
-    ``dinov2-vit-{s,b,l,g}``, ``dinov3-vit-{s,b,l}``, ``clip-vit-l``, ``ijepa-vit-h``, ``mae-vit-{b,l}``,
-    ``siglip-{b,l}``, or the timm name of any vision transformer."""
+    ``dinov2-vit-{s,b,l,g}``, ``dinov2reg-vit-{s,b,l,g}``, ``dinov3-vit-{s,splus,b,l,hplus,7b}``, ``clip-vit-l``,
+    ``ijepa-vit-h``, ``mae-vit-{b,l}``, ``siglip-{b,l,so400m}``, ``siglip2-{b,l,so400m,g}``, or the timm name of any
+    vision transformer."""
     weights: str | None = None
-    """Local weight file, .safetensors or .pth. Only ``demo`` brings its own."""
+    """Local weight file: timm's .safetensors, or the original release's. Only ``demo`` brings its own."""
     image_size: int | None = None
-    """Side in pixels to which images are resized (bicubic, no antialiasing, as in REPA); by default the model's own:
-    224 for patches of 14, 256 for patches of 16, 64 for ``demo``, 224 for ``squeezenet``."""
+    """Side in pixels to which images are resized; by default 224 for patches of 14, 256 for patches of 16, 64 for
+    ``demo``, 224 for ``squeezenet``."""
     grid_size: int | None = None
     """Patch tokens wanted per side, in place of `image_size`, which follows from it. Match it to the latents: 16 for
     images of 256 and f16 latents, 32 for 512."""
@@ -66,8 +67,10 @@ class Foundation(nn.Module):
         self.image_size = backbone.image_size
         self.grid_size = backbone.grid_size
         self.dim = backbone.dim
-        for key, values in (("mean", backbone.mean), ("std", backbone.std)):
-            self.register_buffer(key, torch.tensor(values).reshape(1, 3, 1, 1), persistent=False)
+        self.preprocessing = backbone.preprocessing
+        for key in ("mean", "std"):
+            values = torch.tensor(getattr(self.preprocessing, key))
+            self.register_buffer(key, values.reshape(1, 3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> Foundation:
         """Frozen: part of a module that trains, it stays in evaluation mode."""
@@ -81,7 +84,8 @@ class Foundation(nn.Module):
         # Normalising before or after resizing is the same: the weights of the resampling sum to one.
         x = (images.float() / 255 - self.mean) / self.std
         if x.shape[-2:] != (self.image_size, self.image_size):
-            x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bicubic")
+            resampling = dict(mode=self.preprocessing.interpolation, antialias=self.preprocessing.antialias)
+            x = F.interpolate(x, size=(self.image_size, self.image_size), **resampling)
         return self.tokens(x)
 
     def pooled(self, images: Tensor) -> Tensor:

@@ -1,31 +1,28 @@
 """How each foundation model is built, what input it wants and which of its features are taken.
 
-`sendvae_fast.models.foundation` is the public side. Weights are local files; timm's own converters read the original
-releases (DINOv2, DINOv3, I-JEPA, MAE) as well as timm's files, and resample learned positions to the image size.
+`sendvae_fast.models.foundation` is the public side, `foundation_recipes` names the transformers and their sources,
+`foundation_weights` reads their files.
 """
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import io
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 import torchvision
 from safetensors import safe_open
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.demo_vit import DemoViT
+from sendvae_fast.models.foundation_recipes import Preprocessing, Recipe, recipe_of
+from sendvae_fast.models.foundation_weights import has_dinov3_biases, load_transformer, read_transformer
 from sendvae_fast.models.weights import load_weights, read_weights
 
 if TYPE_CHECKING:
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
 
 DEMO_WEIGHTS = Path(__file__).with_name("demo_vit.safetensors")
 _SQUEEZENET_MIN_SIZE = 18  # one token after its last module
-HALF = (0.5, 0.5, 0.5)  # as mean and standard deviation: x / 127.5 - 1
+_DEMO_PREPROCESSING = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # x / 127.5 - 1
 
 
 @dataclass(frozen=True)
@@ -45,36 +42,7 @@ class Backbone:
     image_size: int
     grid_size: int
     dim: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a named model is in timm and what REPA or iREPA takes from it."""
-
-    timm_name: str
-    tag: str
-    """timm's name for the weights: the file is ``model.safetensors`` of the hub's ``timm/<timm_name>.<tag>``."""
-    image_size: int
-    final_norm: bool = True
-    """Whether the tokens pass the network's last LayerNorm. REPA takes MAE's and CLIP's without it."""
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
-
-
-_SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
-RECIPES = {
-    **{f"dinov2-vit-{s}": Recipe(f"vit_{_SIZES[s]}_patch14_dinov2", "lvd142m", 224) for s in "sblg"},
-    **{f"dinov3-vit-{s}": Recipe(f"vit_{_SIZES[s]}_patch16_dinov3", "lvd1689m", 256) for s in "sbl"},
-    **{f"mae-vit-{s}": Recipe(f"vit_{_SIZES[s]}_patch16_224", "mae", 256, final_norm=False) for s in "bl"},
-    # iREPA feeds SigLIP with ImageNet's mean and standard deviation, not its own 0.5.
-    **{f"siglip-{s}": Recipe(f"vit_{_SIZES[s]}_patch16_siglip_256", "webli", 256) for s in "bl"},
-    "clip-vit-l": Recipe(
-        "vit_large_patch14_clip_quickgelu_224", "openai", 224, False, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-    ),
-    "ijepa-vit-h": Recipe("vit_huge_patch14_gap_224", "in1k_ijepa", 224),
-}
+    preprocessing: Preprocessing
 
 
 class TransformerTokens(nn.Module):
@@ -113,15 +81,33 @@ class DemoTokens(nn.Module):
 
 
 def timm_transformer(config: FoundationConfig) -> Backbone:
-    """A vision transformer by one of the field's names (`RECIPES`) or by its timm name."""
-    recipe = RECIPES.get(config.name) or _generic_recipe(config.name)
+    """A vision transformer by one of the field's names (`foundation_recipes.RECIPES`) or by its timm name."""
+    recipe = recipe_of(config.name)
     if config.weights is None and not config.random_weights:
-        hub_name = f"timm/{recipe.timm_name}" + (f".{recipe.tag}" if recipe.tag else "")
         raise UserError(
-            f"foundation model {config.name} needs its weights: set the foundation's weights to a local file, either "
-            f"model.safetensors of {hub_name} or the original release's .pth"
+            f"foundation model {config.name} needs its weights: set the foundation's weights to a local file, "
+            f"{recipe.weight_files}"
         )
-    return _transformer(recipe, {}, config, config.weights)
+    image_size = config.image_size or recipe.image_size
+    if config.grid_size is not None:
+        image_size = config.grid_size * _patch_size(recipe)
+    arguments = {"img_size": image_size}
+    state = None
+    if config.weights is not None:
+        state = read_transformer(config.weights, recipe.weight_files)
+        if has_dinov3_biases(state):
+            arguments["qkv_bias"] = True
+    model = _create(recipe, **arguments)
+    patch_size = model.patch_embed.patch_size[0]
+    if image_size % patch_size:
+        raise UserError(
+            f"foundation image_size={image_size} does not divide into {config.name}'s patches: choose a multiple of "
+            f"{patch_size}"
+        )
+    if state is not None:
+        load_transformer(model, state, config.weights)
+    tokens = TransformerTokens(model, recipe.final_norm)
+    return Backbone(tokens, image_size, image_size // patch_size, model.num_features, recipe.preprocessing)
 
 
 def demo(config: FoundationConfig) -> Backbone:
@@ -141,7 +127,7 @@ def demo(config: FoundationConfig) -> Backbone:
         )
     if not config.random_weights:
         load_weights(model, read_weights(path), path)
-    return Backbone(DemoTokens(model), model.img_size, model.grid_size, model.embed_dim, HALF, HALF)
+    return Backbone(DemoTokens(model), model.img_size, model.grid_size, model.embed_dim, _DEMO_PREPROCESSING)
 
 
 def squeezenet(config: FoundationConfig) -> Backbone:
@@ -169,41 +155,14 @@ def squeezenet(config: FoundationConfig) -> Backbone:
         )
     with torch.no_grad():
         _, dim, grid_size, _ = features.eval()(torch.zeros(1, 3, image_size, image_size)).shape
-    return Backbone(ConvTokens(features), image_size, grid_size, dim, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return Backbone(ConvTokens(features), image_size, grid_size, dim, Preprocessing())
 
 
-def _generic_recipe(name: str) -> Recipe:
-    if not timm.is_model(name):
-        known = ["demo", "squeezenet", *RECIPES]
-        nearest = difflib.get_close_matches(name, known + timm.list_models("*vit*"), n=1)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
-        raise UserError(f"unknown foundation model {name!r}: {hint}choose {', '.join(known)}, or a ViT that timm names")
-    published = timm.get_pretrained_cfg(name)
-    return Recipe(name, published.tag or "", published.input_size[-1], mean=published.mean, std=published.std)
-
-
-def _transformer(recipe: Recipe, arguments: dict, config: FoundationConfig, weights: str | Path | None) -> Backbone:
-    state = None if weights is None else read_weights(weights)
-    image_size = config.image_size or recipe.image_size
-    if config.grid_size is not None:
-        image_size = config.grid_size * _patch_size(recipe, arguments)
-    model = _create(recipe, {**arguments, "img_size": image_size})
-    patch_size = model.patch_embed.patch_size[0]
-    if image_size % patch_size:
-        raise UserError(
-            f"foundation image_size={image_size} does not divide into {config.name}'s patches: choose a multiple of "
-            f"{patch_size}"
-        )
-    if state is not None:
-        load_weights(model, _convert(state, model), weights)
-    tokens = TransformerTokens(model, recipe.final_norm)
-    return Backbone(tokens, image_size, image_size // patch_size, model.num_features, recipe.mean, recipe.std)
-
-
-def _create(recipe: Recipe, arguments: dict) -> nn.Module:
-    """The timm model without classifier, at random."""
+def _create(recipe: Recipe, **arguments: Any) -> nn.Module:
+    """The timm model without classifier, at random. For one image size: rotary positions are then computed once."""
+    arguments = {"num_classes": 0, "dynamic_img_size": False, **recipe.arguments, **arguments}
     try:
-        model = timm.create_model(recipe.timm_name, pretrained=False, **{**arguments, "num_classes": 0})
+        model = timm.create_model(recipe.timm_name, pretrained=False, **arguments)
     except TypeError as error:
         raise UserError(f"{recipe.timm_name} takes no image size: choose a plain vision transformer") from error
     if not isinstance(model, VisionTransformer | Eva):
@@ -211,16 +170,9 @@ def _create(recipe: Recipe, arguments: dict) -> nn.Module:
     return model
 
 
-def _patch_size(recipe: Recipe, arguments: dict) -> int:
+def _patch_size(recipe: Recipe) -> int:
     with torch.device("meta"):
-        return _create(recipe, arguments).patch_embed.patch_size[0]
-
-
-def _convert(state: dict, model: nn.Module) -> dict[str, Tensor]:
-    """Bring a published state dict to timm's layout and the model's image size, by timm's converter for its family."""
-    with contextlib.redirect_stdout(io.StringIO()):  # timm prints a line per key that DINOv3 lacks
-        state = sys.modules[type(model).__module__].checkpoint_filter_fn(state, model)
-    return {key: value for key, value in state.items() if not key.startswith("head.")}
+        return _create(recipe).patch_embed.patch_size[0]
 
 
 def _strip_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:

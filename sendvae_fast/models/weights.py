@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -24,9 +25,14 @@ def read_weights(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"weight file {path} does not exist: give the path of a .safetensors or .pth file")
+    if _is_torchscript(path):
+        raise UserError(
+            f"weight file {path} is a TorchScript archive, a program that is not run here: give the same weights as "
+            ".safetensors, or save torch.jit.load(path).state_dict() with torch.save where you trust the file"
+        )
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
-    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise UserError(
             f"weight file {path} is broken or holds more than tensors: fetch it again, or convert it to .safetensors"
         ) from error
@@ -36,10 +42,10 @@ def read_weights(path: str | Path) -> dict:
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
-    """Load `state` into `module`; every key and shape must match.
+    """Load `state` into `module`; every key and shape must match, every element must be finite.
 
-    Raises `UserError` in one line that names `source` and the first few missing, unexpected and mis-shaped keys. The
-    module's own weights are then partly replaced: discard it.
+    Raises `UserError` in one line that names `source` and the first few missing, unexpected and mis-shaped keys, or
+    those with NaN or inf. The module's own weights are then partly replaced: discard it.
     """
     own = module.state_dict()
     misshaped = {key for key in own.keys() & state.keys() if own[key].shape != getattr(state[key], "shape", None)}
@@ -53,6 +59,9 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], source: str | Path
             f"{source} does not fit {type(module).__name__}: {'; '.join(found)}. Use the configuration that these "
             "weights were made with"
         )
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{source} has NaN or inf in {len(broken)} weights ({_first(broken)}): fetch it again")
 
 
 def part_of_checkpoint(content: dict, first_weight: str, wrappers: tuple[str, ...]) -> dict[str, Tensor]:
@@ -79,6 +88,13 @@ def check_finite(state: dict[str, Tensor], source: str | Path) -> None:
 
 def _torch_load(path: Path):
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _shape(tensor) -> str:

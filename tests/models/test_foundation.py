@@ -17,8 +17,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models import foundation_backbones as backbones
 from sendvae_fast.models.foundation import FoundationConfig, load_foundation
+from sendvae_fast.models.foundation_backbones import DEMO_WEIGHTS
+from sendvae_fast.models.foundation_recipes import RECIPES
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -49,72 +50,53 @@ def random_foundation(name, **options):
     return load_foundation(FoundationConfig(name=name, random_weights=True, **options))
 
 
-# name, timm's model, image size, tokens, width, (mean, std), through the last norm: section 2.4 of the fact sheet
+# name, image size, width, (mean, std); 256 tokens each: section 2.4 of the fact sheet
 TABLE = [
-    ("dinov2-vit-s", 224, 256, 384, IMAGENET),
-    ("dinov2-vit-b", 224, 256, 768, IMAGENET),
-    ("dinov2-vit-l", 224, 256, 1024, IMAGENET),
-    ("dinov2-vit-g", 224, 256, 1536, IMAGENET),
-    ("dinov3-vit-s", 256, 256, 384, IMAGENET),
-    ("dinov3-vit-b", 256, 256, 768, IMAGENET),
-    ("dinov3-vit-l", 256, 256, 1024, IMAGENET),
-    ("mae-vit-b", 256, 256, 768, IMAGENET),
-    ("mae-vit-l", 256, 256, 1024, IMAGENET),
-    ("siglip-b", 256, 256, 768, IMAGENET),
-    ("siglip-l", 256, 256, 1024, IMAGENET),
-    ("clip-vit-l", 224, 256, 1024, CLIP),
-    ("ijepa-vit-h", 224, 256, 1280, IMAGENET),
+    ("dinov2-vit-s", 224, 384, IMAGENET),
+    ("dinov2-vit-b", 224, 768, IMAGENET),
+    ("dinov2-vit-l", 224, 1024, IMAGENET),
+    ("dinov2-vit-g", 224, 1536, IMAGENET),
+    ("dinov2reg-vit-s", 224, 384, IMAGENET),
+    ("dinov2reg-vit-b", 224, 768, IMAGENET),
+    ("dinov2reg-vit-l", 224, 1024, IMAGENET),
+    ("dinov2reg-vit-g", 224, 1536, IMAGENET),
+    ("dinov3-vit-s", 256, 384, IMAGENET),
+    ("dinov3-vit-splus", 256, 384, IMAGENET),
+    ("dinov3-vit-b", 256, 768, IMAGENET),
+    ("dinov3-vit-l", 256, 1024, IMAGENET),
+    ("dinov3-vit-hplus", 256, 1280, IMAGENET),
+    ("dinov3-vit-7b", 256, 4096, IMAGENET),
+    ("mae-vit-b", 256, 768, IMAGENET),
+    ("mae-vit-l", 256, 1024, IMAGENET),
+    ("siglip-b", 256, 768, IMAGENET),
+    ("siglip-l", 256, 1024, IMAGENET),
+    ("siglip-so400m", 224, 1152, IMAGENET),
+    ("siglip2-b", 256, 768, IMAGENET),
+    ("siglip2-l", 256, 1024, IMAGENET),
+    ("siglip2-so400m", 256, 1152, IMAGENET),
+    ("siglip2-g", 256, 1536, IMAGENET),
+    ("clip-vit-l", 224, 1024, CLIP),
+    ("ijepa-vit-h", 224, 1280, IMAGENET),
 ]
 
 
-@pytest.mark.parametrize("name, image_size, tokens, dim, mean_std", TABLE, ids=[row[0] for row in TABLE])
-def test_named_models_want_and_give_what_the_papers_say(name, image_size, tokens, dim, mean_std):
+@pytest.mark.parametrize("name, image_size, dim, mean_std", TABLE, ids=[row[0] for row in TABLE])
+def test_named_models_want_and_give_what_the_papers_say(name, image_size, dim, mean_std):
     with torch.device("meta"):
         foundation = load_foundation(FoundationConfig(name=name, random_weights=True))
-        features = foundation.tokens(torch.empty(1, 3, image_size, image_size))
-    assert (foundation.image_size, foundation.dim, foundation.grid_size**2) == (image_size, dim, tokens)
-    assert features.shape == (1, tokens, dim)
-    recipe = backbones.RECIPES[name]
-    assert (tuple(recipe.mean), tuple(recipe.std)) == mean_std
+    assert (foundation.image_size, foundation.dim, foundation.grid_size) == (image_size, dim, 16)
+    preprocessing, recipe = foundation.preprocessing, RECIPES[name]
+    assert (tuple(preprocessing.mean), tuple(preprocessing.std)) == mean_std
+    resampling = ("bilinear", True) if name.startswith("dinov3") else ("bicubic", False)
+    assert (preprocessing.interpolation, preprocessing.antialias) == resampling
     assert recipe.final_norm == (name not in ("mae-vit-b", "mae-vit-l", "clip-vit-l"))
     # timm publishes weights under that name, so the error message names a file that exists.
-    assert timm.get_pretrained_cfg(f"{recipe.timm_name}.{recipe.tag}") is not None
+    published = timm.get_pretrained_cfg(f"{recipe.timm_name}.{recipe.tag}")
+    assert (published.hf_hub_id or published.url.rsplit("/", 1)[-1]) in recipe.weight_files
 
 
 def test_table_is_complete():
-    assert sorted(row[0] for row in TABLE) == sorted(backbones.RECIPES)
-
-
-def test_dinov2_tokens_are_timms_normalised_patch_tokens():
-    foundation = random_foundation("dinov2-vit-s", image_size=56)
-    model = foundation.tokens.model
-    x = images(64)
-    resized = F.interpolate(normalised(x, IMAGENET), (56, 56), mode="bicubic")
-    with torch.no_grad():
-        expected = model.forward_features(resized)
-    assert expected.shape[1] == 1 + 16
-    assert_close(foundation(x), expected[:, 1:])
-    assert_close(foundation.pooled(x), expected[:, 1:].mean(1))
-
-
-def test_dinov3_drops_class_and_register_tokens():
-    foundation = random_foundation("dinov3-vit-s", grid_size=3)
-    x = images(48)
-    with torch.no_grad():
-        expected = foundation.tokens.model.forward_features(normalised(x, IMAGENET))
-    assert foundation.image_size == 48 and expected.shape[1] == 5 + 9
-    assert_close(foundation(x), expected[:, 5:])
-
-
-def test_without_the_last_norm():
-    """MAE's and CLIP's tokens are the last block's output."""
-    foundation = random_foundation("mae-vit-b", image_size=32)
-    seen = []
-    foundation.tokens.model.blocks[-1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    x = images(32)
-    features = foundation(x)
-    assert_close(features, seen[0][:, 1:])
-    assert not torch.allclose(features.mean(-1), torch.zeros(()), atol=1e-3)
+    assert sorted(row[0] for row in TABLE) == sorted(RECIPES)
 
 
 def test_images_of_another_size_are_resized_as_in_repa():
@@ -124,6 +106,7 @@ def test_images_of_another_size_are_resized_as_in_repa():
     for x in (small, large):
         resized = F.interpolate(normalised(x, HALF), (32, 32), mode="bicubic", antialias=False)
         assert_close(foundation(x), foundation.tokens(resized))
+        assert_close(foundation.pooled(x), foundation(x).mean(1))
 
 
 def test_is_frozen():
@@ -155,25 +138,13 @@ def test_timm_file_loads(tmp_path):
     assert_close(larger.tokens.model.pos_embed, expected)
 
 
-def test_original_dinov2_file_loads(tmp_path):
-    """Meta's release: positions of 518 pixels and a mask token, in a .pth."""
-    torch.manual_seed(0)
-    published = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0)
-    state = {**published.state_dict(), "mask_token": torch.zeros(1, 384)}
-    torch.save(state, tmp_path / "dinov2_vits14_pretrain.pth")
-    config = FoundationConfig(name="dinov2-vit-s", weights=str(tmp_path / "dinov2_vits14_pretrain.pth"))
-    model = load_foundation(config).tokens.model
-    assert model.pos_embed.shape == (1, 257, 384)
-    assert torch.equal(model.blocks[3].attn.qkv.weight, published.blocks[3].attn.qkv.weight)
-
-
 def test_demo_is_the_vit_its_file_describes():
     """Tokens against the file's tensors put into timm's own modules by hand: stem, positions, blocks, norm."""
     foundation = load_foundation(FoundationConfig(name="demo"))
-    with safe_open(backbones.DEMO_WEIGHTS, framework="pt") as file:
+    with safe_open(DEMO_WEIGHTS, framework="pt") as file:
         arguments = json.loads(file.metadata()["config"])
-    assert backbones.DEMO_WEIGHTS.stat().st_size <= 2 * 1024**2
-    state = {name.removeprefix("vit."): value.float() for name, value in load_file(backbones.DEMO_WEIGHTS).items()}
+    assert DEMO_WEIGHTS.stat().st_size <= 2 * 1024**2
+    state = {name.removeprefix("vit."): value.float() for name, value in load_file(DEMO_WEIGHTS).items()}
     width, x = arguments["embed_dim"], images(64)
     h = x.float() / 127.5 - 1
     with torch.no_grad():
