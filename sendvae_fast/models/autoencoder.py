@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.models.precision import no_autocast
 from sendvae_fast.ops import attention, group_norm_silu
 
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -338,7 +339,10 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, h: Sum) -> Sum:
-        return self.conv(F.interpolate(formed(h), scale_factor=2.0, mode="nearest")), None
+        x = formed(h)
+        with no_autocast(x):
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.conv(x), None
 
 
 def _initialise(module: nn.Module) -> None:

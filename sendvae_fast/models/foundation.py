@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models import foundation_backbones as backbones
+from sendvae_fast.models.precision import cast_parameters
 
 
 @dataclass(kw_only=True)
@@ -71,6 +72,13 @@ class Foundation(nn.Module):
         for key in ("mean", "std"):
             values = torch.tensor(getattr(self.preprocessing, key))
             self.register_buffer(key, values.reshape(1, 3, 1, 1), persistent=False)
+        self.dtype = torch.float32
+
+    def compute_in(self, dtype: torch.dtype) -> Foundation:
+        """Hold the weights in `dtype`, compute in it and give tokens of it; call it outside autocast."""
+        cast_parameters(self.tokens, dtype)
+        self.dtype = dtype
+        return self
 
     def train(self, mode: bool = True) -> Foundation:
         """Frozen: part of a module that trains, it stays in evaluation mode."""
@@ -86,7 +94,7 @@ class Foundation(nn.Module):
         if x.shape[-2:] != (self.image_size, self.image_size):
             resampling = dict(mode=self.preprocessing.interpolation, antialias=self.preprocessing.antialias)
             x = F.interpolate(x, size=(self.image_size, self.image_size), **resampling)
-        return self.tokens(x)
+        return self.tokens(x.to(self.dtype))
 
     def pooled(self, images: Tensor) -> Tensor:
         """Mean of the patch tokens, [B, dim], of uint8 images [B, 3, S, S]."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.positions import sincos_2d
-from sendvae_fast.models.transformer import Attention, Mlp, PatchEmbed, init_transformer, projector
+from sendvae_fast.models.transformer import Attention, LayerNorm, Mlp, PatchEmbed, init_transformer, projector
 
 
 @dataclass(kw_only=True)
@@ -89,9 +89,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.attn = Attention(width, num_heads)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.mlp = Mlp(width, approximate="none")
 
     def forward(self, x: Tensor) -> Tensor:

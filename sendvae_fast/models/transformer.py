@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sendvae_fast.models.positions import RotaryEmbedding
+from sendvae_fast.models.precision import no_autocast
 from sendvae_fast.ops import attention
 
 
@@ -102,6 +103,14 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         compute = torch.promote_types(x.dtype, torch.float32)
         return F.rms_norm(x.to(compute), self.weight.shape, self.weight.to(compute), eps=1e-6)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm in the dtype of its input, under autocast too, which would make float32 of it; sums are float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with no_autocast(x):
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 def projector(width: int, hidden_width: int, target_dim: int) -> nn.Sequential:

@@ -14,10 +14,14 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.loader import ImageBatch, ImageLoader, LoaderConfig
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.engine import EngineConfig
+from sendvae_fast.engine.speed import compile_blocks
 from sendvae_fast.errors import UserError
+from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.models.foundation import Foundation, FoundationConfig, load_foundation
 
 Batch = TypeVar("Batch", bound=tuple)
+Frozen = TypeVar("Frozen", Foundation, Perceptual)
 
 
 @dataclass(kw_only=True)
@@ -92,9 +96,19 @@ def add_means(logged: dict[str, Tensor | float], values: dict[str, Tensor], num:
         logged[name] = logged.get(name, 0.0) + value.detach() / num
 
 
-def build_foundation(weight: float, config: FoundationConfig, device: torch.device) -> Foundation | None:
+def build_foundation(
+    weight: float, config: FoundationConfig, engine: EngineConfig, device: torch.device
+) -> Foundation | None:
     """The frozen foundation model on `device`, or None when the alignment weight is 0 and nothing would look at it."""
-    return load_foundation(config).to(device) if weight > 0 else None
+    return frozen_network(load_foundation(config), engine, device) if weight > 0 else None
+
+
+def frozen_network(network: Frozen, engine: EngineConfig, device: torch.device) -> Frozen:
+    """A frozen network on `device`, with the engine's precision and compilation."""
+    network = network.to(device).compute_in(engine.dtype)
+    if engine.compile:
+        compile_blocks(network)
+    return network
 
 
 def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

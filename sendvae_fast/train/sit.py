@@ -40,7 +40,7 @@ class SiTStage:
     def __init__(self, config: SiTTrainConfig, latents: TrainingLatents, distributed: Distributed) -> None:
         self.config, self.latents, self.distributed = config, latents, distributed
         self.device = distributed.device
-        self.foundation = build_foundation(config.repa.weight, config.repa.foundation, self.device)
+        self.foundation = build_foundation(config.repa.weight, config.repa.foundation, config.engine, self.device)
         torch.manual_seed(config.seed)
         repa_dim = self.foundation.dim if self.foundation else None
         cache = latents.cache

@@ -33,6 +33,7 @@ from sendvae_fast.train.common import (
     TrainingImages,
     add_means,
     build_foundation,
+    frozen_network,
     micro_batches,
     part_of,
     without,
@@ -53,12 +54,13 @@ class VAEStage:
     def __init__(self, config: VAETrainConfig, images: TrainingImages, distributed: Distributed) -> None:
         self.config, self.images, self.distributed = config, images, distributed
         self.device = distributed.device
-        self.foundation = build_foundation(config.alignment.weight, config.alignment.foundation, self.device)
+        alignment = config.alignment
+        self.foundation = build_foundation(alignment.weight, alignment.foundation, config.engine, self.device)
         torch.manual_seed(config.seed)
         self.model = build_model(config, self.foundation)
         self.perceptual = None
         if config.loss.perceptual is not None:
-            self.perceptual = Perceptual(config.loss.perceptual).to(self.device)
+            self.perceptual = frozen_network(Perceptual(config.loss.perceptual), config.engine, self.device)
         self.engine = build_engine(self.model, config.optimizer, config.engine)
         if config.loss.gan_adaptive:
             self.model.autoencoder.decoder.conv_out.register_forward_pre_hook(self._keep_last_input)

@@ -1,0 +1,199 @@
+"""What is compiled or recomputed gives what it gave before; frozen networks in bfloat16 are close to themselves."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sendvae_fast.engine import speed
+from sendvae_fast.engine.engine import EngineConfig, build_engine
+from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig, ResnetBlock
+from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
+from sendvae_fast.models.foundation import FoundationConfig, load_foundation
+from sendvae_fast.models.mapper import Mapper, MapperConfig
+from sendvae_fast.models.send_vae import SendVAE
+from sendvae_fast.models.sit import SiT, SiTConfig
+from sendvae_fast.ops import philox
+
+
+def fill(network: nn.Module) -> nn.Module:
+    """No zero-initialised layer hides a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for param in network.parameters():
+            param.add_(0.05 * torch.randn(param.shape, generator=generator))
+    return network
+
+
+def send_vae() -> SendVAE:
+    config = AutoencoderConfig(
+        base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(8,),
+        nominal_resolution=16, latent_channels=4, num_groups=4,
+    )  # fmt: skip
+    mapper = Mapper(MapperConfig(latent_channels=4, grid_size=8, target_dim=6, width=8, num_heads=2, projector_width=8))
+    return fill(SendVAE(Autoencoder(config), mapper))
+
+
+def send_vae_loss(network: nn.Module) -> torch.Tensor:
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    out = network(x.contiguous(memory_format=torch.channels_last), philox.make_key(0, 0), torch.arange(2))
+    return out.reconstruction.square().mean() + out.features.sin().mean()
+
+
+def sit() -> SiT:
+    torch.manual_seed(0)
+    return fill(SiT(SiTConfig(
+        latent_size=4, latent_channels=3, patch_size=1, width=16, depth=3, num_heads=2, num_classes=5, repa_dim=6,
+        repa_block=2, projector_width=8,
+    )))  # fmt: skip
+
+
+def sit_loss(network: nn.Module) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    z, t = torch.randn(2, 3, 4, 4, generator=generator), torch.rand(2, generator=generator)
+    velocity, features = network(z, t, torch.tensor([1, 5]), return_features=True)
+    return velocity.square().mean() + features.sin().mean()
+
+
+NETWORKS = {"vae": (send_vae, send_vae_loss), "sit": (sit, sit_loss)}
+
+
+def gradients(network: nn.Module, loss) -> dict[str, torch.Tensor]:
+    loss(network).backward()
+    return {name: param.grad for name, param in network.named_parameters()}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_recomputed_blocks_give_the_same_gradients(name, bf16):
+    build, loss = NETWORKS[name]
+    network = build()
+    recomputed = copy.deepcopy(network)
+    speed.recompute_blocks(recomputed)
+    counts = {"plain": 0, "recomputed": 0}
+    for key, module in (("plain", network), ("recomputed", recomputed)):
+        inner = next(part for part in module.modules() if isinstance(part, speed.RECOMPUTED))
+        leaf = next(part for part in inner.modules() if isinstance(part, nn.Linear | nn.Conv2d))
+        leaf.register_forward_hook(lambda *_, key=key: counts.update({key: counts[key] + 1}))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        wanted, actual = gradients(network, loss), gradients(recomputed, loss)
+    assert counts == {"plain": 1, "recomputed": 2}
+    assert all(grad is not None for grad in wanted.values())
+    for key, grad in wanted.items():
+        assert torch.equal(actual[key], grad), key
+    assert network.state_dict().keys() == recomputed.state_dict().keys()
+
+
+def test_recomputed_blocks_keep_less():
+    def kept(network, loss):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            loss(network)
+        return sum(sizes)
+
+    for build, loss in NETWORKS.values():
+        network = build()
+        before = kept(network, loss)
+        speed.recompute_blocks(network)
+        assert kept(network, loss) < 0.7 * before
+
+
+def test_compiled_block_gives_the_same_gradients():
+    block = fill(ResnetBlock(AutoencoderConfig(base_channels=8, num_groups=4), 8, 16))
+    compiled = copy.deepcopy(block)
+    speed.compile_blocks(compiled, backend="aot_eager")
+    x = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(1))
+    wanted, actual = (gradients(each, lambda each: sum(each((x, None))).sin().sum()) for each in (block, compiled))
+    for key, grad in wanted.items():
+        torch.testing.assert_close(actual[key], grad, rtol=1e-5, atol=1e-6 * grad.abs().max().item())
+    assert block.state_dict().keys() == compiled.state_dict().keys()
+
+
+def test_compiled_and_recomputed():
+    network = sit()
+    both = copy.deepcopy(network)
+    speed.compile_blocks(both, backend="aot_eager")
+    speed.recompute_blocks(both)
+    wanted, actual = gradients(network, sit_loss), gradients(both, sit_loss)
+    for key, grad in wanted.items():
+        torch.testing.assert_close(actual[key], grad, rtol=1e-5, atol=1e-6 * grad.abs().max().item())
+
+
+def test_what_is_compiled():
+    """Each network of a run has blocks that are known, none inside another."""
+    foundation = load_foundation(FoundationConfig(name="vit_tiny_patch16_224", random_weights=True, image_size=32))
+    for network in (send_vae(), sit(), Discriminator(DiscriminatorConfig()), foundation):
+        blocks = list(speed.compiled_blocks(network))
+        assert blocks
+        inside = [part for block in blocks for part in block.modules() if part is not block]
+        assert not any(part is block for part in inside for block in blocks)
+
+
+@pytest.mark.parametrize("name", ["compile", "recompute"])
+def test_refused_where_parameters_are_split(name):
+    with pytest.raises(UserError, match=f"engine.{name} does not work"):
+        EngineConfig(zero_stage=3, **{name: True})
+    EngineConfig(name="ddp", zero_stage=3, **{name: True})
+
+
+@pytest.mark.parametrize("kind", [{"name": "ddp"}, {"zero_stage": 1}])
+def test_an_engine_that_recomputes_trains_the_same(kind):
+    results = []
+    for recompute in (False, True):
+        engine = build_engine(sit(), OptimizerConfig(), EngineConfig(**kind, recompute=recompute, precision="bf16"))
+        for _ in range(2):
+            engine.backward(sit_loss(engine))
+            engine.step()
+        results.append(engine.full_state("model"))
+        engine.close()
+    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+
+
+def test_a_fixed_function_is_at_the_engines_precision():
+    engine = build_engine(Discriminator(DiscriminatorConfig(base_channels=8, num_layers=1)), OptimizerConfig(),
+                          EngineConfig(name="ddp", precision="bf16"))  # fmt: skip
+    with engine.frozen() as fixed:
+        assert fixed(torch.zeros(1, 3, 16, 16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("build", [lambda: Mapper(MapperConfig(
+    latent_channels=4, grid_size=2, target_dim=6, width=8, num_heads=2, projector_width=8)), sit, send_vae])
+def test_nothing_goes_to_float32_under_autocast(build):
+    """Every module between the first and the last layer is given and gives bfloat16, but for the condition."""
+    seen = {}
+    network = build()
+
+    def note(name):
+        return lambda _, inputs, output: seen.update({name: [x.dtype for x in (*inputs, output) if torch.is_tensor(x)]})
+
+    for name, module in network.named_modules():
+        embeds = name.startswith(("t_embedder", "y_embedder")) or "adaLN_modulation" in name
+        if name and not list(module.children()) and not embeds:
+            module.register_forward_hook(note(name))
+    with torch.autocast("cpu", torch.bfloat16):
+        if isinstance(network, Mapper):
+            network(torch.randn(2, 4, 2, 2))
+        else:
+            (sit_loss if isinstance(network, SiT) else send_vae_loss)(network)
+    first_layers = ("encoder.conv_in", "patch_embed.proj", "x_embedder.proj", "conv1.")
+    wide = [name for name, dtypes in seen.items() if torch.float32 in dtypes and not name.endswith(first_layers)]
+    assert seen and not wide, wide
+
+
+def test_foundation_models_in_bfloat16():
+    """Weights and tokens are bfloat16, tokens within its rounding, with norms of each kind and rotary positions."""
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for config in (
+        FoundationConfig(name="demo"),
+        FoundationConfig(name="vit_tiny_patch16_224", random_weights=True, image_size=64),
+        FoundationConfig(name="dinov3-vit-s", random_weights=True, image_size=64),
+    ):
+        foundation = load_foundation(config)
+        wanted = foundation(images)
+        tokens = foundation.compute_in(torch.bfloat16)(images)
+        assert tokens.dtype == torch.bfloat16
+        cosine = torch.cosine_similarity(tokens.float(), wanted, dim=-1)
+        assert cosine.min() > 0.999, config.name
