@@ -14,7 +14,7 @@ from sendvae_fast.models.foundation import load_foundation
 from sendvae_fast.models.sit import SiT
 from sendvae_fast.sampling.job import SampleConfig
 from sendvae_fast.sampling.samplers import time_grid
-from sendvae_fast.train.sit_config import SiTTrainConfig
+from sendvae_fast.train.sit_config import FlowConfig, SiTTrainConfig
 from sendvae_fast.train.vae_config import VAETrainConfig
 from sendvae_fast.train.vae_networks import build_model
 
@@ -81,6 +81,16 @@ SIT_ROWS = {
     "xl_2_800ep": SiTRow("Table 1 REPA 800", XL, 2, (4, 32, 32), 800, 4_003_200),
 }
 
+
+# LightningDiT's configs, with the epochs of its README; the rest as in its train.py. The step from which noise levels
+# are uniform is its author's (issue 23 of its repository), as is B/1 at 100,000 steps (issue 74).
+LIGHTNINGDIT_ROWS = {  # size, steps, steps with logit-normal noise levels
+    "lightningdit_xl_1": (XL, 80_000, None),  # 64 epochs
+    "lightningdit_xl_1_800ep": (XL, 800 * (NUM_IMAGES // 1024), 600_000),
+    "lightningdit_b_1": (BASE, 100_000, None),
+}
+
+
 class SamplingRow(NamedTuple):
     """Guidance, labels and sampler. The defaults are the paper's section 4.2, with REPA's pixels."""
 
@@ -104,6 +114,9 @@ SAMPLING_ROWS = {
     "repa_e_va_vae": SamplingRow(1.9, (0.0, 0.825)),  # REPA-E: FID 1.73
     "e2e_va_vae_equal": SamplingRow(2.4, (0.0, 0.73), "equal"),  # REPA-E, later protocol: FID 1.12
     "sit_sd_vae": SamplingRow(1.5, (0.0, 1.0), channels=3, rounding="round"),  # SiT: FID 2.06
+    "lightningdit_va_vae_64ep": SamplingRow(  # LightningDiT 64: FID 2.11
+        10.0, (0.0, 1 - 0.1), channels=3, rounding="round", kind="euler", num_steps=249, timestep_shift=0.3
+    ),
     "lightningdit_va_vae": SamplingRow(  # LightningDiT 800: FID 1.35; 250 times are 249 steps
         6.7, (0.0, 1 - 0.125), channels=3, rounding="round", kind="euler", num_steps=249, timestep_shift=0.3
     ),
@@ -139,7 +152,8 @@ def test_every_config_loads(file):
 
 
 def test_every_config_has_its_row_here():
-    for folder, rows in (("vae", VAE_ROWS), ("sit", SIT_ROWS), ("sampling", SAMPLING_ROWS)):
+    sit_rows = SIT_ROWS | LIGHTNINGDIT_ROWS
+    for folder, rows in (("vae", VAE_ROWS), ("sit", sit_rows), ("sampling", SAMPLING_ROWS)):
         assert {file.stem for file in FILES if file.parent.name == folder} == set(rows)
 
 
@@ -194,6 +208,23 @@ def test_stage_2_trains_as_the_paper_says(name):
     assert (optimizer.max_grad_norm, optimizer.ema_decay) == (1.0, 0.9999)
     assert (config.repa.weight, config.repa.block, config.repa.foundation.name) == (0.5, 8, "dinov2-vit-b")
     assert config.generator.label_dropout == 0.1
+    assert config.flow == FlowConfig(noise_level="uniform", logit_normal_steps=None, direction_weight=0.0)
+
+
+@pytest.mark.parametrize("name", LIGHTNINGDIT_ROWS)
+def test_lightningdit_trains_as_published(name):
+    config, (size, num_steps, logit_normal_steps) = load(ROOT / "sit" / f"{name}.yaml"), LIGHTNINGDIT_ROWS[name]
+    assert (config.data.global_batch, config.data.image_size, config.loop.num_steps) == (1024, 256, num_steps)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (2e-4, (0.9, 0.95), 0.0)
+    assert (optimizer.max_grad_norm, optimizer.ema_decay, config.engine.precision) == (0.0, 0.9999, "bf16")
+    assert config.flow == FlowConfig(
+        noise_level="logit_normal", logit_normal_steps=logit_normal_steps, direction_weight=1.0
+    )
+    assert config.repa.weight == 0 and config.generator.label_dropout == 0.1
+    sizes = config.generator.build((32, 16, 16), 1000, None, config.repa.block)
+    assert ((sizes.depth, sizes.width, sizes.num_heads), sizes.patch_size) == (size, 1)
+    assert (sizes.swiglu, sizes.rms_norm, sizes.rope, sizes.qk_norm) == (True, True, True, False)
 
 
 @pytest.mark.parametrize("name", SIT_ROWS)

@@ -42,7 +42,7 @@ class LatentStatistics(NamedTuple):
 
 
 def statistics_of_file(path: str | Path) -> LatentStatistics:
-    """From a file: ours, REPA-E's (scale and bias) or LightningDiT's (mean and std)."""
+    """From a file: ours, REPA-E's (scale and bias, or a generator's batch norm) or LightningDiT's (mean and std)."""
     content = read_weights(path)
     tensors = {name for name, value in content.items() if isinstance(value, Tensor)}
     if {"latent_mean", "latent_std"} <= tensors:
@@ -51,9 +51,12 @@ def statistics_of_file(path: str | Path) -> LatentStatistics:
         return LatentStatistics(content["mean"], content["std"], str(path))
     if {"latents_bias", "latents_scale"} <= tensors:
         return LatentStatistics(content["latents_bias"], 1 / content["latents_scale"].float(), str(path))
+    found = statistics_of_batch_norm(content, str(path))
+    if found is not None:
+        return found
     raise UserError(
-        f"{path} holds no latent statistics: it must name latent_mean and latent_std, mean and std, or latents_bias "
-        "and latents_scale"
+        f"{path} holds no latent statistics: it must name latent_mean and latent_std, mean and std, latents_bias and "
+        "latents_scale, or the buffers of a batch norm bn"
     )
 
 

@@ -39,7 +39,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset_sizes(name: str) -> dict[str, Any]:
     """The fields of `SiTConfig` that a published name stands for; `UserError` with the nearest name for another one."""
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
+        lower_case = {known.lower(): known for known in PRESETS}
+        near = lower_case[difflib.get_close_matches(name.lower(), lower_case, n=1, cutoff=0.0)[0]]
         raise UserError(
             f"unknown SiT preset {name!r}, did you mean {near!r}? There are SiT-{{S,B,L,XL}}/{{1,2,4,8}} and "
             "LightningDiT-{B,L,XL,1p0B,1p6B}/{1,2}"

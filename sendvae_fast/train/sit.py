@@ -1,7 +1,8 @@
 """Stage 2: train a SiT flow transformer with REPA on cached latents.
 
-L = |v̂ - v|² + λ_repa (1 - cos(projected tokens, foundation features)), as REPA trains it. Shape letters: B batch,
-C latent channels, H W latent size, N tokens.
+L = |v̂ - v|² + λ_direction (1 - cos(v̂, v)) + λ_repa (1 - cos(projected tokens, foundation features)). REPA trains it
+without the second term, LightningDiT without the third. Shape letters: B batch, C latent channels, H W latent size,
+N tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sendvae_fast.engine.distributed import Distributed, init_distributed
@@ -19,7 +19,9 @@ from sendvae_fast.engine.engine import build_engine
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.weights import resolve_weights
 from sendvae_fast.losses.alignment import alignment_loss
+from sendvae_fast.losses.velocity import velocity_direction_loss, velocity_loss
 from sendvae_fast.models.autoencoder_io import WEIGHTS_FILE, load_autoencoder
+from sendvae_fast.models.latent_statistics import LatentStatistics, statistics_of_file
 from sendvae_fast.models.sit import SiT
 from sendvae_fast.models.sit_io import save_sit
 from sendvae_fast.models.weights import read_weights
@@ -29,7 +31,7 @@ from sendvae_fast.sampling.writer import save_grid
 from sendvae_fast.train.common import add_means, build_foundation, micro_batches
 from sendvae_fast.train.latent_batches import LatentBatch, TrainingLatents
 from sendvae_fast.train.loop import fit
-from sendvae_fast.train.sit_config import SiTTrainConfig
+from sendvae_fast.train.sit_config import FlowConfig, SiTTrainConfig
 
 
 class SiTStage:
@@ -50,8 +52,10 @@ class SiTStage:
         if self.foundation is not None:
             self.foundation.check_grid(self.model.config.grid_size)
         self.engine = build_engine(self.model, config.optimizer, config.engine)
-        self.latent_mean = cache.latent_mean.to(self.device)
-        self.latent_std = cache.latent_std.to(self.device)
+        statistics = LatentStatistics(cache.latent_mean, cache.latent_std, config.latents)
+        if config.latent_stats is not None:
+            statistics = statistics_of_file(config.latent_stats).checked(cache.rows.shape[0])
+        self.latent_mean, self.latent_std = statistics.mean.to(self.device), statistics.std.to(self.device)
 
     # -- one step, read aloud ------------------------------------------------------------------------------------
 
@@ -61,14 +65,15 @@ class SiTStage:
         logged: dict[str, Tensor | float] = {}
         for micro in micro_batches(batch, self.config.engine.accumulation_steps, self.device):
             target = None if self.foundation is None else self.foundation(micro.images)
-            losses = self._losses(micro, key, target)
+            t = draw_noise_levels(self.config.flow, step, key, micro.ids)
+            losses = self._losses(micro, key, t, target)
             self.engine.backward(losses["loss"])
             add_means(logged, losses, self.config.engine.accumulation_steps)
         return {**logged, "grad_norm": self.engine.step().grad_norm}
 
-    def _losses(self, batch: LatentBatch, key: Tensor, target: Tensor | None) -> dict[str, Tensor]:
+    def _losses(self, batch: LatentBatch, key: Tensor, t: Tensor | None, target: Tensor | None) -> dict[str, Tensor]:
         noised = noise_inject(
-            batch.mean.float(), batch.std.float(), self.latent_mean, self.latent_std, key, batch.ids,
+            batch.mean.float(), batch.std.float(), self.latent_mean, self.latent_std, key, batch.ids, t,
             spread_is_std=True, patch_size=self.model.config.patch_size,
         )  # fmt: skip
         draw = philox.uniform(key, philox.Stream.LABEL_DROPOUT, batch.ids, 1)[:, 0]
@@ -76,8 +81,11 @@ class SiTStage:
         velocity, features = self.engine(
             noised.z_t, noised.t, batch.labels, drop, return_features=target is not None
         )
-        losses = {"velocity": F.mse_loss(velocity.float(), noised.velocity.float())}
+        losses = {"velocity": velocity_loss(velocity, noised.velocity)}
         loss = losses["velocity"]
+        if self.config.flow.direction_weight > 0:
+            losses["direction"] = velocity_direction_loss(velocity, noised.velocity)
+            loss = loss + self.config.flow.direction_weight * losses["direction"]
         if target is not None:
             losses["align"] = alignment_loss(features, target)
             loss = loss + self.config.repa.weight * losses["align"]
@@ -115,6 +123,11 @@ class SiTStage:
         batches = generate(sit.to(self.device), decoder, ids, self.config.preview)
         pictures = torch.cat([batch.images for batch in batches])
         save_grid(directory / f"samples_{step:08d}.png", pictures, columns=math.isqrt(len(pictures)))
+
+
+def draw_noise_levels(flow: FlowConfig, step: int, key: Tensor, sample_ids: Tensor) -> Tensor | None:
+    """Noise levels of the samples, float32 [B], or None: uniform, which `noise_inject` draws in passing."""
+    return None if flow.is_uniform(step) else philox.normal(key, philox.Stream.TIME, sample_ids, ()).sigmoid()
 
 
 def train_sit(config: SiTTrainConfig) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.errors import UserError
 from sendvae_fast.models.foundation import FoundationConfig
 from sendvae_fast.models.sit_config import SiTConfig, preset_sizes
 from sendvae_fast.sampling.generate import GenerateConfig
@@ -44,13 +46,14 @@ class GeneratorConfig:
     """Hidden width of the REPA projector."""
 
     def build(
-        self, latent_shape: tuple[int, int, int], num_classes: int, repa_dim: int | None, repa_block: int
+        self, latent_shape: tuple[int, int, int] | None, num_classes: int, repa_dim: int | None, repa_block: int
     ) -> SiTConfig:
-        """The full SiT config for latents [C, H, W]."""
-        channels, size = latent_shape[:2]
+        """The full SiT config for latents [C, H, W]; None: for the smallest that fit, to see whether the rest does."""
+        sizes = self._sizes()
+        channels, size = latent_shape[:2] if latent_shape else (1, max(1, sizes["patch_size"]))
         switches = {name: getattr(self, name) for name in ("swiglu", "rms_norm", "rope", "qk_norm")}
         return SiTConfig(
-            **{**self._sizes(), **{name: on for name, on in switches.items() if on is not None}},
+            **{**sizes, **{name: on for name, on in switches.items() if on is not None}},
             latent_channels=channels, latent_size=size, num_classes=num_classes, repa_dim=repa_dim,
             repa_block=repa_block, label_dropout=self.label_dropout, projector_width=self.projector_width,
         )
@@ -74,6 +77,30 @@ class RepaConfig:
 
 
 @dataclass(kw_only=True)
+class FlowConfig:
+    """Noise levels and losses of the velocity. The defaults are SiT's and REPA's."""
+
+    noise_level: Literal["uniform", "logit_normal"] = "uniform"
+    """How noise levels are drawn. logit_normal: the sigmoid of a standard normal number (LightningDiT)."""
+    logit_normal_steps: int | None = None
+    """Steps with logit_normal, after which noise levels are uniform (LightningDiT's 800 epochs: 600,000); null: all."""
+    direction_weight: float = 0.0
+    """Weight of 1 - cos(predicted velocity, velocity) over channels. LightningDiT: 1."""
+
+    def __post_init__(self) -> None:
+        if self.noise_level not in ("uniform", "logit_normal"):
+            raise UserError(f"flow.noise_level is {self.noise_level!r}: it must be uniform or logit_normal")
+        if self.logit_normal_steps is not None and self.noise_level == "uniform":
+            raise UserError("flow.logit_normal_steps is for flow.noise_level=logit_normal: set that, or leave it out")
+        if not self.direction_weight >= 0:
+            raise UserError(f"flow.direction_weight is {self.direction_weight}: it must not be below 0")
+
+    def is_uniform(self, step: int) -> bool:
+        """Whether the noise levels of a step are uniform."""
+        return self.noise_level == "uniform" or step >= (self.logit_normal_steps or math.inf)
+
+
+@dataclass(kw_only=True)
 class SiTTrainConfig:
     """A stage 2 run."""
 
@@ -81,6 +108,9 @@ class SiTTrainConfig:
     """Run directory. The same command again resumes it."""
     latents: str
     """Latent cache folder, as `sendvae cache-latents` writes it, or a folder of LightningDiT's published latents."""
+    latent_stats: str | None = None
+    """File with the mean and standard deviation that latents are normalised by: ours, REPA-E's `-latents-stats.pt` or a
+    checkpoint of its generator (its frozen batch norm), LightningDiT's `latents_stats.pt`. null: those of the cache."""
     autoencoder: str | None = None
     """Autoencoder folder or run that decodes the preview pictures; without it there are none."""
     data: ImageDataConfig = field(default_factory=lambda: ImageDataConfig(global_batch=256))
@@ -89,6 +119,8 @@ class SiTTrainConfig:
     """How latents are read."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """Sizes of the SiT."""
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    """Noise levels and losses of the velocity."""
     repa: RepaConfig = field(default_factory=RepaConfig)
     """Representation alignment."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4, ema_decay=0.9999))
@@ -101,3 +133,7 @@ class SiTTrainConfig:
     """How the preview grid is sampled from the EMA weights."""
     seed: int = 0
     """Seed of weights, data order, noise and label dropout."""
+
+    def __post_init__(self) -> None:
+        # What the latents will decide apart, sizes are checked here, before any data is opened.
+        self.generator.build(None, 1, repa_dim=1 if self.repa.weight > 0 else None, repa_block=self.repa.block)

@@ -4,11 +4,14 @@ import json
 
 import pytest
 import torch
-from tiny_runs import cache_of, checkpoint_tensors, sit_config, vae_config
+from tiny_runs import COMPARED, NUM_IMAGES, cache_of, checkpoint_tensors, sit_config, vae_config
 
+import sendvae_fast.train.sit as train_sit_module
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.sit_io import load_sit
-from sendvae_fast.train.sit import train_sit
+from sendvae_fast.ops import noise_inject, philox
+from sendvae_fast.train.sit import draw_noise_levels, train_sit
+from sendvae_fast.train.sit_config import FlowConfig
 from sendvae_fast.train.vae import train_vae
 
 
@@ -61,6 +64,107 @@ def test_resume_equals_the_uninterrupted_run(images, latents, tmp_path):
     assert whole.keys() == parts.keys() and any("ema" in name for name in whole)
     for name in whole:
         assert torch.equal(whole[name], parts[name]), name
+
+
+@pytest.fixture
+def noised(monkeypatch):
+    """What `noise_inject` was given and gave, in every micro-batch: (ids, mean, std, z)."""
+    calls = []
+
+    def record(mean, std, latent_mean, latent_std, key, ids, *args, **kwargs):
+        output = noise_inject(mean, std, latent_mean, latent_std, key, ids, *args, **kwargs)
+        calls.append((ids.clone(), mean.clone(), std.clone(), output.z))
+        return output
+
+    monkeypatch.setattr(train_sit_module, "noise_inject", record)
+    return calls
+
+
+def test_every_epoch_samples_the_posterior_anew(noised, images, latents, tmp_path):
+    train_sit(sit_config(tmp_path / "run", images, latents, loop={"num_steps": 2 * NUM_IMAGES // 8}))
+    ids, mean, std, z = (torch.cat(parts) for parts in zip(*noised, strict=True))
+    order = ids.argsort(stable=True)
+    assert ids[order].tolist() == sorted(2 * list(range(NUM_IMAGES)))  # two epochs
+    first, second = (((z - mean) / std)[order[epoch::2]] for epoch in (0, 1))
+    assert not torch.isclose(first, second).flatten(1).all(1).any()
+    draws = torch.stack([first, second])
+    deviation = draws.numel() ** -0.5
+    assert draws.mean().abs() < 4 * deviation and (draws.var() - 1).abs() < 4 * 2**0.5 * deviation
+    assert (first * second).mean().abs() < 4 * (draws.numel() / 2) ** -0.5
+
+
+def test_accumulated_micro_batches_equal_the_whole_batch(images, latents, tmp_path):
+    settings = {"loop": {"num_steps": 3}, "optimizer": COMPARED["optimizer"]}
+    for name, steps in (("one", 1), ("four", 4)):
+        train_sit(sit_config(tmp_path / name, images, latents, engine={"accumulation_steps": steps}, **settings))
+    one, four = (checkpoint_tensors(tmp_path / name, 3) for name in ("one", "four"))
+    for name, value in one.items():
+        torch.testing.assert_close(four[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_logit_normal_noise_levels():
+    key, ids = philox.make_key(3, 7), torch.arange(40_000)
+    flow = FlowConfig(noise_level="logit_normal", logit_normal_steps=10)
+    levels = draw_noise_levels(flow, 9, key, ids)
+    logits = levels.double().logit()
+    # Of 40,000 standard normal numbers the mean is off by 0.005 and the variance by 0.007, one standard deviation.
+    assert logits.mean().abs() < 0.02 and (logits.var() - 1).abs() < 0.03
+    assert ((logits < 1).double().mean() - 0.8413).abs() < 0.008
+    assert torch.equal(draw_noise_levels(flow, 9, key, ids[5:9]), levels[5:9])
+    assert not torch.equal(draw_noise_levels(flow, 9, philox.make_key(3, 8), ids), levels)
+    assert draw_noise_levels(flow, 10, key, ids) is None
+    assert draw_noise_levels(FlowConfig(), 9, key, ids) is None
+    assert draw_noise_levels(FlowConfig(noise_level="logit_normal"), 10**7, key, ids) is not None
+
+
+def test_lightningdits_recipe(images, latents, tmp_path):
+    """Its network and losses in bf16, from a preset's switches to a folder that loads."""
+    config = sit_config(
+        tmp_path / "run", images, latents, repa={"weight": 0.0}, engine={"precision": "bf16"}, loop={"num_steps": 60},
+        generator={"swiglu": True, "rms_norm": True, "rope": True, "qk_norm": True},
+        flow={"noise_level": "logit_normal", "direction_weight": 1.0}, optimizer={"learning_rate": 1e-2},
+    )  # fmt: skip
+    train_sit(config)
+    logged = metrics(tmp_path / "run")
+    for entry in logged:
+        assert entry["loss"] == pytest.approx(entry["velocity"] + entry["direction"], rel=1e-5)
+    for name in ("velocity", "direction"):
+        assert sum(entry[name] for entry in logged[-10:]) < 0.95 * sum(entry[name] for entry in logged[:10]), name
+    sit = load_sit(tmp_path / "run" / "checkpoints" / "step_00000060").sit
+    assert sit.config.swiglu and sit.config.rms_norm and sit.config.rope and sit.config.qk_norm
+
+
+def test_latents_are_normalised_by_the_statistics_asked_for(images, latents, tmp_path):
+    mean, std = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.5, 1.0, 2.0, 4.0])
+    torch.save({"ema": {"bn.running_mean": mean, "bn.running_var": std**2 - 1e-4}}, tmp_path / "repa_e.pt")
+    settings = {"latent_stats": str(tmp_path / "repa_e.pt"), "loop": {"num_steps": 1}}
+    train_sit(sit_config(tmp_path / "run", images, latents, **settings))
+    saved = load_sit(tmp_path / "run" / "checkpoints" / "step_00000001")
+    torch.testing.assert_close(saved.latent_mean, mean)
+    torch.testing.assert_close(saved.latent_std, std)
+    torch.save({"mean": torch.zeros(3), "std": torch.ones(3)}, tmp_path / "three.pt")
+    with pytest.raises(UserError, match="3 means and 3 deviations"):
+        train_sit(sit_config(tmp_path / "other", images, latents, latent_stats=str(tmp_path / "three.pt")))
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"generator": {"preset": "SiT-XL1"}}, "did you mean 'SiT-XL/1'"),
+        ({"generator": {"preset": "lightningdit-xl/1"}}, "did you mean 'LightningDiT-XL/1'"),
+        ({"repa": {"block": 3}}, "repa_block=3 must be between 1 and depth=2"),
+        ({"generator": {"preset": "SiT-B/1"}, "repa": {"block": 13}}, "repa_block=13 must be between 1 and depth=12"),
+        ({"generator": {"width": 36, "num_heads": 2, "rope": True}}, "rope needs heads of a width"),
+        ({"generator": {"patch_size": 0}}, "patch_size is 0"),
+        ({"flow": {"noise_level": "lognormal"}}, "logit_normal"),
+        ({"flow": {"logit_normal_steps": 5}}, "flow.noise_level=logit_normal"),
+        ({"flow": {"direction_weight": -1}}, "direction_weight is -1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_any_data_is_opened(tmp_path, settings, words):
+    with pytest.raises(UserError, match=words) as error:
+        sit_config(tmp_path / "run", tmp_path / "none", tmp_path / "none", **settings)
+    assert "\n" not in str(error.value)
 
 
 def test_without_repa_no_picture_is_read(images, latents, tmp_path):

@@ -11,17 +11,18 @@ from sendvae_fast.train.sit import train_sit
 from sendvae_fast.train.vae import train_vae
 
 
-def train_all(out: Path, images: Path, latents: Path, engines: dict[str, dict]) -> None:
-    """Three steps of each stage under each engine, into `out/<engine>/{vae,sit}`."""
+def train_all(out: Path, images: Path, latents: Path, autoencoder: Path, engines: dict[str, dict]) -> None:
+    """Three steps of each stage under each engine, into `out/<engine>/{vae,sit}`, with previews."""
     for name, engine in engines.items():
         settings = {"engine": engine, "loop": {"num_steps": 3}}
         train_vae(vae_config(out / name / "vae", images, **settings, **COMPARED))
-        train_sit(sit_config(out / name / "sit", images, latents, **settings, optimizer=COMPARED["optimizer"]))
+        settings |= {"autoencoder": str(autoencoder), "optimizer": COMPARED["optimizer"]}
+        train_sit(sit_config(out / name / "sit", images, latents, **settings))
 
 
 ENGINES = {f"zero{stage}": {"zero_stage": stage} for stage in range(4)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train_all(*map(Path, sys.argv[1:4]), ENGINES)
+    train_all(*map(Path, sys.argv[1:5]), ENGINES)
     current_distributed().close()
