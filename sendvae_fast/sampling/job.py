@@ -29,7 +29,7 @@ MAX_GRID = 64
 """Pictures in the overview grid."""
 SETTINGS_FILE = "settings.yaml"
 # Weights count by what is in them, wherever they lie.
-MAY_CHANGE = ("generator", "autoencoder", "out", "num_samples", "batch_size", "npz")
+MAY_CHANGE = ("generator", "autoencoder", "out", "num_samples", "batch_size", "npz", "cuda_graphs")
 
 
 @dataclass(kw_only=True)

@@ -1,10 +1,12 @@
-"""From noise to latents: the Euler-Maruyama SDE sampler of the paper's numbers, and two ODE samplers.
+"""From noise to latents: the Euler-Maruyama SDE sampler of the paper's numbers, and ODE samplers.
 
-Noise depends on (seed, step, sample id) alone, so a sample is the same in any batch and on any number of ranks.
+Noise depends on (seed, step, sample id) alone, so a sample is the same in any batch and on any number of ranks; only
+`dopri5`, which chooses its steps for a batch as a whole, is not quite: there it is the same within the tolerances.
 
 Shape letters: B batch, C latent channels, H W latent height and width.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +18,7 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.ops import philox, sde_step
 from sendvae_fast.sampling.guidance import GuidedVelocity
 
-# (x [B, C, H, W] in the model's dtype, t float64 scalar on the CPU) -> velocity [B, C, H, W]
+# (x [B, C, H, W] in the network's dtype, t float64 scalar) -> velocity [B, C, H, W]
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -24,20 +26,29 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 class SamplerConfig:
     """How the reverse process is integrated."""
 
-    kind: Literal["sde", "euler", "heun"] = "sde"
-    """`sde`: Euler-Maruyama, as REPA, REPA-E and Send-VAE sample; `euler`, `heun`: the probability-flow ODE."""
+    kind: Literal["sde", "euler", "heun", "dopri5"] = "sde"
+    """`sde`: Euler-Maruyama, as REPA, REPA-E and Send-VAE sample; `euler`, `heun`, `dopri5`: the probability-flow ODE,
+    the last with steps of its own choice, as SiT's ODE samples (needs the package torchdiffeq)."""
     num_steps: int = 250
-    """Steps. The model runs once a step; with `heun`, twice in every step but the last."""
+    """Steps. The model runs once a step; with `heun`, twice in every step but the last. Not for `dopri5`."""
     last_step: float = 0.04
     """`sde` only: noise level from which the final, noise-free step goes to 0."""
     timestep_shift: float = 1.0
     """`euler` and `heun` only: LightningDiT's s, see `time_grid`. Below 1 there are more steps near noise."""
+    atol: float = 1e-6
+    """`dopri5` only: absolute error allowed in a step. SiT's value, as is the next."""
+    rtol: float = 1e-3
+    """`dopri5` only: relative error allowed in a step."""
     dtype: Literal["float64", "float32"] = "float64"
     """Precision of the state between steps. The network always sees its own dtype."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("sde", "euler", "heun"):
-            raise UserError(f"sampler kind is {self.kind!r}; give sde, euler or heun")
+        if self.kind not in ("sde", "euler", "heun", "dopri5"):
+            raise UserError(f"sampler kind is {self.kind!r}; give sde, euler, heun or dopri5")
+        if self.kind == "dopri5" and importlib.util.find_spec("torchdiffeq") is None:
+            raise UserError(
+                "sampler kind dopri5 needs the package torchdiffeq: pip install 'sendvae_fast[ode]', or give heun"
+            )
         if self.dtype not in ("float64", "float32"):
             raise UserError(f"sampler dtype is {self.dtype!r}; give float64 or float32")
         least = 2 if self.kind == "sde" else 1
@@ -47,8 +58,12 @@ class SamplerConfig:
             raise UserError(f"sampler last_step is {self.last_step}; give a noise level between 0 and 1")
         if not self.timestep_shift > 0:
             raise UserError(f"sampler timestep_shift is {self.timestep_shift}; give a number above 0 (1 is no shift)")
-        if self.kind == "sde" and self.timestep_shift != 1:
-            raise UserError(f"sampler timestep_shift is {self.timestep_shift}; sde takes only 1: euler and heun shift")
+        if self.kind not in ("euler", "heun") and self.timestep_shift != 1:
+            raise UserError(
+                f"sampler timestep_shift is {self.timestep_shift}; {self.kind} takes only 1: euler and heun shift"
+            )
+        if not (self.atol > 0 and self.rtol > 0):
+            raise UserError(f"sampler atol and rtol are {self.atol} and {self.rtol}; give numbers above 0")
 
 
 def time_grid(config: SamplerConfig) -> Tensor:
@@ -77,7 +92,8 @@ def euler_maruyama(
     sample_ids: Tensor,
     seed: int,
     config: SamplerConfig,
-    on_step: Callable[[], object] = lambda: None,
+    network_dtype: torch.dtype,
+    on_step: Callable[[], object],
 ) -> Tensor:
     """The reverse SDE: x <- x + d(x, t) Δt + sqrt(w(t) |Δt|) ε, and x <- x + d(x, t) Δt in the last step.
 
@@ -87,34 +103,39 @@ def euler_maruyama(
     """
     times = time_grid(config)
     device_times = times.to(z.device)
-    x, network_input = z.to(getattr(torch, config.dtype)), z
+    x, network_input = z.to(getattr(torch, config.dtype)), z.to(network_dtype)
+    # All at once: a copy from the host in every step would make it wait for the GPU.
+    keys = torch.stack([philox.make_key(seed, step) for step in range(config.num_steps)]).to(z.device)
     for step in range(config.num_steps):
         if isinstance(velocity, GuidedVelocity):
             v, scale = velocity.uncombined(network_input, times[step])
         else:
             v, scale = velocity(network_input, times[step]), None
-        key = philox.make_key(seed, step, z.device)
         x, network_input = sde_step(
-            x, v.to(z.dtype), device_times[step : step + 2], key, sample_ids,
+            x, v.to(network_dtype), device_times[step : step + 2], keys[step], sample_ids,
             guidance_scale=scale, last=step == config.num_steps - 1,
         )  # fmt: skip
-        on_step()
-    return network_input
-
-
-@torch.no_grad()
-def euler(velocity: Velocity, z: Tensor, config: SamplerConfig, on_step: Callable[[], object] = lambda: None) -> Tensor:
-    """The probability-flow ODE dx = v dt by Euler's method, of first order. Arguments as in `sample`."""
-    times = time_grid(config)
-    x = z.to(getattr(torch, config.dtype))
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
-        x = x + velocity(x.to(z.dtype), t).to(x.dtype) * (t_next - t)
         on_step()
     return x.to(z.dtype)
 
 
 @torch.no_grad()
-def heun(velocity: Velocity, z: Tensor, config: SamplerConfig, on_step: Callable[[], object] = lambda: None) -> Tensor:
+def euler(
+    velocity: Velocity, z: Tensor, config: SamplerConfig, network_dtype: torch.dtype, on_step: Callable[[], object]
+) -> Tensor:
+    """The probability-flow ODE dx = v dt by Euler's method, of first order. Arguments as in `sample`."""
+    times = time_grid(config)
+    x = z.to(getattr(torch, config.dtype))
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        x = x + velocity(x.to(network_dtype), t).to(x.dtype) * (t_next - t)
+        on_step()
+    return x.to(z.dtype)
+
+
+@torch.no_grad()
+def heun(
+    velocity: Velocity, z: Tensor, config: SamplerConfig, network_dtype: torch.dtype, on_step: Callable[[], object]
+) -> Tensor:
     """The probability-flow ODE by Heun's method, of second order; the last step is Euler's, as in REPA's sampler.
 
     Both halves of a step are guided, or neither is, by the step's first noise level. Arguments as in `sample`.
@@ -123,13 +144,35 @@ def heun(velocity: Velocity, z: Tensor, config: SamplerConfig, on_step: Callable
     x = z.to(getattr(torch, config.dtype))
     for t, t_next in zip(times[:-1], times[1:], strict=True):
         of_step = velocity.decide_at(float(t)) if isinstance(velocity, GuidedVelocity) else velocity
-        slope = of_step(x.to(z.dtype), t).to(x.dtype)
+        slope = of_step(x.to(network_dtype), t).to(x.dtype)
         if t_next > 0:
             ahead = x + slope * (t_next - t)
-            slope = (slope + of_step(ahead.to(z.dtype), t_next).to(x.dtype)) / 2
+            slope = (slope + of_step(ahead.to(network_dtype), t_next).to(x.dtype)) / 2
         x = x + slope * (t_next - t)
         on_step()
     return x.to(z.dtype)
+
+
+@torch.no_grad()
+def dopri5(
+    velocity: Velocity, z: Tensor, config: SamplerConfig, network_dtype: torch.dtype, on_step: Callable[[], object]
+) -> Tensor:
+    """The probability-flow ODE by torchdiffeq's adaptive Dormand-Prince method of fifth order.
+
+    A step's error is judged over the batch as a whole. Steps are not announced: `on_step` is called `num_steps` times
+    at the end. Other arguments as in `sample`.
+    """
+    from torchdiffeq import odeint
+
+    x = z.to(getattr(torch, config.dtype))
+    ends = torch.tensor([1.0, 0.0], dtype=x.dtype, device=x.device)
+    path = odeint(
+        lambda t, y: velocity(y.to(network_dtype), t).to(y.dtype), x, ends, method="dopri5", atol=config.atol,
+        rtol=config.rtol,
+    )  # fmt: skip
+    for _ in range(config.num_steps):
+        on_step()
+    return path[-1].to(z.dtype)
 
 
 def sample(
@@ -139,18 +182,22 @@ def sample(
     seed: int,
     config: SamplerConfig,
     on_step: Callable[[], object] = lambda: None,
+    network_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Integrate from noise at t = 1 to latents at t = 0, with the sampler that `config.kind` names.
 
-    velocity: (x [B, C, H, W] in z's dtype, t float64 scalar on the CPU) -> [B, C, H, W]; often `guidance.guided(...)`.
-    z: [B, C, H, W], `initial_noise(...)` in the dtype that the network wants. sample_ids: int64 [B] on z's device.
+    velocity: (x [B, C, H, W] in the network's dtype, t float64 scalar) -> [B, C, H, W]; often `guidance.guided(...)`.
+    z: [B, C, H, W], `initial_noise(...)`. sample_ids: int64 [B] on z's device.
     on_step: called after each of the `num_steps` steps (`Progress.advance`, say).
+    network_dtype: what the state is rounded to for the network; z's without it.
     Returns [B, C, H, W] in z's dtype. Raises UserError where the result is not finite.
     """
+    network_dtype = network_dtype or z.dtype
     if config.kind == "sde":
-        latents = euler_maruyama(velocity, z, sample_ids, seed, config, on_step)
+        latents = euler_maruyama(velocity, z, sample_ids, seed, config, network_dtype, on_step)
     else:
-        latents = {"euler": euler, "heun": heun}[config.kind](velocity, z, config, on_step)
+        integrate = {"euler": euler, "heun": heun, "dopri5": dopri5}[config.kind]
+        latents = integrate(velocity, z, config, network_dtype, on_step)
     broken = ~latents.flatten(1).isfinite().all(dim=1)
     if broken.any():
         raise UserError(

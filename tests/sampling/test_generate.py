@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_networks import tiny_sit
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.sit import SiT
@@ -37,3 +38,32 @@ def test_guidance_of_the_first_channels():
 def test_more_guided_channels_than_the_latent_has_are_refused():
     with pytest.raises(UserError, match="guidance_channels is 6, but the generator's latents have 5"):
         latents(guidance_channels=6)
+
+
+def test_bf16_stays_near_fp32_and_leaves_the_generator_as_it_is():
+    exact, rounded = (latents(guidance_scale=1.5, precision=precision) for precision in ("fp32", "bf16"))
+    assert rounded.dtype == torch.float32 and 1e-4 < (rounded - exact).std() / exact.std() < 0.02
+    sit = tiny_sit(latent_channels=3)
+    config = GenerateConfig(precision="bf16", sampler=SamplerConfig(num_steps=2))
+    list(generate(sit, lambda z: z, torch.arange(2), config))
+    assert {parameter.dtype for parameter in sit.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("tf32", True), ("bf16", True)])
+def test_tensor_cores_are_allowed_while_drawing_alone(precision, allowed):
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before, seen = [flag.allow_tf32 for flag in flags], []
+    config = GenerateConfig(precision=precision, sampler=SamplerConfig(num_steps=2))
+
+    def decode(z):
+        seen.append([flag.allow_tf32 for flag in flags])
+        return z
+
+    for _ in generate(tiny_sit(latent_channels=3), decode, torch.arange(2), config):
+        assert [flag.allow_tf32 for flag in flags] == before
+    assert seen == [[allowed, allowed]]
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(UserError, match="precision is 'fp8'"):
+        GenerateConfig(precision="fp8")
