@@ -152,8 +152,8 @@ def test_every_config_loads(file):
 
 
 def test_every_config_has_its_row_here():
-    sit_rows = SIT_ROWS | LIGHTNINGDIT_ROWS
-    for folder, rows in (("vae", VAE_ROWS), ("sit", sit_rows), ("sampling", SAMPLING_ROWS)):
+    sit_rows, vae_rows = SIT_ROWS | LIGHTNINGDIT_ROWS, {*VAE_ROWS, "in_vae_scratch"}
+    for folder, rows in (("vae", vae_rows), ("sit", sit_rows), ("sampling", SAMPLING_ROWS)):
         assert {file.stem for file in FILES if file.parent.name == folder} == set(rows)
 
 
@@ -168,8 +168,8 @@ def test_stage_1_trains_as_the_paper_says(name):
     # Everything else as in REPA-E: l1_lpips_kl_gan.yaml and train_repae.py.
     loss, discriminator = config.loss, config.discriminator_optimizer
     assert (loss.reconstruction, loss.reconstruction_weight, loss.kl_weight) == ("l1", 1.0, 1e-6)
-    assert (loss.perceptual.net, loss.perceptual_weight) == ("vgg", 1.0)
-    assert (loss.gan_weight, loss.gan_adaptive, loss.gan_start_step) == (0.1, False, 0)
+    assert (loss.perceptual.net, loss.perceptual_weight, loss.reduction) == ("vgg", 1.0, "mean")
+    assert (loss.gan_weight, loss.gan_adaptive, loss.gan_start_step, loss.gan_warmup_steps) == (0.1, False, 0, 0)
     assert discriminator.learning_rate == 1e-4
     for optimizer in (config.optimizer, discriminator):
         assert (optimizer.betas, optimizer.eps, optimizer.weight_decay) == ((0.9, 0.999), 1e-8, 0.0)
@@ -181,6 +181,7 @@ def test_stage_1_builds_the_rows_networks(name):
     config, row = load(ROOT / "vae" / f"{name}.yaml"), VAE_ROWS[name]
     alignment = config.alignment
     assert config.init_from == f"pretrained/{row.init_from}"
+    assert config.discriminator_from == f"pretrained/{row.init_from}-discriminator.pt"
     assert alignment.foundation.weights == f"pretrained/{row.foundation}.safetensors"
     foundation = foundation_without_file(alignment.foundation)
     assert (foundation.name, foundation.dim) == (row.foundation, row.dim)
@@ -195,6 +196,22 @@ def test_stage_1_builds_the_rows_networks(name):
     assert (mapper.width, mapper.target_dim, mapper.num_heads) == (row.dim, row.dim, row.num_heads)
     assert (mapper.depth, len(model.mapper.blocks), mapper.projector_width) == (row.depth, row.depth, 2048)
     assert mapper.grid_size == foundation.grid_size == row.image_size // 16
+
+
+def test_training_from_scratch_is_latent_diffusions():
+    config = load(ROOT / "vae" / "in_vae_scratch.yaml")
+    loss = config.loss
+    assert (loss.reduction, loss.reconstruction, loss.reconstruction_weight, loss.kl_weight) == ("sum", "l1", 1.0, 1e-6)
+    assert (loss.perceptual.net, loss.perceptual_weight, loss.perceptual.legacy_range) == ("vgg", 1.0, False)
+    assert (loss.gan_weight, loss.gan_adaptive, loss.gan_start_step, loss.gan_warmup_steps) == (0.5, True, 50001, 0)
+    for optimizer in (config.optimizer, config.discriminator_optimizer):
+        assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-4, (0.5, 0.9), 0.0)
+        assert (optimizer.max_grad_norm, optimizer.ema_decay) == (0.0, None)
+    assert config.data.global_batch == 256 and config.loop.num_steps == 50 * (NUM_IMAGES // 256) == 250_200
+    assert (config.init_from, config.alignment.weight) == (None, 0.0)
+    with torch.device("meta"):
+        model = build_model(config, None)
+    assert num_parameters(model.autoencoder) == VAE_ROWS["in_vae"].num_parameters and model.mapper is None
 
 
 @pytest.mark.parametrize("name", SIT_ROWS)

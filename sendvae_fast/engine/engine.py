@@ -2,8 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -163,29 +162,28 @@ class Engine(ABC):
         enabled = self.config.precision == "bf16"
         return torch.autocast(self.distributed.device.type, torch.bfloat16, enabled=enabled)
 
-    @contextmanager
-    def frozen(self) -> Iterator[Callable[..., Any]]:
-        """The module as a fixed function, for another engine's loss to run through (a GAN's generator step).
+    def input_gradient(self, x: Tensor, loss: Callable[[Any], Tensor]) -> tuple[Any, Tensor]:
+        """The module's output for `x`, and the gradient of `loss` of that output with respect to `x`.
 
-            with discriminator.frozen() as critic:
-                loss = generator_loss(critic(pictures))
-                generator.backward(loss)
+        For a GAN: what the generator learns from, and the output, whose graph goes into this engine's own `backward`
+        afterwards, so that one forward serves both. No parameter gets a gradient here, and `x` is cut off its graph.
 
-        Gradients flow through to the input; the module's own parameters get none. Both forward and backward belong
-        inside. The call is at the engine's precision.
+            logits, gradient = critic.input_gradient(fake, generator_loss)
+            critic.backward(critic_loss(logits, critic(real)))
+
+        `backward` still needs a call of the engine itself in its loss, here the one for real pictures. Not for ZeRO 3,
+        whose hooks gather a module's weights for one traversal of its graph only.
+
+        Raises:
+            ValueError: the engine is at ZeRO stage 3.
         """
-
-        def fixed(*args: Any) -> Any:
-            with self.autocast():
-                return self.module(*args)
-
-        for param in self.trained.values():
-            param.requires_grad_(False)
-        try:
-            yield fixed
-        finally:
-            for param in self.trained.values():
-                param.requires_grad_(True)
+        if not self.config.has_whole_parameters:
+            raise ValueError("input_gradient goes through a graph twice, which ZeRO stage 3 does not allow")
+        leaf = x.detach().requires_grad_()
+        with self.autocast():
+            output = self.module(leaf)
+        (gradient,) = torch.autograd.grad(loss(output), leaf, retain_graph=True)
+        return output, gradient
 
     @property
     def state_keys(self) -> tuple[str, ...]:

@@ -34,6 +34,9 @@ class PerceptualConfig:
     features alone."""
     heads: str | None = None
     """Local file of the v0.1 linear heads; by default those that come with the lpips package."""
+    legacy_range: bool = False
+    """Show the network 2x - 1 of pictures that are in [-1, 1] already, so [-3, 1], as REPA-E did until July 2025 (its
+    pull request 17). Only to repeat such a run."""
 
     def __post_init__(self):
         if self.net not in _BACKBONE_FILES:
@@ -56,6 +59,7 @@ class Perceptual(nn.Module):
         load_weights(self.lpips.net, _backbone_state(config, self.lpips.net), config.weights)
         heads = config.heads or Path(lpips.__file__).parent / "weights" / "v0.1" / f"{config.net}.pth"
         self._load_heads(heads)
+        self.legacy_range = config.legacy_range
         self.requires_grad_(False).eval()
         self.dtype = torch.float32
 
@@ -89,7 +93,8 @@ class Perceptual(nn.Module):
         return sum(lpips_distance(f, f_hat, head.model[-1].weight.flatten()) for f, f_hat, head in layers)
 
     def _features(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.lpips.net(self.lpips.scaling_layer(x).to(self.dtype))
+        shown = 2 * x - 1 if self.legacy_range else x
+        return self.lpips.net(self.lpips.scaling_layer(shown).to(self.dtype))
 
 
 def _backbone_state(config: PerceptualConfig, net: nn.Module) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.latent_statistics import statistics_of_factor, statistics_of_file
 from sendvae_fast.models.published import PublishedAutoencoder, ldm_state, read_published
-from sendvae_fast.models.weights import check_finite, load_weights, read_weights
+from sendvae_fast.models.weights import load_weights, read_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -87,7 +87,6 @@ def load_autoencoder(
             "--out=DIR` and --stats=FILE, or --scaling_factor=0.18215 for SD-VAE"
         )
     statistics = statistics.checked(channels)
-    check_finite(found.state, found.weights)
     autoencoder = Autoencoder(found.config)
     load_weights(autoencoder, found.state, found.weights)
     return SavedAutoencoder(autoencoder.eval(), *statistics)
@@ -99,7 +98,6 @@ def load_ldm_weights(autoencoder: Autoencoder, path: str | Path) -> None:
     Anything of the autoencoder that does not match is a `UserError`.
     """
     state = ldm_state(read_weights(path), path)
-    check_finite(state, path)
     load_weights(autoencoder, state, path)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.weights import check_finite, load_weights, part_of_checkpoint, read_weights
+from sendvae_fast.models.weights import load_weights, part_of_checkpoint, read_weights
 
 _CHANNELS_PER_GROUP = 16
 
@@ -25,12 +25,17 @@ class DiscriminatorConfig:
     norm: Literal["batch", "group"] = "batch"
     """``batch`` is the published network. ``group`` takes statistics per sample, so that the result does not depend on
     how the batch is split over ranks."""
+    sync_batch_norm: bool = False
+    """Take batch norm's statistics over the batches of all ranks (SyncBatchNorm, on GPUs only); without it each rank's
+    batch by itself, as REPA-E and VA-VAE do."""
 
     def __post_init__(self):
         if self.norm not in ("batch", "group"):
             raise UserError(f"discriminator norm is {self.norm!r}: choose batch or group")
         if self.base_channels < 1 or self.num_layers < 1:
             raise UserError("discriminator base_channels and num_layers must be at least 1")
+        if self.sync_batch_norm and self.norm != "batch":
+            raise UserError(f"discriminator sync_batch_norm is for norm=batch: norm={self.norm} has no such statistics")
         if self.norm == "group" and 2 * self.base_channels % _CHANNELS_PER_GROUP:
             raise UserError(
                 f"discriminator base_channels={self.base_channels} with norm=group must be a multiple of "
@@ -72,7 +77,6 @@ def load_discriminator_weights(discriminator: Discriminator, path: str | Path) -
     state = {key: value for key, value in found.items() if key.startswith("main.")}
     if not state:
         raise UserError(f"{path} holds no discriminator, it has no main.0.weight: give a discriminator's checkpoint")
-    check_finite(state, path)
     load_weights(discriminator, state, path)
 
 

@@ -79,13 +79,6 @@ def part_of_checkpoint(content: dict, first_weight: str, wrappers: tuple[str, ..
     return {}
 
 
-def check_finite(state: dict[str, Tensor], source: str | Path) -> None:
-    """`UserError` that names the first tensors of `state` with NaN or infinite elements."""
-    broken = [key for key, value in state.items() if isinstance(value, Tensor) and not value.isfinite().all()]
-    if broken:
-        raise UserError(f"{source} has NaN or inf in {len(broken)} weights ({_first(broken)}): fetch it again")
-
-
 def _torch_load(path: Path):
     return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -6,8 +6,8 @@ them. Shape letters: B batch, S image size, C latent channels, H W latent size, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,12 +20,12 @@ from sendvae_fast.engine.engine import build_engine
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.losses.adversarial import adaptive_weight, generator_loss, hinge_discriminator_loss
 from sendvae_fast.losses.alignment import alignment_loss
+from sendvae_fast.losses.known_gradient import with_known_gradient
 from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.losses.reconstruction import kl_loss, reconstruction_loss
 from sendvae_fast.models.autoencoder import Autoencoder
 from sendvae_fast.models.autoencoder_io import WEIGHTS_FILE, save_autoencoder
 from sendvae_fast.models.pixels import to_model_range
-from sendvae_fast.models.send_vae import SendVAEOutput
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import philox
 from sendvae_fast.sampling.writer import save_grid, to_uint8
@@ -66,66 +66,76 @@ class VAEStage:
             self.model.autoencoder.decoder.conv_out.register_forward_pre_hook(self._keep_last_input)
         self.discriminator_engine = None
         if config.loss.gan_weight > 0:
-            discriminator = build_discriminator(config)
-            self.discriminator_engine = build_engine(discriminator, config.discriminator_optimizer, config.engine)
+            # `Engine.input_gradient` needs whole parameters, and splitting 3 million of them would save nothing.
+            unsplit = dataclasses.replace(config.engine, zero_stage=min(config.engine.zero_stage, 2))
+            self.discriminator_engine = build_engine(
+                build_discriminator(config), config.discriminator_optimizer, unsplit
+            )
 
     # -- one step, read aloud ------------------------------------------------------------------------------------
 
     def train_step(self, step: int, batch: ImageBatch) -> dict[str, Tensor | float]:
         """One step of autoencoder and mapper and one of the discriminator, over the accumulated micro-batches."""
         key = philox.make_key(self.config.seed, step, self.device)
-        use_gan = self.discriminator_engine is not None and step >= self.config.loss.gan_start_step
+        has_discriminator = self.discriminator_engine is not None
+        discriminates = has_discriminator and step >= self.config.loss.discriminator_first_step
         logged: dict[str, Tensor | float] = {}
         for micro in micro_batches(batch, self.config.engine.accumulation_steps, self.device):
             x = to_model_range(micro.images)
             target = None if self.foundation is None else self.foundation(micro.images)
             output = self.engine(x, key, micro.ids)
-            losses = self._autoencoder_backward(x, output, target, use_gan)
-            if use_gan:
-                losses["discriminator"] = self._discriminator_backward(x, output.reconstruction.detach())
-            add_means(logged, losses, self.config.engine.accumulation_steps)
+            loss, parts = self._judge_pictures(x, output.reconstruction.float(), step, discriminates)
+            parts["kl"] = kl_loss(output.moments)
+            loss = loss + self.config.loss.kl_weight * parts["kl"]
+            if target is not None:
+                parts["align"] = alignment_loss(output.features, target)
+                loss = loss + self.config.alignment.weight * parts["align"]
+            self.engine.backward(loss)
+            add_means(logged, {"loss": loss, **parts}, self.config.engine.accumulation_steps)
         logged["grad_norm"] = self.engine.step().grad_norm
-        if use_gan:
+        if discriminates:
             self.discriminator_engine.step()
         return logged
 
-    def _autoencoder_backward(
-        self, x: Tensor, output: SendVAEOutput, target: Tensor | None, use_gan: bool
-    ) -> dict[str, Tensor]:
-        """Backward of L for autoencoder and mapper; returns its parts."""
-        # An alias: the adaptive weight differentiates with respect to it, and stops there.
-        weights, x_hat = self.config.loss, output.reconstruction.float().view_as(output.reconstruction)
+    def _judge_pictures(
+        self, x: Tensor, reconstruction: Tensor, step: int, discriminates: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The part of L that sees the reconstruction, and its terms; the discriminator's backward on the way.
+
+        Everything here is differentiated up to the pictures and no further: the adaptive weight compares gradients
+        there, and one forward of the discriminator on the fake serves it and the autoencoder.
+        """
+        weights, x_hat = self.config.loss, reconstruction.detach().requires_grad_()
         parts = {"reconstruction": reconstruction_loss(x, x_hat, weights.reconstruction)}
         loss = weights.reconstruction_weight * parts["reconstruction"]
         if self.perceptual is not None:
             parts["lpips"] = self.perceptual(x, x_hat).mean()
             loss = loss + weights.perceptual_weight * parts["lpips"]
-        parts["kl"] = kl_loss(output.moments)
-        if target is not None:
-            parts["align"] = alignment_loss(output.features, target)
-        # The discriminator is a fixed function here: gradients pass through it and leave none in it.
-        with self.discriminator_engine.frozen() if use_gan else nullcontext() as discriminator:
-            if use_gan:
-                parts["gan"] = generator_loss(discriminator(x_hat))
-                gan_weight = weights.gan_weight
-                if weights.gan_adaptive:
-                    gan_weight = gan_weight * adaptive_weight(loss, parts["gan"], x_hat, self._last_input)
-                loss = loss + gan_weight * parts["gan"]
-            loss = loss + weights.kl_weight * parts["kl"]
-            if target is not None:
-                loss = loss + self.config.alignment.weight * parts["align"]
-            self.engine.backward(loss)
-        return {"loss": loss, **parts}
+        if weights.reduction == "sum":
+            loss = loss * x[0].numel()
+        (gradient,) = torch.autograd.grad(loss, x_hat)
+        loss = loss.detach()
+        if discriminates:
+            game, gan_gradient = self._play(x, x_hat)
+            parts |= game
+            gan_weight = loss.new_tensor(weights.gan_weight_at(step))
+            if weights.gan_adaptive:
+                gan_weight = gan_weight * adaptive_weight(gradient, gan_gradient, self._last_input)
+            parts["gan_weight"] = gan_weight
+            loss, gradient = loss + gan_weight * parts["gan"], gradient + gan_weight * gan_gradient
+        return with_known_gradient(loss, reconstruction, gradient), parts
+
+    def _play(self, x: Tensor, x_hat: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Backward of the hinge loss for the discriminator; both players' losses, and the generator's gradient."""
+        # Real and fake pass apart, as in VQGAN: batch norm takes the statistics of each by itself.
+        fake, gradient = self.discriminator_engine.input_gradient(x_hat, generator_loss)
+        loss = hinge_discriminator_loss(self.discriminator_engine(x), fake)
+        self.discriminator_engine.backward(loss)
+        return {"gan": generator_loss(fake), "discriminator": loss}, gradient
 
     def _keep_last_input(self, _: nn.Module, arguments: tuple[Tensor]) -> None:
         """Keeps what enters the decoder's last layer, for the adaptive weight."""
         (self._last_input,) = arguments
-
-    def _discriminator_backward(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """Backward of the hinge loss for the discriminator; real and fake pass it apart, as in VQGAN."""
-        loss = hinge_discriminator_loss(self.discriminator_engine(x), self.discriminator_engine(x_hat))
-        self.discriminator_engine.backward(loss)
-        return loss
 
     # -- the rest of the loop's interface ------------------------------------------------------------------------
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torch import nn
+
+from sendvae_fast.engine.distributed import current_distributed
 from sendvae_fast.engine.weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -53,9 +56,21 @@ def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVA
 
 
 def build_discriminator(config: VAETrainConfig) -> Discriminator:
-    """The discriminator, from `discriminator_from` or fresh; UserError where the weights do not fit."""
+    """The discriminator, from `discriminator_from` or fresh, synchronised over ranks where that is asked for.
+
+    Raises UserError where the weights do not fit, or its batch norm cannot be synchronised on this device.
+    """
     discriminator = Discriminator(config.discriminator)
     if config.discriminator_from is not None:
         weights = resolve_weights(config.discriminator_from)
         load_discriminator_weights(discriminator, weights / DISCRIMINATOR_FILE if weights.is_dir() else weights)
-    return discriminator
+    distributed = current_distributed()
+    if not config.discriminator.sync_batch_norm or distributed.world_size == 1:
+        return discriminator
+    if distributed.device.type != "cuda":
+        # PyTorch has it for GPUs alone. Several ranks on a CPU are for trials: not worth one of our own.
+        raise UserError(
+            f"discriminator.sync_batch_norm works on GPUs, and {distributed.world_size} ranks are on "
+            f"{distributed.device.type}: leave it out, or use discriminator.norm=group, which needs no other rank"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)

@@ -29,17 +29,19 @@ def last_layer(nll_scale, g_scale):
     return weight, x_hat, last_input, nll_scale * x_hat.square().mean(), g_scale * x_hat.sin().mean()
 
 
+def gradients_of_x_hat(x_hat, *losses):
+    return [torch.autograd.grad(loss, x_hat, retain_graph=True)[0] for loss in losses]
+
+
 @pytest.mark.parametrize(("nll_scale", "g_scale"), [(6.0, 2.0), (0.0, 1.0), (1e-3, 0.5)])
 def test_adaptive_weight_is_the_ratio_of_the_last_layers_gradient_norms(nll_scale, g_scale):
     weight, x_hat, last_input, nll, g_loss = last_layer(nll_scale, g_scale)
     norms = [torch.autograd.grad(loss, weight, retain_graph=True)[0].norm() for loss in (nll, g_loss)]
-    adaptive = adaptive_weight(nll, g_loss, x_hat, last_input)
+    adaptive = adaptive_weight(*gradients_of_x_hat(x_hat, nll, g_loss), last_input)
     assert adaptive.item() == pytest.approx(float(norms[0] / (norms[1] + 1e-4)), rel=1e-5)
     assert not adaptive.requires_grad and weight.grad is None
-    (nll + adaptive * g_loss).backward()  # the graphs are still there
-    assert torch.isfinite(weight.grad).all()
 
 
 def test_adaptive_weight_is_clamped():
     _, x_hat, last_input, nll, g_loss = last_layer(1e9, 1e-9)
-    assert adaptive_weight(nll, g_loss, x_hat, last_input).item() == 1e4
+    assert adaptive_weight(*gradients_of_x_hat(x_hat, nll, g_loss), last_input).item() == 1e4

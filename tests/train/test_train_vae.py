@@ -102,7 +102,8 @@ def test_accumulation_equals_one_large_batch(images, tmp_path):
 
 def test_finetuning_starts_from_the_given_weights_and_statistics(trained, images, tmp_path):
     config = vae_config(
-        tmp_path / "run", images, init_from=str(trained), loop={"num_steps": 1}, optimizer={"learning_rate": 1e-12},
+        tmp_path / "run", images, init_from=str(trained), discriminator_from=str(trained), loop={"num_steps": 1},
+        optimizer={"learning_rate": 1e-12},
         alignment={"latent_norm": "fixed"},
     )
     train_vae(config)
@@ -133,7 +134,9 @@ def test_finetuning_starts_from_published_weights_and_a_discriminator(trained, i
 
 
 def test_weights_of_other_sizes_than_the_settings_are_refused(trained, images, tmp_path):
-    config = vae_config(tmp_path / "run", images, init_from=str(trained), autoencoder={"latent_channels": 5})
+    config = vae_config(
+        tmp_path / "run", images, init_from=str(trained), loss={"gan_weight": 0.0}, autoencoder={"latent_channels": 5}
+    )
     with pytest.raises(UserError, match="latent_channels 4 instead of 5"):
         build_model(config, None)
     # Settings left at their default ask for nothing.
@@ -147,7 +150,7 @@ def test_weights_of_other_sizes_than_the_settings_are_refused(trained, images, t
         ({"data": {"global_batch": 6}, "engine": {"accumulation_steps": 4}}, "multiple of ranks x accumulation"),
         ({"data": {"image_size": 64}}, "16 x 16"),
         ({"alignment": {"latent_norm": "fixed"}}, "needs init_from"),
-        ({"init_from": "nowhere"}, "nowhere does not exist"),
+        ({"init_from": "nowhere", "cold_discriminator": True}, "nowhere does not exist"),
         ({"discriminator_from": "no_critic.pt"}, "no_critic.pt does not exist"),
         ({"alignment": {"foundation": {"name": "dinov2-vit-b"}}}, "weights"),
     ],
