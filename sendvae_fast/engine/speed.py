@@ -23,7 +23,7 @@ from sendvae_fast.models.sit import SiTBlock
 # Nothing in them keeps state, so that a second forward pass changes nothing. All randomness is stateless in any case.
 RECOMPUTED = (ResnetBlock, AttentionBlock, SiTBlock, mapper.Block)
 COMPILED = (*RECOMPUTED, Discriminator, ViTBlock, EvaBlock)
-# Every width, resolution and use (with gradients, without, as a fixed function) of a kind of block is compiled for
+# Every width, resolution and use (with gradients, without, with one for its input) of a kind of block is compiled for
 # itself: 30 for the residual blocks of f16d32. torch.compile gives up at 8 unless told otherwise.
 MAX_COMPILED_FORMS = 256
 

@@ -152,11 +152,28 @@ def test_an_engine_that_recomputes_trains_the_same(kind):
     assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
 
 
-def test_a_fixed_function_is_at_the_engines_precision():
-    engine = build_engine(Discriminator(DiscriminatorConfig(base_channels=8, num_layers=1)), OptimizerConfig(),
-                          EngineConfig(name="ddp", precision="bf16"))  # fmt: skip
-    with engine.frozen() as fixed:
-        assert fixed(torch.zeros(1, 3, 16, 16)).dtype == torch.bfloat16
+def discriminator_engine(**settings):
+    torch.manual_seed(0)
+    discriminator = Discriminator(DiscriminatorConfig(base_channels=8, num_layers=1))
+    return build_engine(discriminator, OptimizerConfig(), EngineConfig(name="ddp", **settings))
+
+
+def test_input_gradients_are_at_the_engines_precision():
+    output, gradient = discriminator_engine(precision="bf16").input_gradient(torch.zeros(1, 3, 16, 16), torch.sum)
+    assert output.dtype == torch.bfloat16 and gradient.dtype == torch.float32
+
+
+def test_a_compiled_module_lets_its_graph_be_gone_through_twice():
+    results = []
+    for compiled in (False, True):
+        engine = discriminator_engine()
+        if compiled:
+            speed.compile_blocks(engine.module, backend="aot_eager")
+        output, gradient = engine.input_gradient(torch.linspace(-1, 1, 1536).reshape(2, 3, 16, 16), torch.sum)
+        engine.backward(output.square().mean())
+        results.append([gradient, *(parameter.grad for parameter in engine.module.parameters())])
+    for plain, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, plain)
 
 
 @pytest.mark.parametrize("build", [lambda: Mapper(MapperConfig(
