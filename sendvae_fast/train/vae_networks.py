@@ -32,20 +32,20 @@ def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVA
             f"init_from={config.init_from} is not what `autoencoder` describes: {'; '.join(differences)}. Leave its "
             "settings out, or give weights of these sizes"
         )
+    patch_size = 1 if foundation is None else alignment.patch_size
+    grid_size, remainder = divmod(config.data.image_size, autoencoder.downsampling * patch_size)
+    if remainder:
+        raise UserError(
+            f"data.image_size={config.data.image_size} must be a multiple of the autoencoder's downsampling "
+            f"{autoencoder.downsampling} times alignment.patch_size={patch_size}"
+        )
     mapper = None
     if foundation is not None:
-        latent_size, remainder = divmod(config.data.image_size, autoencoder.downsampling)
-        grid_size, grid_remainder = divmod(latent_size, alignment.patch_size)
-        if remainder or grid_remainder:
-            raise UserError(
-                f"data.image_size={config.data.image_size} must be a multiple of the autoencoder's downsampling "
-                f"{autoencoder.downsampling} times alignment.patch_size={alignment.patch_size}"
-            )
         foundation.check_grid(grid_size)
         mapper = Mapper(MapperConfig(
             latent_channels=autoencoder.config.latent_channels, grid_size=grid_size, target_dim=foundation.dim,
             width=alignment.width, depth=alignment.depth, num_heads=alignment.num_heads,
-            patch_size=alignment.patch_size, projector_width=alignment.projector_width,
+            patch_size=patch_size, projector_width=alignment.projector_width,
         ))
     model = SendVAE(autoencoder, mapper, alignment.latent_norm, alignment.noise)
     if initial is not None:
@@ -60,6 +60,12 @@ def build_discriminator(config: VAETrainConfig) -> Discriminator:
 
     Raises UserError where the weights do not fit, or its batch norm cannot be synchronised on this device.
     """
+    num_layers = config.discriminator.num_layers
+    if config.data.image_size < (smallest := 3 * 2**num_layers):
+        raise UserError(
+            f"discriminator.num_layers={num_layers} judges pictures of at least {smallest} pixels, data.image_size is "
+            f"{config.data.image_size}: take fewer layers"
+        )
     discriminator = Discriminator(config.discriminator)
     if config.discriminator_from is not None:
         weights = resolve_weights(config.discriminator_from)

@@ -97,10 +97,12 @@ def test_is_frozen_but_passes_gradients_to_the_image(backbone_files):
     assert not any(module.training for module in holder[0].modules())
     assert not any(parameter.requires_grad for parameter in perceptual.parameters())
     x, y = pairs()
+    x.requires_grad_()  # in vain: the features of the real picture keep no graph
     y.requires_grad_()
     distance = perceptual(x, y)
     assert distance.shape == (2,)
     distance.mean().backward()
+    assert x.grad is None
     assert y.grad.abs().max() > 0 and all(parameter.grad is None for parameter in perceptual.parameters())
 
 
