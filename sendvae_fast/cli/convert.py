@@ -1,10 +1,15 @@
-"""Write an autoencoder in the layout of another program, weights unchanged bit by bit.
+"""Write an autoencoder or a generator in the layout of another program.
 
     sendvae convert runs/send --to=diffusers --out=send-vae-hf
     sendvae convert vavae-imagenet256-f16d32-dinov2.pt --stats=latents_stats.pt --to=sendvae --out=vavae
+    sendvae convert sit-ldm-e2e-vavae.pt --to=generator --out=e2e-sit
+    sendvae convert runs/xl --to=repa-e --out=xl-repa-e
 
-SOURCE is one of our folders or runs, a diffusers AutoencoderKL folder, or a checkpoint file in the LDM layout, bare or
-inside a training checkpoint (SD-VAE, VA-VAE, REPA-E). Nothing in it is run, and an existing OUT is never overwritten.
+SOURCE is one of our folders or runs, a diffusers AutoencoderKL folder, a checkpoint file in the LDM layout, bare or
+inside a training checkpoint (SD-VAE, VA-VAE, REPA-E), or a generator's checkpoint (SiT, REPA, REPA-E, LightningDiT).
+Nothing in it is run, and an existing OUT is never overwritten. Weights stay the same bit by bit, but for two layers
+between our or REPA's generators and SiT's or LightningDiT's, whose time runs the other way. The sigma that SiT predicts
+and no sampler uses is dropped. DiT's checkpoints cannot be told from SiT's, but are no flows: do not convert them.
 """
 
 from dataclasses import dataclass
@@ -15,8 +20,10 @@ from sendvae_fast.engine.weights import resolve_weights
 from sendvae_fast.files import staged_directory
 from sendvae_fast.models.autoencoder_export import write_diffusers, write_ldm
 from sendvae_fast.models.autoencoder_io import load_autoencoder, save_autoencoder
+from sendvae_fast.models.sit_io import load_sit, save_sit, write_published
 
 POSITIONAL = "source"
+_GENERATOR_LAYOUTS = ("generator", "repa", "repa-e", "lightningdit")
 
 
 @dataclass(kw_only=True)
@@ -25,8 +32,10 @@ class Config:
 
     source: str
     """Folder, run or checkpoint file."""
-    to: Literal["diffusers", "ldm", "sendvae"]
-    """diffusers: what AutoencoderKL.from_pretrained reads; ldm: the files REPA-E loads; sendvae: our folder."""
+    to: Literal["diffusers", "ldm", "sendvae", "generator", "repa", "repa-e", "lightningdit"]
+    """An autoencoder: diffusers, what AutoencoderKL.from_pretrained reads; ldm, the files REPA-E loads; sendvae, our
+    folder. A generator: generator, our folder; repa, repa-e (with the latents' batch norm) or lightningdit, a
+    checkpoint that these load."""
     out: str
     """Folder to write; must not exist."""
     stats: str | None = None
@@ -39,15 +48,31 @@ def run(config: Config) -> None:
     """Read, check and write."""
     source = resolve_weights(config.source)
     with staged_directory(Path(config.out)) as folder:
-        saved = load_autoencoder(source, config.stats, config.scaling_factor)
-        if config.to == "diffusers":
-            write_diffusers(folder, saved, Path(config.source).name)
-        elif config.to == "ldm":
-            write_ldm(folder, saved)
-        else:
-            save_autoencoder(folder, saved.autoencoder, saved.latent_mean, saved.latent_std)
+        convert = _convert_generator if config.to in _GENERATOR_LAYOUTS else _convert_autoencoder
+        what, statistics_origin = convert(config, source, folder)
+    print(f"{config.out}: {what}, {config.to} layout; latent statistics from {statistics_origin}")
+
+
+def _convert_autoencoder(config: Config, source: Path, folder: Path) -> tuple[str, str]:
+    """Returns what it is and where its statistics are from."""
+    saved = load_autoencoder(source, config.stats, config.scaling_factor)
+    if config.to == "diffusers":
+        write_diffusers(folder, saved, Path(config.source).name)
+    elif config.to == "ldm":
+        write_ldm(folder, saved)
+    else:
+        save_autoencoder(folder, saved.autoencoder, saved.latent_mean, saved.latent_std)
     sizes = saved.autoencoder.config
-    print(
-        f"{config.out}: f{sizes.downsampling}d{sizes.latent_channels} autoencoder, {config.to} layout; latent "
-        f"statistics from {saved.statistics_origin}"
-    )
+    return f"f{sizes.downsampling}d{sizes.latent_channels} autoencoder", saved.statistics_origin
+
+
+def _convert_generator(config: Config, source: Path, folder: Path) -> tuple[str, str]:
+    """Returns what it is and where its statistics are from."""
+    raw, ema = (load_sit(source, ema, config.stats, config.scaling_factor) for ema in (False, True))
+    sizes = ema.sit.config
+    if config.to == "generator":
+        save_sit(folder, sizes, raw.sit.state_dict(), ema.sit.state_dict(), ema.latent_mean, ema.latent_std)
+    else:
+        write_published(folder, raw, ema, config.to)
+    latents = f"{sizes.latent_channels} x {sizes.latent_size} x {sizes.latent_size} latents"
+    return f"generator of {sizes.depth} blocks of width {sizes.width} for {latents}", ema.statistics_origin

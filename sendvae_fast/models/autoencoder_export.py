@@ -12,9 +12,9 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder import AutoencoderConfig
 from sendvae_fast.models.autoencoder_io import SavedAutoencoder
 from sendvae_fast.models.diffusers_layout import to_diffusers, to_diffusers_config
+from sendvae_fast.models.latent_statistics import save_repa_e_statistics
 
 LDM_FILE = "vae.pt"
-LDM_STATS_FILE = "vae-latents-stats.pt"  # the name REPA-E derives from that of the weights
 
 _CARD = """---
 library_name: diffusers
@@ -73,6 +73,4 @@ def write_ldm(directory: Path, saved: SavedAutoencoder) -> None:
             f"{AutoencoderConfig.num_groups} groups: convert --to=diffusers or --to=sendvae instead"
         )
     torch.save(dict(saved.autoencoder.state_dict()), directory / LDM_FILE)
-    mean, std = saved.latent_mean, saved.latent_std
-    stats = {"latents_scale": 1 / std, "latents_bias": mean}
-    torch.save({key: value.view(1, -1, 1, 1) for key, value in stats.items()}, directory / LDM_STATS_FILE)
+    save_repa_e_statistics(directory / LDM_FILE, saved.latent_mean, saved.latent_std)

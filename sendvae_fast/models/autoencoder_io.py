@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
-from sendvae_fast.models.latent_statistics import statistics_of_factor, statistics_of_file
+from sendvae_fast.models.latent_statistics import choose_statistics, statistics_of_file
 from sendvae_fast.models.published import PublishedAutoencoder, ldm_state, read_published
 from sendvae_fast.models.weights import load_weights, read_weights
 
@@ -71,22 +71,10 @@ def load_autoencoder(
     Raises `UserError` where a file is missing or broken, the weights are not those of the configuration or not finite,
     or there are no statistics.
     """
-    if stats is not None and scaling_factor is not None:
-        raise UserError("stats and scaling_factor both say how latents are normalised: give one")
     path = Path(path)
     found = read_published(path) if _is_published(path) else _read_own(path)
     channels = found.config.latent_channels
-    statistics = found.statistics
-    if stats is not None:
-        statistics = statistics_of_file(stats)
-    elif scaling_factor is not None:
-        statistics = statistics_of_factor(scaling_factor, channels)
-    if statistics is None:
-        raise UserError(
-            f"{path} has no latent statistics: write a folder that has them with `sendvae convert {path} --to=sendvae "
-            "--out=DIR` and --stats=FILE, or --scaling_factor=0.18215 for SD-VAE"
-        )
-    statistics = statistics.checked(channels)
+    statistics = choose_statistics(path, found.statistics, stats, scaling_factor, channels, layout="sendvae")
     autoencoder = Autoencoder(found.config)
     load_weights(autoencoder, found.state, found.weights)
     return SavedAutoencoder(autoencoder.eval(), *statistics)

@@ -41,6 +41,29 @@ class LatentStatistics(NamedTuple):
         return LatentStatistics(mean, std, self.origin)
 
 
+def choose_statistics(
+    path: Path, found: LatentStatistics | None, stats: str | Path | None, scaling_factor: float | None, channels: int,
+    layout: str,
+) -> LatentStatistics:
+    """Those asked for by a file or by one number for all channels, else those `found` with the weights at `path`.
+
+    `UserError` where there are none (and how `sendvae convert` to `layout` helps), both are asked for, or they are not
+    for `channels` latent channels.
+    """
+    if stats is not None and scaling_factor is not None:
+        raise UserError("stats and scaling_factor both say how latents are normalised: give one")
+    if stats is not None:
+        found = statistics_of_file(stats)
+    elif scaling_factor is not None:
+        found = statistics_of_factor(scaling_factor, channels)
+    if found is None:
+        raise UserError(
+            f"{path} has no latent statistics: write a folder that has them with `sendvae convert {path} --to={layout} "
+            "--out=DIR` and --stats=FILE, or --scaling_factor=0.18215 for SD-VAE"
+        )
+    return found.checked(channels)
+
+
 def statistics_of_file(path: str | Path) -> LatentStatistics:
     """From a file: ours, REPA-E's (scale and bias, or a generator's batch norm) or LightningDiT's (mean and std)."""
     content = read_weights(path)
@@ -60,23 +83,36 @@ def statistics_of_file(path: str | Path) -> LatentStatistics:
     )
 
 
+def save_repa_e_statistics(weights: Path, mean: Tensor, std: Tensor) -> None:
+    """Write the file that REPA-E looks for beside the file of weights."""
+    stats = {"latents_scale": 1 / std, "latents_bias": mean}
+    torch.save({key: value.view(1, -1, 1, 1) for key, value in stats.items()}, _repa_e_file(weights))
+
+
+def _repa_e_file(weights: Path) -> Path:
+    return weights.with_name(f"{weights.stem}-latents-stats.pt")
+
+
 def statistics_beside(path: Path) -> LatentStatistics | None:
     """From the file that REPA-E, LightningDiT or `sendvae` puts beside the weights at `path`, if there is one."""
-    for name in (f"{path.stem}-latents-stats.pt", "latents_stats.pt", "latent_stats.safetensors"):
+    for name in (_repa_e_file(path).name, "latents_stats.pt", "latent_stats.safetensors"):
         if path.with_name(name).is_file():
             return statistics_of_file(path.with_name(name))
     return None
 
 
-def statistics_of_batch_norm(content: dict, origin: str) -> LatentStatistics | None:
-    """From the buffers of the batch norm in a REPA-E checkpoint, if there is one: EMA before raw, as REPA-E exports."""
+def statistics_of_batch_norm(content: dict, origin: str, eps: float = _BATCH_NORM_EPS) -> LatentStatistics | None:
+    """From the buffers of the batch norm in a REPA-E checkpoint, if there is one: EMA before raw, as REPA-E exports.
+
+    `eps` is added to the variance. REPA-E does so where it normalises latents, but not where it decodes them.
+    """
     for state in (content.get("ema"), content.get("model"), content):
         for key in state if isinstance(state, dict) else ():
             head, _, last = str(key).rpartition(".")
             variance = state.get(f"{head}.running_var")
             if last == "running_mean" and head.split(".")[-1] == "bn" and isinstance(variance, Tensor):
                 return LatentStatistics(
-                    state[key], (variance.float() + _BATCH_NORM_EPS).sqrt(), f"batch norm {head} in {origin}"
+                    state[key], (variance.float() + eps).sqrt(), f"batch norm {head} in {origin}"
                 )
     return None
 

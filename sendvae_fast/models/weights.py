@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import zipfile
 from pathlib import Path
@@ -80,7 +81,9 @@ def part_of_checkpoint(content: dict, first_weight: str, wrappers: tuple[str, ..
 
 
 def _torch_load(path: Path):
-    return torch.load(path, map_location="cpu", weights_only=True)
+    # The settings in checkpoints of SiT, REPA and REPA-E are argparse's: an object that only holds values.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _is_torchscript(path: Path) -> bool:

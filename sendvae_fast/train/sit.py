@@ -23,7 +23,7 @@ from sendvae_fast.losses.velocity import velocity_direction_loss, velocity_loss
 from sendvae_fast.models.autoencoder_io import WEIGHTS_FILE, load_autoencoder
 from sendvae_fast.models.latent_statistics import LatentStatistics, statistics_of_file
 from sendvae_fast.models.sit import SiT
-from sendvae_fast.models.sit_io import save_sit
+from sendvae_fast.models.sit_io import load_initial_weights, save_sit
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import noise_inject, philox
 from sendvae_fast.sampling.generate import LatentDecoder, generate
@@ -51,6 +51,8 @@ class SiTStage:
         )
         if self.foundation is not None:
             self.foundation.check_grid(self.model.config.grid_size)
+        if config.init_from is not None:
+            load_initial_weights(self.model, resolve_weights(config.init_from))
         self.engine = build_engine(self.model, config.optimizer, config.engine)
         statistics = LatentStatistics(cache.latent_mean, cache.latent_std, config.latents)
         if config.latent_stats is not None:

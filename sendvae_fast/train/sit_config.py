@@ -117,6 +117,9 @@ class SiTTrainConfig:
     """The global batch, and the photographs the cache was made from when REPA looks at them beside the latents."""
     reader: LatentReaderConfig = field(default_factory=LatentReaderConfig)
     """How latents are read."""
+    init_from: str | None = None
+    """Generator to start from (its EMA): a SiT folder or run, or a checkpoint of SiT, REPA, REPA-E or LightningDiT. Its
+    sizes must be those of this run. Without it training starts from random weights."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """Sizes of the SiT."""
     flow: FlowConfig = field(default_factory=FlowConfig)

@@ -147,6 +147,18 @@ def test_latents_are_normalised_by_the_statistics_asked_for(images, latents, tmp
         train_sit(sit_config(tmp_path / "other", images, latents, latent_stats=str(tmp_path / "three.pt")))
 
 
+def test_starts_from_the_weights_asked_for(images, latents, tmp_path):
+    train_sit(sit_config(tmp_path / "first", images, latents, loop={"num_steps": 4}))
+    settings = {"init_from": str(tmp_path / "first"), "optimizer": {"learning_rate": 1e-9}, "loop": {"num_steps": 1}}
+    train_sit(sit_config(tmp_path / "second", images, latents, **settings, seed=1))
+    before = load_sit(tmp_path / "first" / "checkpoints" / "step_00000004").sit.state_dict()  # the average
+    for ema in (False, True):
+        after = load_sit(tmp_path / "second" / "checkpoints" / "step_00000001", ema=ema).sit.state_dict()
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-8)
+    with pytest.raises(UserError, match="has a generator of depth=2, but this run's has depth=1"):
+        train_sit(sit_config(tmp_path / "third", images, latents, generator={"depth": 1}, **settings))
+
+
 @pytest.mark.parametrize(
     "settings, words",
     [
