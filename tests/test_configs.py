@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from sendvae_fast.config import build_config, merge, read_yaml, required_keys
+from sendvae_fast.errors import UserError
 from sendvae_fast.models.discriminator import Discriminator
 from sendvae_fast.models.foundation import load_foundation
 from sendvae_fast.models.sit import SiT
@@ -129,8 +130,9 @@ def config_class(file: Path) -> type:
     return VAETrainConfig if file.parent.name == "vae" or file.stem.startswith("vae") else SiTTrainConfig
 
 
-def load(file: Path):
-    return build_config(config_class(file), merge(required_keys(config_class(file), "x"), read_yaml(file)), str(file))
+def load(file: Path, changes: dict | None = None):
+    settings = merge(merge(required_keys(config_class(file), "x"), read_yaml(file)), changes or {})
+    return build_config(config_class(file), settings, str(file))
 
 
 def foundation_without_file(config):
@@ -212,6 +214,21 @@ def test_training_from_scratch_is_latent_diffusions():
     with torch.device("meta"):
         model = build_model(config, None)
     assert num_parameters(model.autoencoder) == VAE_ROWS["in_vae"].num_parameters and model.mapper is None
+
+
+@pytest.mark.parametrize(
+    "name, changes, words",
+    [
+        ("vfm_mae", {"data": {"image_size": 512}}, "mae-vit-l gives 16 x 16 .* latents give 32 x 32.*grid_size=32"),
+        ("sd_vae", {"alignment": {"foundation": {"grid_size": 32}}}, "dinov2-vit-b gives 32 x 32 .* give 16 x 16"),
+        ("vfm_clip", {"data": {"image_size": 248}}, "data.image_size=248 must be a multiple"),
+    ],
+)
+def test_grids_that_do_not_match_stop_stage_1_before_it_trains(name, changes, words):
+    config = load(ROOT / "vae" / f"{name}.yaml", changes)
+    foundation = foundation_without_file(config.alignment.foundation)
+    with torch.device("meta"), pytest.raises(UserError, match=words):
+        build_model(dataclasses.replace(config, init_from=None), foundation)
 
 
 @pytest.mark.parametrize("name", SIT_ROWS)
