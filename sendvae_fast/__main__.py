@@ -1,4 +1,4 @@
-"""`python -m sendvae_fast` and `torchrun -m sendvae_fast`: the sendvae command."""
+"""`python -m sendvae_fast` and `torchrun -m -- sendvae_fast`: the sendvae command."""
 
 import sys
 

@@ -184,7 +184,9 @@ def test_stage_1_builds_the_rows_networks(name):
     alignment = config.alignment
     assert config.init_from == f"pretrained/{row.init_from}"
     assert config.discriminator_from == f"pretrained/{row.init_from}-discriminator.pt"
-    assert alignment.foundation.weights == f"pretrained/{row.foundation}.safetensors"
+    # I-JEPA is published as its original release alone.
+    weights = {"ijepa-vit-h": "IN1K-vit.h.14-300e.pth.tar"}.get(row.foundation, f"{row.foundation}.safetensors")
+    assert alignment.foundation.weights == f"pretrained/{weights}"
     foundation = foundation_without_file(alignment.foundation)
     assert (foundation.name, foundation.dim) == (row.foundation, row.dim)
     with torch.device("meta"):

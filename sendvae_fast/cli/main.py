@@ -126,7 +126,7 @@ def _overview() -> str:
     lines = [title, "", USAGE, ""]
     lines += [f"  {verb:<{width}}  {help_line}" for verb, help_line in VERBS.items()]
     lines += ["", "`sendvae VERB --help` lists a verb's options."]
-    lines += ["On several ranks: torchrun --nproc-per-node N -m sendvae_fast VERB ..."]
+    lines += ["On several ranks: torchrun --nproc-per-node N -m -- sendvae_fast VERB ..."]
     return "\n".join(lines)
 
 

@@ -1,0 +1,36 @@
+"""The documentation's commands are commands: verbs, config files and keys that exist, through torchrun's parser."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from torch.distributed.run import get_args_parser
+
+from sendvae_fast.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "docs/data.md", "docs/stage1.md"]
+
+
+def commands():
+    """(page, words) of every sendvae command in a code block; what stands after three spaces or a # is a remark."""
+    for page in PAGES:
+        text = re.sub(r"\\\n +", "", (ROOT / page).read_text())
+        for line in re.findall(r"^    (?:srun )?((?:\.venv/bin/)?(?:sendvae|torchrun) .*)", text, re.MULTILINE):
+            words = shlex.split(re.split(" {3}", line)[0], comments=True)
+            if "..." not in words:
+                yield pytest.param(words, id=f"{page}:{' '.join(words)[:60]}")
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_commands_are_understood(words, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    program, *arguments = words
+    if program == "torchrun":
+        launched = get_args_parser().parse_args([word.replace("$FIRST_NODE", "node0") for word in arguments])
+        assert (launched.module, launched.training_script) == (True, "sendvae_fast")
+        arguments = launched.training_script_args
+    if arguments[:2] == ["config", "show"]:
+        arguments = arguments[2:]
+    assert main(["config", "show", *arguments]) == 0, capsys.readouterr().err
