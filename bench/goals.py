@@ -75,3 +75,19 @@ def median_us(row: dict[str, Any], form: str, kind: str | None) -> float | None:
     result = row["forms"].get(form, {})
     timing = result if kind is None else result.get(kind, {})
     return timing.get("median_us")
+
+
+SAMPLING_GOALS = {"cpu": Goal(EAGER, 1.3), "cuda": Goal(EAGER, 1.5)}
+SAMPLING_IMG_PER_S = {"SiT-XL/1, bf16, batch 128": 4.2}
+"""On an H200: half of what its tensor cores could do."""
+
+
+def sampling_verdicts(row: dict[str, Any]) -> list[str]:
+    """What a row of `bench sampling` reached."""
+    times = {name: result.get("step_ms") for name, result in row["forms"].items()}
+    ratio = times[EAGER] / times["ours"] if times.get(EAGER) and times.get("ours") else None
+    said = [str(Verdict(SAMPLING_GOALS[row["device"]], ratio))]
+    if wanted := SAMPLING_IMG_PER_S.get(row["case"]):
+        reached = row["forms"]["ours"].get("img_per_s", 0.0)
+        said.append(f"{'met' if reached >= wanted else '**missed**'}: {reached:.2f} img/s (goal {wanted} on an H200)")
+    return said

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.command_line import Parser
-from bench.goals import median_us, ratio, verdicts
+from bench.goals import median_us, ratio, sampling_verdicts, verdicts
 from bench.kernel_rows import COMPILED, COPY, EAGER
 from bench.kernels import errors_of
 from bench.machine import ROOT
@@ -22,6 +22,8 @@ RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- made by `python -m bench table`: begin -->", "<!-- made by `python -m bench table`: end -->"
 DATA_BEGIN = "<!-- data, made by `python -m bench table`: begin -->"
 DATA_END = "<!-- data, made by `python -m bench table`: end -->"
+SAMPLING_BEGIN = "<!-- sampling, made by `python -m bench table`: begin -->"
+SAMPLING_END = "<!-- sampling, made by `python -m bench table`: end -->"
 COLUMNS = (EAGER, COMPILED, *(name for name in BACKENDS if name != "reference"), COPY)
 
 
@@ -32,7 +34,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     page = with_tables(options.page.read_text(), tables(options.results), BEGIN, END)
-    options.page.write_text(with_tables(page, data_tables(options.results), DATA_BEGIN, DATA_END))
+    page = with_tables(page, data_tables(options.results), DATA_BEGIN, DATA_END)
+    options.page.write_text(with_tables(page, sampling_tables(options.results), SAMPLING_BEGIN, SAMPLING_END))
     print("written:", options.page)
     return 0
 
@@ -64,6 +67,35 @@ def data_tables(results: Path) -> str:
                 lines.append(line((row["part"], row["what"], name, f"{result['per_s']:,.0f} {row['unit']}", quartiles)))
         lines.append("")
     return "\n".join(lines)
+
+
+def sampling_tables(results: Path) -> str:
+    """The sampler's tables, one per machine."""
+    lines = []
+    for file in sorted(results.glob("sampling_*.json")):
+        rows = json.loads(file.read_text())
+        lines += [f"### {rows[0]['machine']['name']}", "", *provenance(rows), ""]
+        lines += [line(("case", "form", "a step", "img/s", "vs eager", "peak memory", "error", "goals"))]
+        lines += [line(["---"] * 8)]
+        for row in rows:
+            lines += [line(cells) for cells in sampling_cells(row)]
+        lines += ["", *(f"Failed: {row['case']}: {row['error']}" for row in rows if "error" in row)]
+    return "\n".join(lines)
+
+
+def sampling_cells(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
+    """A table row per form."""
+    eager_ms = row["forms"][EAGER].get("step_ms")
+    for name, result in row["forms"].items():
+        peak = f"{result['peak_bytes'] / 2**30:.1f} GiB" if result["peak_bytes"] else ""
+        goals = "<br>".join(sampling_verdicts(row)) if name == "ours" else ""
+        timed = ("", "", "")
+        if "step_ms" in result:
+            step_ms = result["step_ms"]
+            spread = (result["q3_ms"] - result["q1_ms"]) / 2 / step_ms
+            step = f"{duration(1e3 * step_ms)} ±{spread:.0%}"
+            timed = (step, f"{result['img_per_s']:.3g}", times(eager_ms / step_ms))
+        yield (row["case"], name, *timed, peak, f"{result['error']:.1e}", goals)
 
 
 def machine_tables(rows: list[dict[str, Any]]) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder import Autoencoder
 from sendvae_fast.models.sit import SiT
-from sendvae_fast.sampling.guidance import guided
+from sendvae_fast.sampling.guidance import LabelledModel, guided
 from sendvae_fast.sampling.labels import LabelSampling, sample_labels
 from sendvae_fast.sampling.replay import CudaGraphRecorder, ReplayedModel
 from sendvae_fast.sampling.samplers import SamplerConfig, initial_noise, sample
@@ -84,6 +84,44 @@ class LatentDecoder(NamedTuple):
         return self.autoencoder.decode(latents * std + mean)
 
 
+class LatentSampler:
+    """Draws normalised latents of a generator. What is made ready for a batch size serves all batches of that size.
+
+    Raises UserError if more channels are to be guided than the latents have.
+    """
+
+    def __init__(self, sit: SiT, config: GenerateConfig, device: torch.device) -> None:
+        self._sizes, self._config = sit.config, config
+        if config.guidance_channels is not None and config.guidance_channels > sit.config.latent_channels:
+            raise UserError(
+                f"guidance_channels is {config.guidance_channels}, but the generator's latents have "
+                f"{sit.config.latent_channels} channels; give fewer, or null to guide all"
+            )
+        network = copy.deepcopy(sit).to(torch.bfloat16) if config.precision == "bf16" else sit
+        self._model: LabelledModel = network.eval()
+        self._network_dtype = next(network.parameters()).dtype
+        if config.cuda_graphs and device.type == "cuda":
+            self._model = ReplayedModel(network, CudaGraphRecorder())
+
+    @torch.inference_mode()
+    def __call__(
+        self, sample_ids: Tensor, on_step: Callable[[], object] = lambda: None
+    ) -> tuple[Tensor, Tensor]:
+        """Labels int64 [B] and latents float32 [B, C, H, H] of sample ids int64 [B], which are on the device."""
+        sizes, config = self._sizes, self._config
+        labels = sample_labels(config.seed, sample_ids, sizes.num_classes, config.labels)
+        velocity = guided(
+            self._model, labels, config.guidance_scale, config.guidance_interval, sizes.num_classes,
+            config.guidance_channels,
+        )  # fmt: skip
+        noise = initial_noise(
+            config.seed, sample_ids, (sizes.latent_channels, sizes.latent_size, sizes.latent_size)
+        )
+        with tensor_cores(config.precision != "fp32"):
+            latents = sample(velocity, noise, sample_ids, config.seed, config.sampler, on_step, self._network_dtype)
+        return labels, latents
+
+
 @torch.inference_mode()
 def generate(
     sit: SiT, decoder: LatentDecoder, sample_ids: Tensor, config: GenerateConfig,
@@ -93,35 +131,16 @@ def generate(
 
     on_step: called after every sampler step with the number of pictures in the batch.
     """
-    network = sit.eval()
-    if config.precision == "bf16":
-        network = copy.deepcopy(sit).to(torch.bfloat16)
-    network_dtype = network.x_embedder.proj.weight.dtype
-    model = network
-    if config.cuda_graphs and sample_ids.is_cuda:
-        model = ReplayedModel(network, CudaGraphRecorder())
-    size, channels = sit.config.latent_size, config.guidance_channels
-    if channels is not None and channels > sit.config.latent_channels:
-        raise UserError(
-            f"guidance_channels is {channels}, but the generator's latents have {sit.config.latent_channels} channels; "
-            "give fewer, or null to guide all"
-        )
+    draw = LatentSampler(sit, config, sample_ids.device)
     for ids in sample_ids.split(config.batch_size):
-        labels = sample_labels(config.seed, ids, sit.config.num_classes, config.labels)
-        velocity = guided(
-            model, labels, config.guidance_scale, config.guidance_interval, sit.config.num_classes, channels
-        )
-        noise = initial_noise(config.seed, ids, (sit.config.latent_channels, size, size))
-        with _tensor_cores(config.precision != "fp32"):
-            latents = sample(
-                velocity, noise, ids, config.seed, config.sampler, lambda ids=ids: on_step(len(ids)), network_dtype
-            )
+        labels, latents = draw(ids, lambda ids=ids: on_step(len(ids)))
+        with tensor_cores(config.precision != "fp32"):
             images = to_uint8(decoder(latents), config.rounding)
         yield Generated(ids, labels, images)
 
 
 @contextmanager
-def _tensor_cores(allow: bool) -> Iterator[None]:
+def tensor_cores(allow: bool) -> Iterator[None]:
     """Whether fp32 matrix products and convolutions on a GPU may round their inputs to tf32, for the block."""
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
