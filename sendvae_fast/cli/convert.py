@@ -1,6 +1,7 @@
 """Write an autoencoder or a generator in the layout of another program.
 
     sendvae convert runs/send --to=diffusers --out=send-vae-hf
+    sendvae convert runs/send --to=diffusers --out=send-vae-hf --push=USER/NAME
     sendvae convert vavae-imagenet256-f16d32-dinov2.pt --stats=latents_stats.pt --to=sendvae --out=vavae
     sendvae convert sit-ldm-e2e-vavae.pt --to=generator --out=e2e-sit
     sendvae convert runs/xl --to=repa-e --out=xl-repa-e
@@ -17,10 +18,13 @@ from pathlib import Path
 from typing import Literal
 
 from sendvae_fast.engine.weights import resolve_weights
+from sendvae_fast.errors import UserError
 from sendvae_fast.files import staged_directory
 from sendvae_fast.models.autoencoder_export import write_diffusers, write_ldm
 from sendvae_fast.models.autoencoder_io import load_autoencoder, save_autoencoder
+from sendvae_fast.models.hub import check_push, push_folder
 from sendvae_fast.models.sit_io import load_sit, save_sit, write_published
+from sendvae_fast.train.facts import facts_of_checkpoint
 
 POSITIONAL = "source"
 _GENERATOR_LAYOUTS = ("generator", "repa", "repa-e", "lightningdit")
@@ -42,22 +46,32 @@ class Config:
     """File with the latents' statistics, where SOURCE has none or other ones: ours, REPA-E's or LightningDiT's."""
     scaling_factor: float | None = None
     """One factor for all channels instead, as SD-VAE's 0.18215."""
+    push: str | None = None
+    """Repository USER/NAME of the Hugging Face hub to upload OUT to, with --to=diffusers. A new one is private until
+    you open it on its page. Needs `hf auth login`; without this option nothing leaves the machine."""
 
 
 def run(config: Config) -> None:
     """Read, check and write."""
+    if config.push is not None:
+        if config.to != "diffusers":
+            raise UserError(f"--push is for --to=diffusers, whose layout the hub knows, not for --to={config.to}")
+        check_push(config.push)
     source = resolve_weights(config.source)
     with staged_directory(Path(config.out)) as folder:
         convert = _convert_generator if config.to in _GENERATOR_LAYOUTS else _convert_autoencoder
         what, statistics_origin = convert(config, source, folder)
     print(f"{config.out}: {what}, {config.to} layout; latent statistics from {statistics_origin}")
+    if config.push is not None:
+        print(f"pushed: {push_folder(Path(config.out), config.push)}")
 
 
 def _convert_autoencoder(config: Config, source: Path, folder: Path) -> tuple[str, str]:
     """Returns what it is and where its statistics are from."""
     saved = load_autoencoder(source, config.stats, config.scaling_factor)
     if config.to == "diffusers":
-        write_diffusers(folder, saved, Path(config.source).name)
+        name = config.push or Path(config.out).name
+        write_diffusers(folder, saved, Path(config.source).name, facts_of_checkpoint(source), name)
     elif config.to == "ldm":
         write_ldm(folder, saved)
     else:

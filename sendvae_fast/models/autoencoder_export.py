@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -27,12 +28,12 @@ tags:
 # Autoencoder, {downsampling} times smaller, {channels} latent channels
 
 A latent-diffusion autoencoder of {parameters:.1f}M parameters in float32, converted by sendvae_fast from `{source}`.
-
+{facts}
 ```python
 import torch
 from diffusers import AutoencoderKL
 
-vae = AutoencoderKL.from_pretrained("FOLDER")
+vae = AutoencoderKL.from_pretrained("{name}")
 mean, std = (torch.tensor(s).view(1, -1, 1, 1) for s in (vae.config.latents_mean, vae.config.latents_std))
 latents = (vae.encode(images).latent_dist.sample() - mean) / std  # images: [B, 3, H, W] in [-1, 1]
 images = vae.decode(latents * std + mean).sample
@@ -44,9 +45,13 @@ The weights' license is that of what they were made from.
 """
 
 
-def write_diffusers(directory: Path, saved: SavedAutoencoder, source: str) -> None:
-    """Put into `directory` what `diffusers.AutoencoderKL.from_pretrained` reads, and a model card that names `source`.
+def write_diffusers(
+    directory: Path, saved: SavedAutoencoder, source: str, facts: Mapping[str, object] | None = None,
+    name: str = "FOLDER",
+) -> None:
+    """Put into `directory` what `diffusers.AutoencoderKL.from_pretrained` reads, and a model card.
 
+    The card names `source`, lists `facts` about how the weights were trained, and opens the model as `name`.
     `UserError` for sizes that diffusers has no words for.
     """
     autoencoder, config = saved.autoencoder, saved.autoencoder.config
@@ -55,7 +60,8 @@ def write_diffusers(directory: Path, saved: SavedAutoencoder, source: str) -> No
     save_file(state, directory / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     card = _CARD.format(
-        downsampling=config.downsampling, channels=config.latent_channels, source=source,
+        downsampling=config.downsampling, channels=config.latent_channels, source=source, name=name,
+        facts="".join(f"- {what}: {value}\n" for what, value in (facts or {}).items()),
         parameters=sum(weight.numel() for weight in autoencoder.parameters()) / 1e6,
     )
     (directory / "README.md").write_text(card, encoding="utf-8")

@@ -1,5 +1,9 @@
 """`sendvae convert` as a user meets it."""
 
+import json
+import sys
+
+import huggingface_hub
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -54,6 +58,90 @@ def test_diffusers_opens_the_folder(folder, tmp_path, capsys):
     card = (tmp_path / "hf" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: diffusers\n") and "2 times smaller, 3 latent" in card
     assert "`ours`" in card and str(tmp_path) not in card
+
+
+class FakeHub:
+    """Stands in for HfApi: keeps what it was asked to do."""
+
+    calls, error = [], None
+
+    def create_repo(self, repo, private, exist_ok):
+        self.calls.append((repo, private, exist_ok))
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        if self.error is not None:
+            raise self.error
+        self.calls.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
+        return f"https://hub/{repo_id}"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setattr(FakeHub, "calls", [])
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "token")
+    return FakeHub
+
+
+def test_pushes_only_when_asked(folder, tmp_path, capsys, hub):
+    assert convert(capsys, folder, "diffusers", tmp_path / "kept")[0] == 0 and hub.calls == []
+    code, out, _ = convert(capsys, folder, "diffusers", tmp_path / "out", "--push=me/send-vae")
+    files = ["README.md", "config.json", "diffusion_pytorch_model.safetensors"]
+    assert hub.calls == [("me/send-vae", True, True), ("me/send-vae", files)]
+    assert code == 0 and out.endswith("pushed: https://hub/me/send-vae\n")
+    assert 'from_pretrained("me/send-vae")' in (tmp_path / "out" / "README.md").read_text()
+    assert 'from_pretrained("kept")' in (tmp_path / "kept" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "to, repo, words",
+    [
+        ("ldm", "me/vae", "--push is for --to=diffusers"),
+        ("diffusers", "vae", "--push=vae is no repository: give USER/NAME"),
+        ("diffusers", "me/two words", "--push=me/two words is no repository"),
+        ("diffusers", "me/a/b", "--push=me/a/b is no repository"),
+    ],
+)
+def test_push_that_cannot_work_is_refused_before_anything_is_written(folder, tmp_path, capsys, hub, to, repo, words):
+    code, _, err = convert(capsys, folder, to, tmp_path / "out", f"--push={repo}")
+    assert code == 2 and words in err and len(err.strip().splitlines()) == 1
+    assert hub.calls == [] and not (tmp_path / "out").exists()
+
+
+def test_push_without_login_or_library(folder, tmp_path, capsys, hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    code, _, err = convert(capsys, folder, "diffusers", tmp_path / "out", "--push=me/vae")
+    assert code == 2 and "--push needs a login: run `hf auth login`" in err
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    code, _, err = convert(capsys, folder, "diffusers", tmp_path / "out", "--push=me/vae")
+    assert code == 2 and "pip install huggingface_hub" in err and not (tmp_path / "out").exists()
+
+
+def test_a_refused_push_leaves_the_folder(folder, tmp_path, capsys, hub, monkeypatch):
+    monkeypatch.setattr(hub, "error", OSError("403 Forbidden: no write access\nrequest id 7"))
+    code, _, err = convert(capsys, folder, "diffusers", tmp_path / "out", "--push=me/vae")
+    assert code == 2 and "not pushed to me/vae: 403 Forbidden: no write access. Try again with `hf upload" in err
+    assert len(err.strip().splitlines()) == 1
+    assert AutoencoderKL.from_pretrained(tmp_path / "out").config.latent_channels == 3
+
+
+def test_the_card_has_the_facts_of_a_run(folder, tmp_path, capsys):
+    run = tmp_path / "runs" / "send"
+    checkpoint = run / "checkpoints" / "step_00000020"
+    checkpoint.parent.mkdir(parents=True)
+    folder.rename(checkpoint)
+    (checkpoint / "manifest.json").write_text('{"step": 20}')
+    (run / "config.yaml").write_text(
+        "init_from: /secret/place/vavae\ndata: {global_batch: 1024, image_size: 256}\n"
+        "alignment: {weight: 1.0, foundation: {name: dinov2-vit-b}}\n"
+    )
+    entries = [{"step": 10, "align": 0.5, "kl": 7.0}, {"step": 20, "align": 0.25}, {"step": 30, "align": 9.0}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries) + '{"st')
+    assert convert(capsys, checkpoint, "diffusers", tmp_path / "hf")[0] == 0
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "20 steps of 1024 pictures of 256 x 256" in card and "- started from: vavae\n" in card
+    assert "- aligned with: dinov2-vit-b, weight 1.0\n- losses in training: kl 7, align 0.25\n" in card
+    assert "secret" not in card
 
 
 def test_statistics_by_option(folder, tmp_path, capsys):
