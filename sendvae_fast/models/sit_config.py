@@ -84,7 +84,9 @@ class SiTConfig:
     """Normalise queries and keys in every head (RMSNorm with `rms_norm`, else LayerNorm): against NaN in long runs."""
 
     def __post_init__(self):
-        for name in ("latent_size", "latent_channels", "patch_size", "depth", "num_heads", "num_classes"):
+        for name in (
+            "latent_size", "latent_channels", "patch_size", "depth", "num_heads", "num_classes", "projector_width"
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"SiT {name} is {getattr(self, name)}: it must be at least 1")
         if self.latent_size % self.patch_size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
@@ -16,30 +16,32 @@ from sendvae_fast.train.common import ImageDataConfig
 from sendvae_fast.train.latent_batches import LatentReaderConfig
 from sendvae_fast.train.loop import LoopConfig
 
+_OWN_SIZES = ("patch_size", "width", "depth", "num_heads", "swiglu", "rms_norm", "rope", "qk_norm")
+
 
 @dataclass(kw_only=True)
 class GeneratorConfig:
     """Sizes of the SiT; what the latents and the data decide is taken from the cache."""
 
     preset: str | None = "SiT-XL/1"
-    """A published network, SiT-{S,B,L,XL}/{1,2,4,8} or LightningDiT-{B,L,XL,1p0B,1p6B}/{1,2}; null takes the four
-    sizes below."""
-    patch_size: int = 1
-    """Latent positions per token and side (without a preset)."""
-    width: int = 1152
-    """Width of the transformer (without a preset)."""
-    depth: int = 28
-    """Transformer blocks (without a preset)."""
-    num_heads: int = 16
-    """Attention heads (without a preset)."""
+    """A published network, SiT-{S,B,L,XL}/{1,2,4,8} or LightningDiT-{B,L,XL,1p0B,1p6B}/{1,2}; null for one of your own.
+    What is given below goes before the preset's."""
+    patch_size: int | None = None
+    """Latent positions per token and side. null: the preset's, 1 without one."""
+    width: int | None = None
+    """Width of the transformer. null: the preset's."""
+    depth: int | None = None
+    """Transformer blocks. null: the preset's."""
+    num_heads: int | None = None
+    """Attention heads. null: the preset's."""
     swiglu: bool | None = None
-    """SwiGLU instead of the GELU MLP; null, here and below: as the preset has it, off without one."""
+    """SwiGLU instead of the GELU MLP. null: the preset's, off without one."""
     rms_norm: bool | None = None
-    """RMSNorm instead of LayerNorm."""
+    """RMSNorm instead of LayerNorm. null: the preset's, off without one."""
     rope: bool | None = None
-    """Rotary positions on queries and keys."""
+    """Rotary positions on queries and keys. null: the preset's, off without one."""
     qk_norm: bool | None = None
-    """Normalised queries and keys, against NaN in long runs."""
+    """Normalised queries and keys, against NaN in long runs. null: off."""
     label_dropout: float = 0.1
     """Share of labels replaced by the null class, for classifier-free guidance."""
     projector_width: int = 2048
@@ -49,19 +51,17 @@ class GeneratorConfig:
         self, latent_shape: tuple[int, int, int] | None, num_classes: int, repa_dim: int | None, repa_block: int
     ) -> SiTConfig:
         """The full SiT config for latents [C, H, W]; None: for the smallest that fit, to see whether the rest does."""
-        sizes = self._sizes()
+        sizes = {"patch_size": 1} if self.preset is None else preset_sizes(self.preset)
+        sizes.update({name: getattr(self, name) for name in _OWN_SIZES if getattr(self, name) is not None})
+        missing = [name for name in ("width", "depth", "num_heads") if name not in sizes]
+        if missing:
+            raise UserError(f"generator.preset is null and generator.{missing[0]} is missing: give either")
         channels, size = latent_shape[:2] if latent_shape else (1, max(1, sizes["patch_size"]))
-        switches = {name: getattr(self, name) for name in ("swiglu", "rms_norm", "rope", "qk_norm")}
         return SiTConfig(
-            **{**sizes, **{name: on for name, on in switches.items() if on is not None}},
+            **sizes,
             latent_channels=channels, latent_size=size, num_classes=num_classes, repa_dim=repa_dim,
             repa_block=repa_block, label_dropout=self.label_dropout, projector_width=self.projector_width,
         )
-
-    def _sizes(self) -> dict[str, Any]:
-        if self.preset is not None:
-            return preset_sizes(self.preset)
-        return {name: getattr(self, name) for name in ("patch_size", "width", "depth", "num_heads")}
 
 
 @dataclass(kw_only=True)
@@ -74,6 +74,10 @@ class RepaConfig:
     """The frozen foundation model."""
     block: int = 8
     """The projector reads the tokens after this block. REPA: 8."""
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise UserError(f"repa.weight is {self.weight}: it must not be below 0 (0 trains without REPA)")
 
 
 @dataclass(kw_only=True)
@@ -130,7 +134,7 @@ class SiTTrainConfig:
     """AdamW and EMA. REPA: lr 1e-4, EMA 0.9999, clip 1.0."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """What drives training."""
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(num_steps=400_320))
     """Length and reporting."""
     preview: GenerateConfig = field(default_factory=lambda: GenerateConfig(num_samples=16, batch_size=16))
     """How the preview grid is sampled from the EMA weights."""

@@ -243,6 +243,14 @@ def test_gradients_are_a_plain_versions(backend, switches, autocast, tolerance):
         assert (parameter.grad - true).norm() <= tolerance * true.norm(), name
 
 
+def test_blocks_with_every_switch_compile_whole():
+    sit = tiny(swiglu=True, rms_norm=True, rope=True, qk_norm=True)
+    expected, _ = sit(*inputs())
+    for block in sit.blocks:
+        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False, backend="eager")
+    assert_close(sit(*inputs())[0], expected, rtol=1e-6, atol=1e-6)
+
+
 def test_runs_in_bfloat16():
     sit = tiny().bfloat16()
     z_t, t, labels = inputs()

@@ -8,6 +8,7 @@ from tiny_runs import COMPARED, NUM_IMAGES, cache_of, checkpoint_tensors, sit_co
 
 import sendvae_fast.train.sit as train_sit_module
 from sendvae_fast.errors import UserError
+from sendvae_fast.models.sit import SiT
 from sendvae_fast.models.sit_io import load_sit
 from sendvae_fast.ops import noise_inject, philox
 from sendvae_fast.train.sit import draw_noise_levels, train_sit
@@ -93,6 +94,21 @@ def test_every_epoch_samples_the_posterior_anew(noised, images, latents, tmp_pat
     assert (first * second).mean().abs() < 4 * (draws.numel() / 2) ** -0.5
 
 
+def test_labels_are_dropped_at_random(monkeypatch, images, latents, tmp_path):
+    drops, forward = [], SiT.forward
+
+    def record(self, z_t, t, labels, drop=None, **kwargs):
+        drops.append(drop.clone())
+        return forward(self, z_t, t, labels, drop, **kwargs)
+
+    monkeypatch.setattr(SiT, "forward", record)
+    settings = {"generator": {"label_dropout": 0.25}, "loop": {"num_steps": 30}}
+    train_sit(sit_config(tmp_path / "run", images, latents, **settings))
+    dropped = torch.stack(drops).double()  # [steps, B]
+    assert (dropped.mean() - 0.25).abs() < 4 * (0.25 * 0.75 / dropped.numel()) ** 0.5
+    assert dropped.mean(1).unique().numel() > 2  # not a whole batch at a time
+
+
 def test_accumulated_micro_batches_equal_the_whole_batch(images, latents, tmp_path):
     settings = {"loop": {"num_steps": 3}, "optimizer": COMPARED["optimizer"]}
     for name, steps in (("one", 1), ("four", 4)):
@@ -165,9 +181,12 @@ def test_starts_from_the_weights_asked_for(images, latents, tmp_path):
         ({"generator": {"preset": "SiT-XL1"}}, "did you mean 'SiT-XL/1'"),
         ({"generator": {"preset": "lightningdit-xl/1"}}, "did you mean 'LightningDiT-XL/1'"),
         ({"repa": {"block": 3}}, "repa_block=3 must be between 1 and depth=2"),
-        ({"generator": {"preset": "SiT-B/1"}, "repa": {"block": 13}}, "repa_block=13 must be between 1 and depth=12"),
+        ({"generator": {"preset": "SiT-B/1", "depth": None}, "repa": {"block": 13}}, "between 1 and depth=12"),
         ({"generator": {"width": 36, "num_heads": 2, "rope": True}}, "rope needs heads of a width"),
         ({"generator": {"patch_size": 0}}, "patch_size is 0"),
+        ({"generator": {"depth": None}}, "generator.preset is null and generator.depth is missing"),
+        ({"generator": {"preset": "SiT-S/1", "num_heads": 5}}, "num_heads=5"),  # goes before the preset's
+        ({"repa": {"weight": -1}}, "repa.weight is -1"),
         ({"flow": {"noise_level": "lognormal"}}, "logit_normal"),
         ({"flow": {"logit_normal_steps": 5}}, "flow.noise_level=logit_normal"),
         ({"flow": {"direction_weight": -1}}, "direction_weight is -1"),
