@@ -165,8 +165,8 @@ def test_stage_1_trains_as_the_paper_says(name):
     # Section 4.1: 80 epochs, batch 1024, AdamW, lr 3e-4, λ_align 1.
     assert config.data.global_batch == 1024 and config.data.image_size == VAE_ROWS[name].image_size
     assert config.loop.num_steps == 80 * (NUM_IMAGES // 1024) == 100_080
-    assert config.optimizer.learning_rate == 3e-4 and config.alignment.weight == 1.0
-    assert config.alignment.noise == VAE_ROWS[name].noise
+    assert config.optimizer.learning_rate == 3e-4 and config.alignment.lambda_align == 1.0
+    assert config.alignment.send.noise == VAE_ROWS[name].noise
     # Everything else as in REPA-E: l1_lpips_kl_gan.yaml and train_repae.py.
     loss, discriminator = config.loss, config.discriminator_optimizer
     assert (loss.reconstruction, loss.reconstruction_weight, loss.kl_weight) == ("l1", 1.0, 1e-6)
@@ -212,7 +212,7 @@ def test_training_from_scratch_is_latent_diffusions():
         assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-4, (0.5, 0.9), 0.0)
         assert (optimizer.max_grad_norm, optimizer.ema_decay) == (0.0, None)
     assert config.data.global_batch == 256 and config.loop.num_steps == 50 * (NUM_IMAGES // 256) == 250_200
-    assert (config.init_from, config.alignment.weight) == (None, 0.0)
+    assert (config.init_from, config.alignment.lambda_align) == (None, 0.0)
     with torch.device("meta"):
         model = build_model(config, None)
     assert num_parameters(model.autoencoder) == VAE_ROWS["in_vae"].num_parameters and model.mapper is None
@@ -296,6 +296,6 @@ def test_sampling_has_the_headline_settings(name):
 
 def test_the_demos_finetunings_differ_in_the_alignment_alone():
     control, send = load(ROOT / "demo" / "vae_control.yaml"), load(ROOT / "demo" / "vae_send.yaml")
-    assert control.alignment.weight == 0 and send.alignment.weight == 1
+    assert control.alignment.lambda_align == 0 and send.alignment.lambda_align == 1
     send.alignment = control.alignment
     assert control == send

@@ -54,12 +54,15 @@ class MapperConfig:
 class Mapper(nn.Module):
     """Noised, normalised latents [B, C, grid P, grid P] to features [B, N, target_dim], one per patch, row-major.
 
-    Latents may come as flattened patches [B, N, C P P], see `PatchEmbed`.
+    Latents may come as flattened patches [B, N, C P P], see `PatchEmbed`. `noise` says whether they are to be noised.
     """
 
-    def __init__(self, config: MapperConfig):
+    reads = "z_t"
+
+    def __init__(self, config: MapperConfig, noise: bool = True):
         super().__init__()
         self.config = config
+        self.patch_size, self.noise = config.patch_size, noise
         self.patch_embed = PatchEmbed(config.patch_size, config.latent_channels, config.width)
         self.blocks = nn.ModuleList(Block(config.width, config.num_heads) for _ in range(config.depth))
         self.projector = projector(config.width, config.projector_width, config.target_dim)

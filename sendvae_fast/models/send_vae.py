@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sendvae_fast.models.autoencoder import LOGVAR_RANGE, Autoencoder
-from sendvae_fast.models.mapper import Mapper
 from sendvae_fast.ops import noise_inject
 
 LatentNormKind = Literal["running", "fixed", "none"]
@@ -26,7 +25,8 @@ class LatentNorm(nn.BatchNorm2d):
     the autoencoder. `none` leaves latents as they are. No gradient flows through the statistics.
 
     It is a BatchNorm2d for its buffers, so that engines treat them as what they are; the normalisation itself is fused
-    into `noise_inject`.
+    into `noise_inject`. `running_var` has eps in it: the square of what latents are divided by, so that statistics come
+    out as they were put in.
     """
 
     def __init__(self, latent_channels: int, kind: LatentNormKind = "running") -> None:
@@ -43,8 +43,8 @@ class LatentNorm(nn.BatchNorm2d):
         """(mean, standard deviation), each [C] float32."""
         if self.kind == "none":
             return torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
-        # Clones: backward reads them after the next forward of an accumulated step has moved the buffers.
-        return self.running_mean.clone(), (self.running_var + self.eps).sqrt()
+        # A clone: backward reads it after the next forward of an accumulated step has moved the buffer.
+        return self.running_mean.clone(), self.running_var.sqrt()
 
     @torch.no_grad()
     def update(self, mean: Tensor, logvar: Tensor) -> None:
@@ -61,7 +61,7 @@ class LatentNorm(nn.BatchNorm2d):
         # Decided on the device: the first batch sets the statistics, later ones move them.
         momentum = torch.where(self.num_batches_tracked == 0, 1.0, self.momentum).to(self.running_mean)
         self.running_mean.lerp_(first, momentum)
-        self.running_var.lerp_(second - first.square(), momentum)
+        self.running_var.lerp_(second - first.square() + self.eps, momentum)
         self.num_batches_tracked += 1
 
 
@@ -70,28 +70,31 @@ class SendVAEOutput(NamedTuple):
 
     reconstruction: Tensor  # [B, 3, S, S]
     moments: Tensor  # [B, 2C, H, W]
-    features: Tensor | None  # [B, N, target_dim]; None without a mapper
+    features: Tensor | None  # [B, N, target_dim], the foundation model's width; None without a mapper
 
 
 class SendVAE(nn.Module):
     """Autoencoder and mapper trained as one network; a run without alignment has no mapper.
 
+    A mapper is any module from latents to features [B, N, target_dim] that says what it wants of them:
+
+    - ``reads``: "z", the posterior's sample [B, C, H, W], or "z_t", which is normalised and noised
+    - ``patch_size``: P, to get z_t as tokens [B, N, C P P]; None where it does not matter
+    - ``noise``: whether z_t is noised (Equation 1) or only normalised (the paper's Table 3)
+
     Args:
         autoencoder: the autoencoder to train.
         mapper: h of Equation 2, or None for a run without alignment.
         latent_norm: see `LatentNorm`.
-        noise: whether the mapper sees noised latents (Equation 1) or clean ones (the paper's Table 3, "w/o noise").
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, mapper: Mapper | None, latent_norm: LatentNormKind = "running",
-        noise: bool = True,
+        self, autoencoder: Autoencoder, mapper: nn.Module | None, latent_norm: LatentNormKind = "running"
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.mapper = mapper
         self.latent_norm = LatentNorm(autoencoder.config.latent_channels, latent_norm)
-        self.noise = noise
 
     def forward(self, x: Tensor, key: Tensor, sample_ids: Tensor) -> SendVAEOutput:
         """Images [B, 3, S, S] in [-1, 1], the step's random key and the samples' ids [B] to a `SendVAEOutput`."""
@@ -99,11 +102,12 @@ class SendVAE(nn.Module):
         mean, logvar = moments.chunk(2, dim=1)
         if self.training and self.latent_norm.kind == "running":
             self.latent_norm.update(mean.detach(), logvar.detach())
-        latent_mean, latent_std = self.latent_norm.statistics()
-        t = None if self.noise else torch.zeros(x.shape[0], device=x.device)
-        patch_size = None if self.mapper is None else self.mapper.config.patch_size
-        noised = noise_inject(
-            mean, logvar, latent_mean, latent_std, key, sample_ids, t, patch_size=patch_size
-        )
-        features = None if self.mapper is None else self.mapper(noised.z_t)
-        return SendVAEOutput(self.autoencoder.decode(noised.z), moments, features)
+        statistics = self.latent_norm.statistics()
+        mapper = self.mapper
+        t = None if mapper is not None and mapper.noise else torch.zeros(x.shape[0], device=x.device)
+        patch_size = None if mapper is None else mapper.patch_size
+        latents = noise_inject(mean, logvar, *statistics, key, sample_ids, t, patch_size=patch_size)
+        features = None if mapper is None else mapper(getattr(latents, mapper.reads))
+        # Aliases, as engines hang hooks on outputs: gradients from inside to inside (`losses.adaptive`) meet none.
+        outputs = (self.autoencoder.decode(latents.z), moments, features)
+        return SendVAEOutput(*(None if part is None else part.view_as(part) for part in outputs))

@@ -139,7 +139,8 @@ def train_sit(config: SiTTrainConfig) -> int:
         config.latents, config.data, config.reader, with_images=config.repa.weight > 0, seed=config.seed,
         accumulation_steps=config.engine.accumulation_steps, distributed=distributed,
     )
-    may_change = ("run", "loop", "engine", "preview", "latents", "autoencoder", "reader", "data.root")
-    run = RunDirectory(config.run, config, may_change=may_change)
+    run = RunDirectory(config.run, config, may_change=(
+        "run", "loop", "engine", "preview", "latents", "autoencoder", "reader", "data.root", "repa.foundation.weights",
+    ))
     stage = SiTStage(config, latents, distributed)
     return fit(stage, config.loop, run, config.data.global_batch, distributed)

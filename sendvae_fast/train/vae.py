@@ -12,14 +12,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.engine import build_engine
 from sendvae_fast.engine.run import RunDirectory
-from sendvae_fast.losses.adversarial import adaptive_weight, generator_loss, hinge_discriminator_loss
-from sendvae_fast.losses.alignment import alignment_loss
+from sendvae_fast.losses.adversarial import generator_loss, hinge_discriminator_loss
 from sendvae_fast.losses.known_gradient import with_known_gradient
 from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.losses.reconstruction import kl_loss, reconstruction_loss
@@ -29,6 +28,8 @@ from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import philox
 from sendvae_fast.sampling.writer import save_grid, to_uint8
+from sendvae_fast.train.alignment import build_alignment_loss
+from sendvae_fast.train.balance import GradientBalance
 from sendvae_fast.train.common import (
     TrainingImages,
     add_means,
@@ -55,15 +56,15 @@ class VAEStage:
         self.config, self.images, self.distributed = config, images, distributed
         self.device = distributed.device
         alignment = config.alignment
-        self.foundation = build_foundation(alignment.weight, alignment.foundation, config.engine, self.device)
+        self.foundation = build_foundation(alignment.lambda_align, alignment.foundation, config.engine, self.device)
         torch.manual_seed(config.seed)
         self.model = build_model(config, self.foundation)
+        self.alignment_loss = build_alignment_loss(alignment)
         self.perceptual = None
         if config.loss.perceptual is not None:
             self.perceptual = frozen_network(Perceptual(config.loss.perceptual), config.engine, self.device)
         self.engine = build_engine(self.model, config.optimizer, config.engine)
-        if config.loss.gan_adaptive:
-            self.model.autoencoder.decoder.conv_out.register_forward_pre_hook(self._keep_last_input)
+        self.balance = GradientBalance(self.model, config, distributed)
         self.discriminator_engine = None
         if config.loss.gan_weight > 0:
             # `Engine.input_gradient` needs whole parameters, and splitting 3 million of them would save nothing.
@@ -84,12 +85,15 @@ class VAEStage:
             x = to_model_range(micro.images)
             target = None if self.foundation is None else self.foundation(micro.images)
             output = self.engine(x, key, micro.ids)
-            loss, parts = self._judge_pictures(x, output.reconstruction.float(), step, discriminates)
+            loss, parts, nll_gradient = self._judge_pictures(x, output.reconstruction.float(), step, discriminates)
             parts["kl"] = kl_loss(output.moments)
             loss = loss + self.config.loss.kl_weight * parts["kl"]
             if target is not None:
-                parts["align"] = alignment_loss(output.features, target)
-                loss = loss + self.config.alignment.weight * parts["align"]
+                features = output.features.view_as(output.features)  # an alias: see GradientBalance
+                parts["align"] = self.alignment_loss(features, target)
+                factor = self.balance.of_alignment(nll_gradient, parts["align"], features)
+                parts["align_weight"] = loss.new_tensor(self.config.alignment.lambda_align) * factor
+                loss = loss + parts["align_weight"] * parts["align"]
             self.engine.backward(loss)
             add_means(logged, {"loss": loss, **parts}, self.config.engine.accumulation_steps)
         logged["grad_norm"] = self.engine.step().grad_norm
@@ -99,11 +103,12 @@ class VAEStage:
 
     def _judge_pictures(
         self, x: Tensor, reconstruction: Tensor, step: int, discriminates: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The part of L that sees the reconstruction, and its terms; the discriminator's backward on the way.
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The part of L that sees the reconstruction, its terms, and the gradient of what is not the GAN's at the
+        pictures; the discriminator's backward on the way.
 
-        Everything here is differentiated up to the pictures and no further: the adaptive weight compares gradients
-        there, and one forward of the discriminator on the fake serves it and the autoencoder.
+        Everything here is differentiated up to the pictures and no further: adaptive weights compare gradients from
+        there on, and one forward of the discriminator on the fake serves it and the autoencoder.
         """
         weights, x_hat = self.config.loss, reconstruction.detach().requires_grad_()
         parts = {"reconstruction": reconstruction_loss(x, x_hat, weights.reconstruction)}
@@ -113,17 +118,15 @@ class VAEStage:
             loss = loss + weights.perceptual_weight * parts["lpips"]
         if weights.reduction == "sum":
             loss = loss * x[0].numel()
-        (gradient,) = torch.autograd.grad(loss, x_hat)
-        loss = loss.detach()
+        (nll_gradient,) = torch.autograd.grad(loss, x_hat)
+        loss, gradient = loss.detach(), nll_gradient
         if discriminates:
             game, gan_gradient = self._play(x, x_hat)
             parts |= game
-            gan_weight = loss.new_tensor(weights.gan_weight_at(step))
-            if weights.gan_adaptive:
-                gan_weight = gan_weight * adaptive_weight(gradient, gan_gradient, self._last_input)
+            gan_weight = loss.new_tensor(weights.gan_weight_at(step)) * self.balance.of_gan(nll_gradient, gan_gradient)
             parts["gan_weight"] = gan_weight
-            loss, gradient = loss + gan_weight * parts["gan"], gradient + gan_weight * gan_gradient
-        return with_known_gradient(loss, reconstruction, gradient), parts
+            loss, gradient = loss + gan_weight * parts["gan"], nll_gradient + gan_weight * gan_gradient
+        return with_known_gradient(loss, reconstruction, gradient), parts, nll_gradient
 
     def _play(self, x: Tensor, x_hat: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Backward of the hinge loss for the discriminator; both players' losses, and the generator's gradient."""
@@ -132,10 +135,6 @@ class VAEStage:
         loss = hinge_discriminator_loss(self.discriminator_engine(x), fake)
         self.discriminator_engine.backward(loss)
         return {"gan": generator_loss(fake), "discriminator": loss}, gradient
-
-    def _keep_last_input(self, _: nn.Module, arguments: tuple[Tensor]) -> None:
-        """Keeps what enters the decoder's last layer, for the adaptive weight."""
-        (self._last_input,) = arguments
 
     # -- the rest of the loop's interface ------------------------------------------------------------------------
 
@@ -187,7 +186,8 @@ def train_vae(config: VAETrainConfig) -> int:
     distributed = init_distributed()
     images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
     run = RunDirectory(config.run, config, may_change=(
-        "run", "loop", "engine", "data.root", "init_from", "discriminator_from",
+        "run", "loop", "engine", "data.root", "init_from", "discriminator_from", "alignment.foundation.weights",
+        "loss.perceptual.weights", "loss.perceptual.heads",
     ))
     stage = VAEStage(config, images, distributed)
     return fit(stage, config.loop, run, config.data.global_batch, distributed)

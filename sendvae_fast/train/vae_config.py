@@ -12,34 +12,9 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.losses.perceptual import PerceptualConfig
 from sendvae_fast.models.autoencoder import AutoencoderConfig
 from sendvae_fast.models.discriminator import DiscriminatorConfig
-from sendvae_fast.models.foundation import FoundationConfig
-from sendvae_fast.models.send_vae import LatentNormKind
+from sendvae_fast.train.alignment import AlignmentConfig
 from sendvae_fast.train.common import ImageDataConfig
 from sendvae_fast.train.loop import LoopConfig
-
-
-@dataclass(kw_only=True)
-class AlignmentConfig:
-    """The alignment of Equations 1 and 2: which foundation model, through which mapper."""
-
-    weight: float = 1.0
-    """λ_align. The paper: 1.0. At 0 neither mapper nor foundation model is built."""
-    foundation: FoundationConfig = field(default_factory=lambda: FoundationConfig(name="dinov2-vit-b"))
-    """The frozen foundation model f."""
-    noise: bool = True
-    """Whether the mapper sees noised latents (Equation 1). The paper's Table 3 switches it off."""
-    latent_norm: LatentNormKind = "running"
-    """How latents are normalised before noising: running statistics, those loaded with the weights, or not at all."""
-    width: int = 768
-    """Mapper width. The paper: the foundation model's, 768 or 1024."""
-    depth: int = 1
-    """Transformer layers in the mapper. The paper's best: 1."""
-    num_heads: int = 12
-    """Attention heads in the mapper. The paper: 12 for width 768, 16 for 1024."""
-    patch_size: int = 1
-    """Latent positions per mapper token and side: 1 for f16 latents, 2 for f8."""
-    projector_width: int = 2048
-    """Hidden width of the mapper's MLP projector."""
 
 
 @dataclass(kw_only=True)
@@ -148,4 +123,9 @@ class VAETrainConfig:
                 f"discriminator_from is missing: fine-tuning {self.init_from} against a discriminator that has learnt "
                 "nothing spoils it. Give the one it was trained with, or a head start (loss.discriminator_start_step "
                 "before loss.gan_start_step) or loss.gan_warmup_steps, or loss.gan_weight=0, or cold_discriminator=true"
+            )
+        if self.alignment.is_adaptive and self.engine.name == "deepspeed" and self.engine.zero_stage == 3:
+            raise UserError(
+                "alignment.va.adaptive needs whole weights in the decoder, which engine.zero_stage=3 splits: use "
+                "zero_stage 0 to 2, or --alignment.va.adaptive=false"
             )

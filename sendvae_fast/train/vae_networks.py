@@ -11,8 +11,9 @@ from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder_io import load_autoencoder
 from sendvae_fast.models.discriminator import Discriminator, load_discriminator_weights
 from sendvae_fast.models.foundation import Foundation
-from sendvae_fast.models.mapper import Mapper, MapperConfig
+from sendvae_fast.models.latent_statistics import statistics_of_factor
 from sendvae_fast.models.send_vae import SendVAE
+from sendvae_fast.train.alignment import build_mapper
 from sendvae_fast.train.vae_config import VAETrainConfig
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
@@ -24,7 +25,10 @@ def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVA
     Raises UserError for sizes that do not fit together.
     """
     alignment = config.alignment
-    initial = None if config.init_from is None else load_autoencoder(resolve_weights(config.init_from))
+    scale = alignment.latent_scale if alignment.latent_norm == "scale" else None
+    initial = None if config.init_from is None else load_autoencoder(
+        resolve_weights(config.init_from), scaling_factor=scale
+    )
     autoencoder = Autoencoder(config.autoencoder) if initial is None else initial.autoencoder
     differences = autoencoder.config.differences(config.autoencoder)
     if differences and config.autoencoder != AutoencoderConfig():
@@ -39,17 +43,13 @@ def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVA
             f"data.image_size={config.data.image_size} must be a multiple of the autoencoder's downsampling "
             f"{autoencoder.downsampling} times alignment.patch_size={patch_size}"
         )
-    mapper = None
-    if foundation is not None:
-        foundation.check_grid(grid_size)
-        mapper = Mapper(MapperConfig(
-            latent_channels=autoencoder.config.latent_channels, grid_size=grid_size, target_dim=foundation.dim,
-            width=alignment.width, depth=alignment.depth, num_heads=alignment.num_heads,
-            patch_size=patch_size, projector_width=alignment.projector_width,
-        ))
-    model = SendVAE(autoencoder, mapper, alignment.latent_norm, alignment.noise)
+    channels = autoencoder.config.latent_channels
+    mapper = None if foundation is None else build_mapper(alignment, channels, grid_size, foundation)
+    model = SendVAE(autoencoder, mapper, "fixed" if scale is not None else alignment.latent_norm)
     if initial is not None:
         model.latent_norm.set_statistics(initial.latent_mean, initial.latent_std)
+    elif scale is not None:
+        model.latent_norm.set_statistics(*statistics_of_factor(scale, channels)[:2])
     elif alignment.latent_norm == "fixed":
         raise UserError("alignment.latent_norm=fixed needs init_from, whose latent statistics it keeps; use running")
     return model

@@ -16,8 +16,8 @@ TINY_VAE = [
     "--autoencoder.channel_multipliers=[1,2,2]", "--autoencoder.num_res_blocks=1",
     "--autoencoder.attention_resolutions=[]", "--autoencoder.nominal_resolution=32",
     "--autoencoder.latent_channels=4", "--autoencoder.num_groups=4", "--alignment.foundation.name=demo",
-    "--alignment.width=32", "--alignment.num_heads=2", "--alignment.projector_width=32", "--loss.gan_weight=0",
-    "--loop.num_steps=2", "--loop.log_every=1",
+    "--alignment.send.width=32", "--alignment.send.num_heads=2", "--alignment.send.projector_width=32",
+    "--loss.gan_weight=0", "--loop.num_steps=2", "--loop.log_every=1",
 ]
 TINY_SIT = [
     "--data.image_size=32", "--data.global_batch=8", "--generator.preset=null", "--generator.width=32",

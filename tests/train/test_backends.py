@@ -22,7 +22,7 @@ SMOOTH = {"optimizer": {"learning_rate": 3e-4, "eps": 1e-3}, "loop": {"num_steps
 def train(request, images, tmp_path, monkeypatch):
     """A function that trains one stage on a backend (None: each op's own choice) and returns its curves by name."""
     if request.param == "sit":
-        untrained = {"loop": {"num_steps": 1}, "alignment": {"weight": 0.0}, "loss": {"gan_weight": 0.0}}
+        untrained = {"loop": {"num_steps": 1}, "alignment": {"method": "none"}, "loss": {"gan_weight": 0.0}}
         train_vae(vae_config(tmp_path / "untrained", images, **untrained))
         latents = cache_of(tmp_path / "untrained", images, tmp_path / "latents")
 

@@ -28,7 +28,7 @@ NUM_STEPS = 7
 def autoencoder(images, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "vae"
     train_vae(
-        vae_config(run, images, alignment={"weight": 0.0}, loss={"gan_weight": 0.0}, loop={"num_steps": 1})
+        vae_config(run, images, alignment={"method": "none"}, loss={"gan_weight": 0.0}, loop={"num_steps": 1})
     )
     return run
 

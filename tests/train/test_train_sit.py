@@ -23,7 +23,7 @@ def metrics(run):
 @pytest.fixture(scope="module")
 def autoencoder(images, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "vae"
-    settings = {"alignment": {"weight": 0.0}, "loss": {"gan_weight": 0.0}}
+    settings = {"alignment": {"method": "none"}, "loss": {"gan_weight": 0.0}}
     train_vae(vae_config(run, images, loop={"num_steps": 20}, **settings))
     return run
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_runs import cache_of, checkpoint_tensors, vae_config
-from two_rank_training import ENGINES, train_all
+from two_rank_training import ALIGNED_ENGINES, ENGINES, train_aligned, train_all
 
 from sendvae_fast.train.vae import train_vae
 
@@ -20,10 +21,11 @@ HERE = Path(__file__).parent
 def runs(images, tmp_path_factory):
     """Runs of one rank (plain PyTorch behind the DDP engine) and of two ranks."""
     root = tmp_path_factory.mktemp("two_ranks")
-    plain = {"alignment": {"weight": 0.0}, "loss": {"gan_weight": 0.0}, "loop": {"num_steps": 5}}
+    plain = {"alignment": {"method": "none"}, "loss": {"gan_weight": 0.0}, "loop": {"num_steps": 5}}
     train_vae(vae_config(root / "initial", images, **plain))
     latents = cache_of(root / "initial", images, root / "latents")
     train_all(root / "one", images, latents, root / "initial", {"ddp": {"name": "ddp"}})
+    train_aligned(root / "one", images, {"ddp": {"name": "ddp"}})
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
         str(HERE / "two_rank_training.py"), str(root / "two"), str(images), str(latents), str(root / "initial"),
@@ -42,9 +44,11 @@ def test_previews_of_two_ranks_are_those_of_one(runs, engine):
     assert one.shape == two.shape and np.abs(one - two).max() <= 1  # where rounding tips a grey level over
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("stage", ["vae", "sit"])
-def test_two_ranks_equal_one(runs, engine, stage):
+@pytest.mark.parametrize(
+    ("stage", "engine"),
+    [*product(("vae", "sit"), ENGINES), *product(("va", "reals"), ALIGNED_ENGINES)],
+)
+def test_two_ranks_equal_one(runs, stage, engine):
     one = checkpoint_tensors(runs / "one" / "ddp" / stage, 3)
     two = checkpoint_tensors(runs / "two" / engine / stage, 3)
     assert one.keys() == two.keys()

@@ -109,7 +109,7 @@ SETTINGS = dict(
 def test_steps_equal_a_plain_version(tmp_path, perceptual, changes, norm, legacy_range):
     settings = SETTINGS | changes | {"perceptual": perceptual | {"legacy_range": legacy_range}}
     stage = VAEStage(vae_config(
-        tmp_path, tmp_path, loss=settings, alignment={"weight": 0.0, "latent_norm": "none"},
+        tmp_path, tmp_path, loss=settings, alignment={"method": "none", "latent_norm": "none"},
         discriminator={"norm": norm}, engine={"name": "ddp"}, **COMPARED,
     ), None, current_distributed())
     networks = [stage.model, stage.discriminator_engine.module]

@@ -19,7 +19,8 @@ VAE = {
         "nominal_resolution": 32, "latent_channels": 4, "num_groups": 4,
     },
     "alignment": {
-        "foundation": {"name": "demo"}, "width": 32, "depth": 1, "num_heads": 2, "projector_width": 32,
+        "foundation": {"name": "demo"},
+        "send": {"width": 32, "depth": 1, "num_heads": 2, "projector_width": 32},
     },
     "discriminator": {"base_channels": 8, "num_layers": 2, "norm": "group"},
     "optimizer": {"learning_rate": 2e-3},

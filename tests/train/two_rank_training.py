@@ -20,9 +20,19 @@ def train_all(out: Path, images: Path, latents: Path, autoencoder: Path, engines
         train_sit(sit_config(out / name / "sit", images, latents, **settings))
 
 
+def train_aligned(out: Path, images: Path, engines: dict[str, dict]) -> None:
+    """Three steps of stage 1 by the other alignment methods, every weight adaptive, into `out/<engine>/{va,reals}`."""
+    for name, engine in engines.items():
+        for method in ("va", "reals"):
+            settings = {"engine": engine, "loop": {"num_steps": 3}, "loss": {"gan_adaptive": True}, **COMPARED}
+            train_vae(vae_config(out / name / method, images, alignment={"method": method}, **settings))
+
+
+ALIGNED_ENGINES = {"ddp": {"name": "ddp"}, "zero2": {"zero_stage": 2}}
 ENGINES = {f"zero{stage}": {"zero_stage": stage} for stage in range(4)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     train_all(*map(Path, sys.argv[1:5]), ENGINES)
+    train_aligned(*map(Path, sys.argv[1:3]), ALIGNED_ENGINES)
     current_distributed().close()
