@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from sendvae_fast import __version__
+from sendvae_fast.train.alignment import DEFAULT_WEIGHT
 
 _MEASURED = ("reconstruction", "lpips", "kl", "align")
 
@@ -24,12 +25,14 @@ def facts_of_checkpoint(checkpoint: Path) -> dict[str, object]:
     step = json.loads(manifest.read_text(encoding="utf-8"))["step"]
     config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     data, alignment = config["data"], config["alignment"]
+    method, weight = alignment["method"], alignment["weight"]
+    weight = DEFAULT_WEIGHT[method] if weight is None else weight
     facts = {
         "trained by": f"sendvae_fast {__version__}, {step} steps of {data['global_batch']} pictures of "
         f"{data['image_size']} x {data['image_size']}",
         "started from": "random weights" if config["init_from"] is None else Path(config["init_from"]).name,
-        "aligned with": "nothing" if alignment["weight"] == 0 else
-        f"{alignment['foundation']['name']}, weight {alignment['weight']}",
+        "aligned with": "nothing" if weight == 0 else
+        f"{alignment['foundation']['name']}, method {method}, weight {weight}",
     }
     losses = _losses_at(run / "metrics.jsonl", step)
     if losses:

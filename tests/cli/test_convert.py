@@ -133,14 +133,14 @@ def test_the_card_has_the_facts_of_a_run(folder, tmp_path, capsys):
     (checkpoint / "manifest.json").write_text('{"step": 20}')
     (run / "config.yaml").write_text(
         "init_from: /secret/place/vavae\ndata: {global_batch: 1024, image_size: 256}\n"
-        "alignment: {weight: 1.0, foundation: {name: dinov2-vit-b}}\n"
+        "alignment: {method: send, weight: null, foundation: {name: dinov2-vit-b}}\n"
     )
     entries = [{"step": 10, "align": 0.5, "kl": 7.0}, {"step": 20, "align": 0.25}, {"step": 30, "align": 9.0}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries) + '{"st')
     assert convert(capsys, checkpoint, "diffusers", tmp_path / "hf")[0] == 0
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "20 steps of 1024 pictures of 256 x 256" in card and "- started from: vavae\n" in card
-    assert "- aligned with: dinov2-vit-b, weight 1.0\n- losses in training: kl 7, align 0.25\n" in card
+    assert "- aligned with: dinov2-vit-b, method send, weight 1.0\n- losses in training: kl 7, align 0.25\n" in card
     assert "secret" not in card
 
 

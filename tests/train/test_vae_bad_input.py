@@ -147,7 +147,8 @@ CASES = {
     "code in the foundation model": (code_in("squeeze.pth"), SQUEEZENET, "squeeze.pth is broken or holds more than"),
     "code in LPIPS": (code_in("squeeze.pth"), LPIPS, "squeeze.pth is broken or holds more than"),
     "pictures that do not divide": (
-        nothing, {"data": {"image_size": 34}, "alignment": {"weight": 0.0}}, "image_size=34 must be a multiple of .* 4"
+        nothing, {"data": {"image_size": 34}, "alignment": {"method": "none"}},
+        "image_size=34 must be a multiple of .* 4",
     ),
     "pictures too small to judge": (nothing, {"discriminator": {"num_layers": 4}}, "num_layers=4 .* at least 48 pixels")
 }
@@ -177,7 +178,7 @@ def test_a_cold_discriminator_must_be_asked_for_or_eased_in(images):
 def test_a_mapper_of_other_sizes_is_refused(files, images):
     stages = [
         VAEStage(
-            vae_config(files / "run", images, alignment={"width": width}, engine={"name": "ddp"}), None,
+            vae_config(files / "run", images, alignment={"send": {"width": width}}, engine={"name": "ddp"}), None,
             current_distributed(),
         )
         for width in (32, 64)
