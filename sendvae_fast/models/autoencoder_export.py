@@ -61,7 +61,7 @@ def write_diffusers(
     (directory / "config.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     card = _CARD.format(
         downsampling=config.downsampling, channels=config.latent_channels, source=source, name=name,
-        facts="".join(f"- {what}: {value}\n" for what, value in (facts or {}).items()),
+        facts="\n" * bool(facts) + "".join(f"- {what}: {value}\n" for what, value in (facts or {}).items()),
         parameters=sum(weight.numel() for weight in autoencoder.parameters()) / 1e6,
     )
     (directory / "README.md").write_text(card, encoding="utf-8")

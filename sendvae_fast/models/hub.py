@@ -10,17 +10,18 @@ from sendvae_fast.errors import UserError
 def check_push(repo: str) -> None:
     """`UserError` unless `repo` can name a repository, the hub's library is installed and the user logged in."""
     try:
-        import huggingface_hub
+        from huggingface_hub import get_token
+        from huggingface_hub.utils import validate_repo_id
     except ImportError as error:
         raise UserError("--push needs the hub's library: pip install huggingface_hub") from error
     user, _, name = repo.partition("/")
     try:
-        huggingface_hub.utils.validate_repo_id(repo)
+        validate_repo_id(repo)
     except ValueError:
         user = ""
     if not user or not name:
         raise UserError(f"--push={repo} is no repository: give USER/NAME, of letters, digits, -, _ and .")
-    if huggingface_hub.get_token() is None:
+    if get_token() is None:
         raise UserError("--push needs a login: run `hf auth login`, or set HF_TOKEN to a token that may write")
 
 

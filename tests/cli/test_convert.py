@@ -1,6 +1,8 @@
 """`sendvae convert` as a user meets it."""
 
 import json
+import os
+import subprocess
 import sys
 
 import huggingface_hub
@@ -117,6 +119,15 @@ def test_push_without_login_or_library(folder, tmp_path, capsys, hub, monkeypatc
     assert code == 2 and "pip install huggingface_hub" in err and not (tmp_path / "out").exists()
 
 
+def test_push_finds_the_library_in_a_fresh_process():
+    """Whose parts are loaded lazily: here others have loaded them."""
+    code = "from sendvae_fast.models.hub import check_push; check_push('me/vae')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "HF_TOKEN": "token"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_refused_push_leaves_the_folder(folder, tmp_path, capsys, hub, monkeypatch):
     monkeypatch.setattr(hub, "error", OSError("403 Forbidden: no write access\nrequest id 7"))
     code, _, err = convert(capsys, folder, "diffusers", tmp_path / "out", "--push=me/vae")
@@ -139,6 +150,7 @@ def test_the_card_has_the_facts_of_a_run(folder, tmp_path, capsys):
     (run / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries) + '{"st')
     assert convert(capsys, checkpoint, "diffusers", tmp_path / "hf")[0] == 0
     card = (tmp_path / "hf" / "README.md").read_text()
+    assert "from `step_00000020`.\n\n- trained by: " in card
     assert "20 steps of 1024 pictures of 256 x 256" in card and "- started from: vavae\n" in card
     assert "- aligned with: dinov2-vit-b, method send, weight 1.0\n- losses in training: kl 7, align 0.25\n" in card
     assert "secret" not in card
