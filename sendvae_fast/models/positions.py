@@ -47,6 +47,6 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn x [B, heads, N, head_dim]; in float32 at least, which is then the dtype of the result."""
+        """Turn x [B, heads, N, head_dim]; computed, and given back, in float32 unless the module was cast."""
         a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack([a * self.cos - b * self.sin, b * self.cos + a * self.sin], dim=-1).flatten(-2)

@@ -18,6 +18,7 @@ from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.engine import build_engine
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.weights import resolve_weights
+from sendvae_fast.errors import UserError
 from sendvae_fast.losses.alignment import alignment_loss
 from sendvae_fast.losses.velocity import velocity_direction_loss, velocity_loss
 from sendvae_fast.models.autoencoder_io import WEIGHTS_FILE, load_autoencoder
@@ -58,6 +59,21 @@ class SiTStage:
         if config.latent_stats is not None:
             statistics = statistics_of_file(config.latent_stats).checked(cache.rows.shape[0])
         self.latent_mean, self.latent_std = statistics.mean.to(self.device), statistics.std.to(self.device)
+        self.decoder = self._open_decoder()
+
+    def _open_decoder(self) -> LatentDecoder | None:
+        """For previews. On every rank, and now, so that what is wrong with it ends the run before its first step."""
+        if self.config.autoencoder is None:
+            return None
+        autoencoder = load_autoencoder(resolve_weights(self.config.autoencoder)).autoencoder
+        channels = self.model.config.latent_channels
+        if autoencoder.config.latent_channels != channels:
+            raise UserError(
+                f"autoencoder {self.config.autoencoder} decodes latents of {autoencoder.config.latent_channels} "
+                f"channels, but those of {self.config.latents} have {channels}: give the one that made them"
+            )
+        device = self.device if self.distributed.is_main else "cpu"
+        return LatentDecoder(autoencoder.to(device), self.latent_mean, self.latent_std)
 
     # -- one step, read aloud ------------------------------------------------------------------------------------
 
@@ -113,16 +129,19 @@ class SiTStage:
         self.engine.load(directory / "engine" / "sit")
 
     def preview(self, step: int, directory: Path) -> None:
-        """A grid of samples from the EMA weights, as `samples_<step>.png`, decoded by the cache's autoencoder."""
-        ema = self.engine.full_state("ema") if "ema" in self.engine.state_keys else self.engine.full_state("model")
-        if not self.distributed.is_main or self.config.autoencoder is None:
+        """A grid of samples from the EMA weights, as `samples_<step>.png`, decoded by the cache's autoencoder.
+
+        Drawn on rank 0 by a second network, which lives in the memory that the step's activations have left.
+        """
+        if self.decoder is None:
+            return
+        ema = self.engine.full_state("ema" if "ema" in self.engine.state_keys else "model")
+        if not self.distributed.is_main:
             return
         sit = SiT(self.model.config)
         sit.load_state_dict(ema)
-        saved = load_autoencoder(resolve_weights(self.config.autoencoder))
-        decoder = LatentDecoder(saved.autoencoder.to(self.device), self.latent_mean, self.latent_std)
         ids = torch.arange(self.config.preview.num_samples, device=self.device)
-        batches = generate(sit.to(self.device), decoder, ids, self.config.preview)
+        batches = generate(sit.to(self.device), self.decoder, ids, self.config.preview)
         pictures = torch.cat([batch.images for batch in batches])
         save_grid(directory / f"samples_{step:08d}.png", pictures, columns=math.isqrt(len(pictures)))
 

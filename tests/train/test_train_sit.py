@@ -4,13 +4,18 @@ import json
 
 import pytest
 import torch
-from tiny_runs import COMPARED, NUM_IMAGES, cache_of, checkpoint_tensors, sit_config, vae_config
+from tiny_runs import COMPARED, NUM_IMAGES, VAE, cache_of, checkpoint_tensors, sit_config, vae_config
 
 import sendvae_fast.train.sit as train_sit_module
+from sendvae_fast.engine.weights import resolve_weights
 from sendvae_fast.errors import UserError
+from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder_io import load_autoencoder, save_autoencoder
 from sendvae_fast.models.sit import SiT
 from sendvae_fast.models.sit_io import load_sit
 from sendvae_fast.ops import noise_inject, philox
+from sendvae_fast.sampling.generate import LatentDecoder, generate
+from sendvae_fast.sampling.writer import save_grid
 from sendvae_fast.train.sit import draw_noise_levels, train_sit
 from sendvae_fast.train.sit_config import FlowConfig
 from sendvae_fast.train.vae import train_vae
@@ -53,8 +58,26 @@ def test_checkpoint_is_a_sit_folder_with_ema_and_statistics(images, latents, tmp
 
 
 def test_preview_is_drawn_from_the_ema(images, latents, autoencoder, tmp_path):
-    train_sit(sit_config(tmp_path / "run", images, latents, autoencoder=str(autoencoder), loop={"num_steps": 2}))
-    assert (tmp_path / "run" / "samples" / "samples_00000002.png").stat().st_size > 0
+    settings = {"optimizer": {"learning_rate": 0.1}, "loop": {"num_steps": 4, "preview_every": 2}}
+    config = sit_config(tmp_path / "run", images, latents, autoencoder=str(autoencoder), **settings)
+    train_sit(config)
+    samples = tmp_path / "run" / "samples"
+    assert sorted(file.name for file in samples.iterdir()) == ["samples_00000002.png", "samples_00000004.png"]
+    for ema in (True, False):
+        saved = load_sit(tmp_path / "run" / "checkpoints" / "step_00000004", ema=ema)
+        decoder = LatentDecoder(load_autoencoder(resolve_weights(autoencoder)).autoencoder, *saved[1:3])
+        [drawn] = generate(saved.sit, decoder, torch.arange(4), config.preview)
+        save_grid(tmp_path / "grid.png", drawn.images, columns=2)
+        same = (tmp_path / "grid.png").read_bytes() == (samples / "samples_00000004.png").read_bytes()
+        assert same == ema
+
+
+def test_an_autoencoder_of_other_latents_is_refused_before_the_first_step(images, latents, tmp_path):
+    other = Autoencoder(AutoencoderConfig(**{**VAE["autoencoder"], "latent_channels": 3}))
+    save_autoencoder(tmp_path / "vae", other, torch.zeros(3), torch.ones(3))
+    with pytest.raises(UserError, match="decodes latents of 3 channels, but those of .* have 4"):
+        train_sit(sit_config(tmp_path / "run", images, latents, autoencoder=str(tmp_path / "vae")))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_resume_equals_the_uninterrupted_run(images, latents, tmp_path):
