@@ -37,6 +37,8 @@ class VAERow(NamedTuple):
     depth: int = 1
     noise: bool = True
     image_size: int = 256
+    method: str = "send"
+    lambda_align: float = 1.0
 
 
 VAE_ROWS = {
@@ -56,6 +58,9 @@ VAE_ROWS = {
     "sd_vae_512": VAERow(
         "Table 6 SD-VAE 512", "sdvae-f8d4", latent=(4, 64, 64), num_parameters=83_653_863, image_size=512
     ),
+    "control_none": VAERow("no row: naive fine-tuning", method="none", lambda_align=0.0),
+    "control_va": VAERow("no row: VA-VAE's loss, as in its last stage", method="va", lambda_align=0.1),
+    "control_reals": VAERow("no row: ReaLS", method="reals"),
 }
 
 
@@ -162,11 +167,13 @@ def test_every_config_has_its_row_here():
 @pytest.mark.parametrize("name", VAE_ROWS)
 def test_stage_1_trains_as_the_paper_says(name):
     config = load(ROOT / "vae" / f"{name}.yaml")
+    row = VAE_ROWS[name]
     # Section 4.1: 80 epochs, batch 1024, AdamW, lr 3e-4, λ_align 1.
-    assert config.data.global_batch == 1024 and config.data.image_size == VAE_ROWS[name].image_size
+    assert config.data.global_batch == 1024 and config.data.image_size == row.image_size
     assert config.loop.num_steps == 80 * (NUM_IMAGES // 1024) == 100_080
-    assert config.optimizer.learning_rate == 3e-4 and config.alignment.lambda_align == 1.0
-    assert config.alignment.send.noise == VAE_ROWS[name].noise
+    assert config.optimizer.learning_rate == 3e-4
+    assert (config.alignment.method, config.alignment.lambda_align) == (row.method, row.lambda_align)
+    assert config.alignment.send.noise == row.noise
     # Everything else as in REPA-E: l1_lpips_kl_gan.yaml and train_repae.py.
     loss, discriminator = config.loss, config.discriminator_optimizer
     assert (loss.reconstruction, loss.reconstruction_weight, loss.kl_weight) == ("l1", 1.0, 1e-6)
@@ -176,6 +183,17 @@ def test_stage_1_trains_as_the_paper_says(name):
     for optimizer in (config.optimizer, discriminator):
         assert (optimizer.betas, optimizer.eps, optimizer.weight_decay) == ((0.9, 0.999), 1e-8, 0.0)
         assert (optimizer.max_grad_norm, optimizer.ema_decay) == (1.0, None)
+
+
+def test_the_controls_differ_from_send_vae_in_the_alignment_alone():
+    send = load(ROOT / "vae" / "send_vae_f16d32.yaml")
+    for name in ("control_none", "control_va", "control_reals"):
+        control = load(ROOT / "vae" / f"{name}.yaml")
+        assert control.alignment == dataclasses.replace(send.alignment, method=VAE_ROWS[name].method)
+        assert dataclasses.replace(control, alignment=send.alignment) == send
+    # VA-VAE's last stage, the defaults of the method.
+    va = load(ROOT / "vae" / "control_va.yaml").alignment.va
+    assert (va.cos_margin, va.distmat_margin, va.cos_weight, va.distmat_weight, va.adaptive) == (0.5, 0.25, 1, 1, True)
 
 
 @pytest.mark.parametrize("name", VAE_ROWS)
@@ -190,12 +208,18 @@ def test_stage_1_builds_the_rows_networks(name):
     foundation = foundation_without_file(alignment.foundation)
     assert (foundation.name, foundation.dim) == (row.foundation, row.dim)
     with torch.device("meta"):
-        model = build_model(dataclasses.replace(config, init_from=None), foundation)
+        model = build_model(
+            dataclasses.replace(config, init_from=None), foundation if alignment.lambda_align > 0 else None
+        )
         moments = model.autoencoder.encode(torch.empty(1, 3, row.image_size, row.image_size))
         discriminator = Discriminator(config.discriminator)
     assert moments.shape == (1, 2 * row.latent[0], *row.latent[1:])
     assert num_parameters(model.autoencoder) == row.num_parameters
     assert num_parameters(discriminator) == 2_765_633  # REPA-E's PatchGAN
+    if row.method != "send":
+        mappers = {"none": "NoneType", "va": "LinearMapper", "reals": "MLPMapper"}
+        assert type(model.mapper).__name__ == mappers[row.method]
+        return
     mapper = model.mapper.config
     assert (mapper.width, mapper.target_dim, mapper.num_heads) == (row.dim, row.dim, row.num_heads)
     assert (mapper.depth, len(model.mapper.blocks), mapper.projector_width) == (row.depth, row.depth, 2048)
