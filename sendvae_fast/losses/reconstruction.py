@@ -1,9 +1,10 @@
-"""Losses that hold the autoencoder's pictures and its posterior."""
+"""Losses that hold the autoencoder's pictures and its posterior, and the PSNR to watch them by."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,6 +20,17 @@ def reconstruction_loss(x: Tensor, x_hat: Tensor, kind: Literal["l1", "l2"] = "l
         raise ValueError(f"kind must be l1 or l2, got {kind!r}")
     distance = F.l1_loss if kind == "l1" else F.mse_loss
     return distance(x_hat.float(), x.float())
+
+
+@torch.no_grad()
+def mean_psnr(x: Tensor, x_hat: Tensor) -> Tensor:
+    """PSNR in dB, averaged over pictures, to watch a run by; a float32 scalar.
+
+    ``10 log10(4 / mse)`` of pictures [B, 3, H, W] in [-1, 1], the reconstruction clamped to that range but, unlike in
+    `evaluation.reconstruction`, not rounded to uint8. Capped at 100 dB.
+    """
+    mse = (x_hat.float().clamp(-1, 1) - x.float()).square().flatten(1).mean(dim=1)
+    return (10 * torch.log10(4 / mse)).clamp(max=100.0).mean()
 
 
 def kl_loss(moments: Tensor) -> Tensor:

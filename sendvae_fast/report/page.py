@@ -27,8 +27,9 @@ THROUGHPUT = "img_per_s"
 LONE_COLOUR = 2  # the first colours of the palette are the quiet ones, for baselines
 CURVES = {
     "loss": "Total loss", "reconstruction": "Reconstruction loss", "velocity": "Velocity loss",
-    "align": "Alignment, 1 − cosine", "lpips": "LPIPS", "kl": "KL divergence", "gan": "GAN loss of the autoencoder",
-    "discriminator": "Discriminator loss", "grad_norm": "Gradient norm",
+    "align": "Alignment, 1 − cosine", "psnr": "PSNR of the training pictures, dB", "lpips": "LPIPS",
+    "kl": "KL divergence", "gan": "GAN loss of the autoencoder", "discriminator": "Discriminator loss",
+    "grad_norm": "Gradient norm",
 }
 """Names of known curves, in the order of the page; others follow under their own names."""
 STAGES = {"autoencoder": "Stage 1: autoencoder", "generator": "Stage 2: generator"}

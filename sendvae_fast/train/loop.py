@@ -17,7 +17,7 @@ from sendvae_fast.engine.signals import EXIT_REQUEUE, StopOnSignal
 from sendvae_fast.errors import UserError
 from sendvae_fast.progress import Progress
 
-SHOWN = ("loss", "reconstruction", "velocity", "align")
+SHOWN = ("loss", "psnr", "velocity", "align")
 """Values shown beside the progress bar."""
 
 

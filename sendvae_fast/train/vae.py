@@ -21,7 +21,7 @@ from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.losses.adversarial import generator_loss, hinge_discriminator_loss
 from sendvae_fast.losses.known_gradient import with_known_gradient
 from sendvae_fast.losses.perceptual import Perceptual
-from sendvae_fast.losses.reconstruction import kl_loss, reconstruction_loss
+from sendvae_fast.losses.reconstruction import kl_loss, mean_psnr, reconstruction_loss
 from sendvae_fast.models.autoencoder import Autoencoder
 from sendvae_fast.models.autoencoder_io import WEIGHTS_FILE, save_autoencoder
 from sendvae_fast.models.pixels import to_model_range
@@ -111,7 +111,7 @@ class VAEStage:
         there on, and one forward of the discriminator on the fake serves it and the autoencoder.
         """
         weights, x_hat = self.config.loss, reconstruction.detach().requires_grad_()
-        parts = {"reconstruction": reconstruction_loss(x, x_hat, weights.reconstruction)}
+        parts = {"psnr": mean_psnr(x, x_hat), "reconstruction": reconstruction_loss(x, x_hat, weights.reconstruction)}
         loss = weights.reconstruction_weight * parts["reconstruction"]
         if self.perceptual is not None:
             parts["lpips"] = self.perceptual(x, x_hat).mean()

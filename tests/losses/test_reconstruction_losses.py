@@ -5,7 +5,9 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from sendvae_fast.losses.reconstruction import kl_loss, reconstruction_loss
+from sendvae_fast.evaluation.reconstruction import psnr
+from sendvae_fast.losses.reconstruction import kl_loss, mean_psnr, reconstruction_loss
+from sendvae_fast.models.pixels import to_model_range
 
 
 @pytest.mark.parametrize("kind, value", [("l1", 0.75), ("l2", 0.625)])
@@ -49,3 +51,17 @@ def test_losses_have_the_right_gradients():
     kl_loss(moments).backward()
     mean, logvar = moments.detach().chunk(2, 1)
     assert_close(moments.grad, torch.cat([mean, 0.5 * (logvar.exp() - 1)], 1) / 2)
+
+
+def test_psnr_is_that_of_the_evaluation():
+    torch.manual_seed(0)
+    images = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8)
+    noisy = (images + 40 * torch.randn(images.shape)).round().clamp(0, 255).byte()
+    expected = psnr(images, noisy).mean()
+    # Beyond the range of pictures counts as its end.
+    x_hat = torch.where(noisy == 255, 3.0, to_model_range(noisy))
+    assert_close(mean_psnr(to_model_range(images), x_hat).double(), expected, rtol=1e-5, atol=0)
+
+
+def test_psnr_of_the_same_picture_is_capped():
+    assert mean_psnr(torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 2)).item() == 100.0
