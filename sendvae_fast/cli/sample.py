@@ -2,7 +2,9 @@
 
     sendvae sample --generator=runs/xl --autoencoder=runs/send --out=samples/xl --num_samples=50000
 
-A picture depends on (seed, id) alone: not on batch size, ranks or restarts. Run again to go on where it stopped.
+On several ranks: torchrun --nproc-per-node 8 -m -- sendvae_fast sample ... A picture's noise and label are functions of
+(seed, id) alone, so ranks, batch size and restarts change it by no more than the rounding of matrix products.
+Run the same command again to go on where it stopped; more --num_samples add to what is there.
 """
 
 from sendvae_fast.engine.distributed import current_distributed

@@ -19,7 +19,7 @@ from torch import Tensor
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder import Autoencoder
 from sendvae_fast.models.sit import SiT
-from sendvae_fast.sampling.guidance import LabelledModel, guided
+from sendvae_fast.sampling.guidance import LabelledModel, check_guidance, guided
 from sendvae_fast.sampling.labels import LabelSampling, sample_labels
 from sendvae_fast.sampling.replay import CudaGraphRecorder, ReplayedModel
 from sendvae_fast.sampling.samplers import SamplerConfig, initial_noise, sample
@@ -33,7 +33,8 @@ class GenerateConfig:
     num_samples: int = 50_000
     """Pictures."""
     batch_size: int = 64
-    """Pictures drawn at once on a rank; does not change them."""
+    """Pictures drawn at once on a rank. Noise and labels do not depend on it; what does is the rounding of matrix
+    products, seen as a grey level here and there."""
     guidance_scale: float = 2.5
     """Classifier-free guidance; 1 is none. The paper: 2.5."""
     guidance_interval: tuple[float, float] = (0.0, 0.75)
@@ -56,6 +57,7 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         self.guidance_interval = tuple(self.guidance_interval)
+        check_guidance(self.guidance_scale, self.guidance_interval, self.guidance_channels)
         if self.precision not in ("tf32", "fp32", "bf16"):
             raise UserError(f"precision is {self.precision!r}; give tf32, fp32 or bf16")
         for name in ("num_samples", "batch_size"):

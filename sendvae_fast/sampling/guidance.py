@@ -41,7 +41,8 @@ class GuidedVelocity:
         velocity, scale = self.uncombined(x, t)
         if scale is None:
             return velocity
-        conditional, unconditional = velocity.chunk(2)
+        # A bfloat16 network's velocities are not rounded to it once more.
+        conditional, unconditional = velocity.to(torch.promote_types(velocity.dtype, torch.float32)).chunk(2)
         return unconditional + scale * (conditional - unconditional)
 
     def uncombined(self, x: Tensor, t: Tensor) -> tuple[Tensor, float | None]:
@@ -76,6 +77,17 @@ class GuidedVelocity:
         return self.model(x, times, labels)[0]
 
 
+def check_guidance(scale: float, interval: tuple[float, float], channels: int | None) -> None:
+    """Raise UserError for a scale, an interval or a number of channels outside its range."""
+    low, high = interval
+    if not scale >= 1:
+        raise UserError(f"guidance scale is {scale}; give 1 (no guidance) or more")
+    if not 0 <= low <= high <= 1:
+        raise UserError(f"guidance interval is [{low}, {high}]; give 0 <= low <= high <= 1 (t = 1 is pure noise)")
+    if channels is not None and channels < 1:
+        raise UserError(f"guidance channels is {channels}; give 1 or more, or null to guide all")
+
+
 def guided(
     model: LabelledModel, labels: Tensor, scale: float, interval: tuple[float, float], num_classes: int,
     channels: int | None = None,
@@ -86,18 +98,12 @@ def guided(
     interval: (low, high) noise levels. channels: how many of the first channels to guide, None all.
     Raises UserError for a label, scale, interval or number of channels outside its range.
     """
-    low, high = interval
-    if scale < 1:
-        raise UserError(f"guidance scale is {scale}; give 1 (no guidance) or more")
-    if not 0 <= low <= high <= 1:
-        raise UserError(f"guidance interval is [{low}, {high}]; give 0 <= low <= high <= 1 (t = 1 is pure noise)")
-    if channels is not None and channels < 1:
-        raise UserError(f"guidance channels is {channels}; give 1 or more, or null to guide all")
+    check_guidance(scale, interval, channels)
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= num_classes:
         raise UserError(
             f"labels run from {int(labels.min())} to {int(labels.max())}, but the model has {num_classes} classes; "
             f"give labels from 0 to {num_classes - 1} ({num_classes} is the null class)"
         )
     return GuidedVelocity(
-        model=model, labels=labels, scale=scale, interval=(low, high), null_label=num_classes, channels=channels
+        model=model, labels=labels, scale=scale, interval=interval, null_label=num_classes, channels=channels
     )

@@ -142,5 +142,10 @@ class SiTTrainConfig:
     """Seed of weights, data order, noise and label dropout."""
 
     def __post_init__(self) -> None:
+        if self.generator.label_dropout == 0 and self.preview.guidance_scale > 1:
+            raise UserError(
+                f"preview.guidance_scale is {self.preview.guidance_scale}, but generator.label_dropout=0 leaves no "
+                "unconditional half to guide away from; set preview.guidance_scale=1"
+            )
         # What the latents will decide apart, sizes are checked here, before any data is opened.
         self.generator.build(None, 1, repa_dim=1 if self.repa.weight > 0 else None, repa_block=self.repa.block)

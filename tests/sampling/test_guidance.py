@@ -87,6 +87,12 @@ def test_the_decision_can_be_taken_at_another_time():
     assert [round(float(t[0]), 3) for _, t, _ in model.calls] == [0.6, 0.5]
 
 
+def test_bfloat16_velocities_are_combined_in_float32():
+    model, x, velocity = evaluate(0.4, dtype=torch.bfloat16)
+    conditional, unconditional = model(x.repeat(2, 1, 1, 1), None, model.calls[0][2])[0].float().chunk(2)
+    assert torch.equal(velocity, unconditional + 2.5 * (conditional - unconditional))
+
+
 def test_times_keep_float32_for_a_bfloat16_network():
     model, *_ = evaluate(0.4, dtype=torch.bfloat16)
     assert model.calls[0][0].dtype == torch.bfloat16

@@ -71,7 +71,7 @@ def test_what_is_written(whole):
 
 def test_two_ranks_and_batches_of_seven_draw_the_same(networks, whole, tmp_path):
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sendvae_fast",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "sendvae_fast",
         *arguments(networks, tmp_path / "two", "--batch_size=7", "--npz"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
@@ -127,6 +127,8 @@ def test_more_pictures_can_be_added_and_moved_weights_are_the_same_weights(netwo
         ("--autoencoder=WIDE", "makes latents of 4 channels but the autoencoder decodes 5"),
         ("--generator=/nowhere", "/nowhere does not exist"),
         ("--num_samples=0", "num_samples is 0"),
+        ("--guidance_scale=0.5", "guidance scale is 0.5; give 1 (no guidance) or more"),
+        ("--guidance_interval=[0.5,0.2]", "guidance interval is [0.5, 0.2]"),
     ],
 )
 def test_what_does_not_fit_is_one_line(networks, whole, tmp_path, capsys, changed, said):

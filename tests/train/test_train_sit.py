@@ -236,3 +236,10 @@ def test_latents_of_other_pictures_are_refused(images, latents, tmp_path):
         (other / "a" / file.name).write_bytes(file.read_bytes())
     with pytest.raises(UserError, match="give the same images"):
         train_sit(sit_config(tmp_path / "run", other, latents, loop={"num_steps": 1}))
+
+
+def test_a_guided_preview_needs_label_dropout(images, latents, tmp_path):
+    generator = {"label_dropout": 0.0}
+    with pytest.raises(UserError, match="preview.guidance_scale is 2.5, but generator.label_dropout=0"):
+        sit_config(tmp_path / "run", images, latents, generator=generator)
+    sit_config(tmp_path / "run", images, latents, generator=generator, preview={"guidance_scale": 1.0})
