@@ -3,6 +3,7 @@
     kernels   time every fused op against plain PyTorch and torch.compile; writes bench/results/kernels_<machine>.json
     data      time decoding, the latent reader and a step fed by them; writes bench/results/data_<machine>.json
     sampling  time the sampler against plain PyTorch; writes bench/results/sampling_<machine>.json
+    step      time a training step against plain PyTorch; writes bench/results/step_<stage>_<machine>.json
     table     rewrite the tables of docs/performance.md from bench/results
 
 `python -m bench <verb> --help` lists a verb's options.
@@ -13,7 +14,7 @@ import sys
 
 from sendvae_fast.errors import UserError
 
-VERBS = ("kernels", "data", "sampling", "table")
+VERBS = ("kernels", "data", "sampling", "step", "table")
 
 
 def main(arguments: list[str]) -> int:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.kernel_rows import COMPILED, COPY, EAGER, FORWARD, WITH_BACKWARD
+from bench.step_names import COMPILED as STEP_COMPILED
+from bench.step_names import OUR_FORMS
 
 BOTH = (FORWARD, WITH_BACKWARD)
 
@@ -91,3 +93,71 @@ def sampling_verdicts(row: dict[str, Any]) -> list[str]:
         reached = row["forms"]["ours"].get("img_per_s", 0.0)
         said.append(f"{'met' if reached >= wanted else '**missed**'}: {reached:.2f} img/s (goal {wanted} on an H200)")
     return said
+
+
+# -- whole steps -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepGoal:
+    """What a training step is to reach: a ratio of times to another form or engine, or images per second."""
+
+    stage: str
+    device: str
+    at_least: float
+    against: str | None = None
+    """A form, or an engine; None: images per second."""
+    ours: str | None = None
+    """An engine that is judged; None: the faster of our forms."""
+    case: str = ""
+    """The start of the cases' names it is for."""
+    gpu: str = ""
+    """The GPU it is for, by a part of its name."""
+
+
+STEP_GOALS = (
+    StepGoal("vae", "cuda", 2.0, EAGER),
+    StepGoal("vae", "cuda", 1.2, STEP_COMPILED),
+    # 30% and 45% of an H200's 990 TFLOP/s at 1410 and 771 GFLOP per image.
+    StepGoal("vae", "cuda", 211.0, gpu="H200"),
+    StepGoal("sit", "cuda", 2.0, EAGER, case="SiT-XL/1"),
+    StepGoal("sit", "cuda", 1.15, STEP_COMPILED, case="SiT-XL/1"),
+    StepGoal("sit", "cuda", 578.0, case="SiT-XL/1", gpu="H200"),
+    StepGoal("sit", "cuda", 0.95, "ddp", ours="zero1"),
+    StepGoal("vae", "cpu", 1.3, EAGER),
+    StepGoal("sit", "cpu", 1.3, EAGER),
+)
+
+
+@dataclass(frozen=True)
+class StepVerdict:
+    """A step's goal and what a row reached."""
+
+    goal: StepGoal
+    reached: float
+    form: str
+
+    @property
+    def met(self) -> bool:
+        return self.reached >= self.goal.at_least
+
+    def __str__(self) -> str:
+        if self.goal.against is None:
+            text = f"{self.form} {self.reached:.0f} img/s (goal {self.goal.at_least:.0f})"
+        else:
+            text = f"{self.form} {self.reached:.2f}x {self.goal.against} (goal {self.goal.at_least:g}x)"
+        return f"{'met' if self.met else '**missed**'}: {text}"
+
+
+def step_verdicts(row: dict[str, Any]) -> Iterator[StepVerdict]:
+    """Every goal that the row of a step has a time for."""
+    forms = row.get("engines") or row["forms"]
+    for goal in STEP_GOALS:
+        if (goal.stage, goal.device) != (row["stage"], row["device"]) or not row["case"].startswith(goal.case):
+            continue
+        candidates = [name for name in forms if (name == goal.ours if goal.ours else name in OUR_FORMS)]
+        if not candidates or goal.gpu not in row["machine"]["name"] or goal.against not in (None, *forms):
+            continue
+        ours = max(candidates, key=lambda name: forms[name]["img_per_s"])
+        theirs = 1.0 if goal.against is None else forms[goal.against]["img_per_s"]
+        yield StepVerdict(goal, forms[ours]["img_per_s"] / theirs, ours)

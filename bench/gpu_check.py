@@ -5,12 +5,13 @@
     make gpu-check ARGS="--parts build bench"
 
 The parts: build (for this GPU only), tests (tests/gpu), memcheck and racecheck (compute-sanitizer over a call of every
-CUDA kernel), bench (`python -m bench kernels`), sampling (a short `python -m bench sampling`), demo (a short one). Each
-has a time of its own and all together have `--seconds`; what hangs is stopped and what comes after it still runs.
+CUDA kernel), bench (`python -m bench kernels`), step and sampling (those benchmarks, their first cases), demo (a short
+one). Each has a time of its own and all together have `--seconds`; what hangs is stopped and what comes after it still
+runs.
 
 It uses the interpreter it is started with: that torch, that CUDA. Nothing is fetched; packages that are missing can
-lie in `--wheels` as wheel files. Writes gpu_check.log, gpu_check_<gpu>.json, kernels_<gpu>.json and
-sampling_<gpu>.json into `--out`, and exits with 1 if a part failed.
+lie in `--wheels` as wheel files. Writes gpu_check.log, gpu_check_<gpu>.json, kernels_<gpu>.json,
+step_<stage>_<gpu>.json and sampling_<gpu>.json into `--out`, and exits with 1 if a part failed.
 """
 
 import argparse
@@ -31,10 +32,10 @@ import torch
 from bench.machine import ROOT, machine_facts, slug, source_facts, version_facts
 from bench.parts import FAILED, PASSED, SKIPPED, Part, Runner, table
 
-PARTS = ("build", "tests", "memcheck", "racecheck", "bench", "sampling", "demo")
+PARTS = ("build", "tests", "memcheck", "racecheck", "bench", "step", "sampling", "demo")
 LIMITS_S = {
-    "install": 60, "build": 300, "tests": 240, "memcheck": 60, "racecheck": 60, "bench": 180, "sampling": 60,
-    "demo": 60,
+    "install": 60, "build": 300, "tests": 240, "memcheck": 60, "racecheck": 60, "bench": 180, "step": 75,
+    "sampling": 60, "demo": 60,
 }  # fmt: skip
 ALL_S = 570
 """Together less than ten minutes."""
@@ -85,8 +86,10 @@ def run_part(name: str, runner: Runner, out: Path, scratch: Path) -> list[Part]:
         return run_tests(runner, scratch)
     if name == "bench":
         return run_bench(runner, out, scratch)
+    if name == "step":
+        return [run_short(runner, name, out, "--stage", stage) for stage in ("vae", "sit")]
     if name == "sampling":
-        return [run_sampling(runner, out)]
+        return [run_short(runner, name, out)]
     return [run_demo(runner, scratch)] if name == "demo" else [sanitize(runner, name)]
 
 
@@ -188,10 +191,10 @@ def bench_ops(rows: list[dict]) -> list[Part]:
     return parts
 
 
-def run_sampling(runner: Runner, out: Path) -> Part:
-    """The sampling benchmark's first case: it also compares latents with plain PyTorch's, and graphs with none."""
-    command = [sys.executable, "-m", "bench", "sampling", "--device", "cuda", "--quick", "--out", str(out)]
-    part, output = runner.run("bench sampling", command, LIMITS_S["sampling"])
+def run_short(runner: Runner, verb: str, out: Path, *arguments: str) -> Part:
+    """A benchmark's first case, with the goals it reached; it fails when ours computes something else than eager."""
+    command = [sys.executable, "-m", "bench", verb, *arguments, "--quick", "--out", str(out)]
+    part, output = runner.run(" ".join(["bench", verb, *arguments[1:]]), command, LIMITS_S[verb])
     said = re.findall(r"^ +(?:FAILED .*|.*\(goal .*)$", output, re.M)
     part.detail = "; ".join(filter(None, [part.detail, *map(str.strip, said)]))
     return part

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.command_line import Parser
-from bench.goals import median_us, ratio, sampling_verdicts, verdicts
+from bench.goals import median_us, ratio, sampling_verdicts, step_verdicts, verdicts
 from bench.kernel_rows import COMPILED, COPY, EAGER
 from bench.kernels import errors_of
 from bench.machine import ROOT
+from bench.step_names import OURS
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops.dispatch import BACKENDS
 
@@ -24,6 +25,8 @@ DATA_BEGIN = "<!-- data, made by `python -m bench table`: begin -->"
 DATA_END = "<!-- data, made by `python -m bench table`: end -->"
 SAMPLING_BEGIN = "<!-- sampling, made by `python -m bench table`: begin -->"
 SAMPLING_END = "<!-- sampling, made by `python -m bench table`: end -->"
+STEP_BEGIN = "<!-- steps, made by `python -m bench table`: begin -->"
+STEP_END = "<!-- steps, made by `python -m bench table`: end -->"
 COLUMNS = (EAGER, COMPILED, *(name for name in BACKENDS if name != "reference"), COPY)
 
 
@@ -35,7 +38,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     page = with_tables(options.page.read_text(), tables(options.results), BEGIN, END)
     page = with_tables(page, data_tables(options.results), DATA_BEGIN, DATA_END)
-    options.page.write_text(with_tables(page, sampling_tables(options.results), SAMPLING_BEGIN, SAMPLING_END))
+    page = with_tables(page, sampling_tables(options.results), SAMPLING_BEGIN, SAMPLING_END)
+    options.page.write_text(with_tables(page, step_tables(options.results), STEP_BEGIN, STEP_END))
     print("written:", options.page)
     return 0
 
@@ -96,6 +100,49 @@ def sampling_cells(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
             step = f"{duration(1e3 * step_ms)} ±{spread:.0%}"
             timed = (step, f"{result['img_per_s']:.3g}", times(eager_ms / step_ms))
         yield (row["case"], name, *timed, peak, f"{result['error']:.1e}", goals)
+
+
+def step_tables(results: Path) -> str:
+    """The training steps: a table of times per stage and machine, one of parts, and the goals."""
+    lines = []
+    for file in sorted(results.glob("step_*.json")):
+        rows = json.loads(file.read_text())
+        lines += [f"### {rows[0]['stage']}, {rows[0]['machine']['name']}", "", *provenance(rows), ""]
+        heads = ("case", "batch", "precision", "form", "step", "img/s", "vs first", "of GEMM", "peak memory")
+        lines += [line(heads), line(["---"] * len(heads)), *(line(cells) for row in rows for cells in step_cells(row))]
+        lines.append("")
+        if parted := [row for row in rows if "parts" in row]:
+            lines += [line(("case", "part of ours", "time", "of the step")), line(["---"] * 4)]
+            lines += [line(cells) for row in parted for cells in part_cells(row)]
+            lines.append("")
+        lines += [
+            f"- {row['case']}, batch {row['batch_size']}: {verdict}" for row in rows for verdict in step_verdicts(row)
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def step_cells(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
+    """A table's lines for one row: its forms, or its engines."""
+    forms = row.get("engines") or row["forms"]
+    first = next(iter(forms.values()))
+    ranks = f", {row['ranks']} ranks" if row["ranks"] > 1 else ""
+    for name, result in forms.items():
+        spread = (result["q3_us"] - result["q1_us"]) / 2 / result["median_us"]
+        peak = result.get("peak_bytes")
+        yield (
+            f"{row['case']}{ranks}", str(row["batch_size"]), row["precision"], name,
+            f"{duration(result['median_us'])} ±{spread:.0%}", f"{result['img_per_s']:.3g}",
+            times(first["median_us"] / result["median_us"]), percent(result.get("of_gemm")),
+            "" if peak is None else f"{peak / 2**30:.1f} GiB",
+        )  # fmt: skip
+
+
+def part_cells(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
+    """A table's lines for the parts of one row's step, the longest first."""
+    step_us = row["forms"][OURS]["median_us"]
+    for name, part in sorted(row["parts"].items(), key=lambda item: -item[1]["median_us"]):
+        yield row["case"], name, duration(part["median_us"]), percent(part["median_us"] / step_us)
 
 
 def machine_tables(rows: list[dict[str, Any]]) -> str:

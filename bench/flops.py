@@ -1,0 +1,25 @@
+"""How much arithmetic a step is, and how fast the machine multiplies matrices."""
+
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.timing import Timing, time_interleaved
+
+GEMM_SIZE = {"cuda": 8192, "cpu": 1536}
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """Floating-point operations (a multiply-add is two) of convolutions, matrix products and attention in a call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def gemm_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """Of a large square matrix product: what this machine can reach, here and now."""
+    size = GEMM_SIZE[device.type]
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    timing: Timing = time_interleaved(device, {"gemm": lambda _: a @ b}, 1, seconds, sample_s=0.02)["gemm"]
+    return 2 * size**3 / (timing.median_us * 1e-6)

@@ -1,0 +1,125 @@
+"""The training steps that `python -m bench step` times: the paper's on a GPU, reduced ones on a CPU.
+
+A case is a stage of `sendvae_fast.train` built from the run's own config file, with random weights, and one batch of
+random pictures or latents that is already on the device: neither what the weights are nor where data comes from changes
+what a step computes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from bench.machine import ROOT
+from sendvae_fast.config import build_config, merge, read_yaml
+from sendvae_fast.data.loader import ImageBatch
+from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.train.latent_batches import LatentBatch
+from sendvae_fast.train.sit import SiTStage
+from sendvae_fast.train.sit_config import SiTTrainConfig
+from sendvae_fast.train.vae import VAEStage
+from sendvae_fast.train.vae_config import VAETrainConfig
+
+NUM_CLASSES = 1000
+STAGES = ("vae", "sit")
+Stage = VAEStage | SiTStage
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """A step to time."""
+
+    stage: str
+    name: str
+    file: str
+    """The run's config, under configs/."""
+    settings: dict[str, Any]
+    """What is different here."""
+    batch_size: int
+    latent_shape: tuple[int, int, int] | None = None
+    """Stage 2: the latents [C, H, W]."""
+
+    def config(self, scratch: Path, engine: dict[str, Any]) -> VAETrainConfig | SiTTrainConfig:
+        """The run's settings, with random weights in place of published ones."""
+        content = merge(read_yaml(ROOT / "configs" / self.file), self.settings)
+        content = merge(content, {"run": str(scratch / "run"), "engine": engine})
+        random_foundation = {"weights": None, "random_weights": True}
+        if self.stage == "sit":
+            own = {"latents": str(scratch), "repa": {"foundation": random_foundation}}
+            return build_config(SiTTrainConfig, merge(content, own), self.file)
+        own = {"init_from": None, "discriminator_from": None, "alignment": {"foundation": random_foundation}}
+        if content["loss"].get("perceptual"):
+            own["loss"] = {"perceptual": {"weights": str(random_vgg(scratch))}}
+        return build_config(VAETrainConfig, merge(content, own), self.file)
+
+    def build(self, scratch: Path, engine: dict[str, Any], distributed: Distributed) -> Stage:
+        """The stage, its weights a function of nothing but the case."""
+        config = self.config(scratch, engine)
+        torch.manual_seed(0)  # the foundation model's; the stage seeds its own
+        if self.stage == "vae":
+            return VAEStage(config, None, distributed)
+        channels = self.latent_shape[0]
+        cache = SimpleNamespace(
+            rows=SimpleNamespace(shape=self.latent_shape), latent_mean=torch.zeros(channels),
+            latent_std=torch.ones(channels),
+        )
+        stage = SiTStage(config, SimpleNamespace(cache=cache, num_classes=NUM_CLASSES), distributed)
+        fill_zero_layers(stage)
+        return stage
+
+    def batch(self, config: VAETrainConfig | SiTTrainConfig, device: torch.device) -> ImageBatch | LatentBatch:
+        """Random inputs on the device, the same for every form."""
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.arange(self.batch_size)
+        size = config.data.image_size
+        images = torch.randint(256, (self.batch_size, 3, size, size), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(NUM_CLASSES, (self.batch_size,), generator=generator)
+        if self.stage == "vae":
+            return ImageBatch(0, ids.to(device), images.to(device), labels.to(device))
+        mean = torch.randn(self.batch_size, *self.latent_shape, generator=generator)
+        return LatentBatch(*(x.to(device) for x in (ids, mean, torch.full_like(mean, 0.1), labels, images)))
+
+
+def cases_of(stage: str, device: torch.device) -> list[StepCase]:
+    """The cases of a stage: what the goals speak of on a GPU; on a CPU sizes that take seconds a step."""
+    if device.type == "cuda":
+        if stage == "vae":
+            return [StepCase("vae", "f16d32 + DINOv2-B, 256 px", "vae/send_vae_f16d32.yaml", {}, 64)]
+        latent = (32, 16, 16)
+        return [
+            StepCase("sit", f"SiT-{size}/1 + DINOv2-B, 256 px", f"sit/{file}.yaml", {}, batch, latent)
+            for size, file in (("XL", "xl_1"), ("B", "b_1")) for batch in (32, 128)
+        ]  # fmt: skip
+    in_fp32 = {"engine": {"precision": "fp32"}}
+    if stage == "vae":
+        # The paper's networks at full width, on small pictures: the parts have about their true shares.
+        small = {"data": {"image_size": 64}, "alignment": {"foundation": {"grid_size": 4}}}
+        return [StepCase("vae", "f16d32 + DINOv2-B, 64 px", "vae/send_vae_f16d32.yaml", merge(small, in_fp32), 2)]
+    small = {"generator": {"preset": "SiT-S/1"}, "repa": {"foundation": {"name": "dinov2-vit-s"}}}
+    return [StepCase("sit", "SiT-S/1 + DINOv2-S, 256 px", "sit/xl_1.yaml", merge(small, in_fp32), 4, (32, 16, 16))]
+
+
+def random_vgg(folder: Path) -> Path:
+    """A weight file of VGG16's features, at random."""
+    path = folder / "vgg16_features.pth"
+    if not path.exists():
+        torch.manual_seed(0)
+        torch.save(torchvision.models.vgg16(weights=None).features.state_dict(), path)
+    return path
+
+
+@torch.no_grad()
+def fill_zero_layers(stage: SiTStage) -> None:
+    """Let the layers that adaLN-Zero starts at zero have weights, so that a wrong block shows in the losses."""
+    state = stage.engine.full_state("model")
+    generator = torch.Generator().manual_seed(0)
+
+    def filled(weight: Tensor) -> Tensor:
+        return 0.02 * torch.randn(weight.shape, generator=generator)
+
+    zero = {name for name, x in state.items() if name.endswith("weight") and not x.any()}
+    stage.engine.load_model({name: filled(x) if name in zero else x for name, x in state.items()})
