@@ -71,6 +71,6 @@ def test_the_part_of_gpu_check_shows_goals_and_failures(tmp_path):
     runner = Runner()
     runner.outcome = PASSED
     runner.output = "SiT-XL/1\n  eager: error 1e-3, 40 ms a step\n  met: 1.62x eager (goal 1.5x)\nwritten: x\n"
-    assert gpu_check.run_sampling(runner, tmp_path).detail == "met: 1.62x eager (goal 1.5x)"
+    assert gpu_check.run_short(runner, "sampling", tmp_path).detail == "met: 1.62x eager (goal 1.5x)"
     runner.outcome, runner.output = FAILED, "SiT-XL/1\n  FAILED latents with and without CUDA graphs are not the same\n"
-    assert "CUDA graphs are not the same" in gpu_check.run_sampling(runner, tmp_path).detail
+    assert "CUDA graphs are not the same" in gpu_check.run_short(runner, "sampling", tmp_path).detail

@@ -119,6 +119,15 @@ def test_engines_side_by_side(tmp_path):
     assert verdict.form == "zero1" and verdict.goal.against == "ddp"
 
 
+def test_flops_are_those_of_the_layers():
+    conv, linear = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Linear(8, 4)
+    x = torch.randn(2, 3, 5, 5)
+    forward = 2 * (2 * 25) * 8 * 27 + 2 * (2 * 25) * 8 * 4
+    assert flops.count_flops(lambda: linear(conv(x).movedim(1, -1))) == forward
+    both = flops.count_flops(lambda: linear(conv(x).movedim(1, -1)).sum().backward())
+    assert both == 3 * forward - 2 * (2 * 25) * 8 * 27  # x takes no gradient
+
+
 # GFLOP per image of docs' goals, by hand: forwards times three, but nothing for weights that are frozen.
 @pytest.mark.parametrize(("stage", "gflop"), [("vae", 1410), ("sit", 771)])
 def test_arithmetic_of_the_papers_steps(stage, gflop, tmp_path, monkeypatch):
