@@ -7,6 +7,7 @@ the number of ranks. With gradient accumulation each micro-batch has its own.
 from __future__ import annotations
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 
 from sendvae_fast.engine.distributed import Distributed
@@ -31,6 +32,8 @@ class GradientBalance:
             self._decoder = Tap(model.autoencoder.decoder.conv_out)
         self._is_gan_adaptive = config.loss.gan_adaptive
         if config.alignment.is_adaptive:
+            # Compiled blocks may give away what they have saved at their first backward pass: here is a second one.
+            torch._functorch.config.donated_buffer = False
             self._encoder, self._mapper = Tap(model.autoencoder.encoder.conv_out), Tap(model.mapper)
 
     def of_gan(self, nll_gradient: Tensor, gan_gradient: Tensor) -> Tensor | float:

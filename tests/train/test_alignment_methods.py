@@ -57,7 +57,7 @@ def test_builds_what_it_needs_and_no_more(method, images, tmp_path):
     assert (stage.foundation is None) == (method == "none")
 
 
-@pytest.mark.parametrize("engine", [{"name": "ddp"}, {"zero_stage": 0}, {"zero_stage": 2}])
+@pytest.mark.parametrize("engine", [{"name": "ddp", "recompute": True}, {"zero_stage": 0}, {"zero_stage": 2}])
 def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_encoders_last_layer(engine, images, tmp_path):
     settings = {"alignment": {"method": "va", "latent_norm": "none"}, "loss": {"gan_weight": 0.0}}
     stage = stage_of(vae_config(tmp_path, images, engine=engine, **settings))
