@@ -59,7 +59,12 @@ def to_repa(sit: SiT, latent_mean: Tensor, latent_std: Tensor, batch_norm: bool)
 
 
 def to_lightningdit(sit: SiT) -> dict[str, Tensor]:
-    """The state dict of LightningDiT, which has no projector."""
+    """The state dict of LightningDiT, which has no projector.
+
+    `UserError` for a network with none of its parts: nothing would then tell which way its time runs.
+    """
+    if not _is_lightningdit(sit.config):
+        raise UserError("the generator has none of LightningDiT's parts: convert --to=repa or --to=repa-e")
     state = {key: value for key, value in sit.state_dict().items() if not key.startswith("projectors.")}
     if sit.rope is not None:
         for name in ("cos", "sin"):

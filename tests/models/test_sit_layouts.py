@@ -1,6 +1,7 @@
 """Generators as SiT, REPA, REPA-E and LightningDiT publish them: random checkpoints, a plain forward pass as truth."""
 
 import argparse
+import functools
 import math
 
 import pytest
@@ -23,11 +24,12 @@ BATCH_NORM = {
 SCALE_AND_BIAS = {"latents_scale": (1 / STD).view(1, -1, 1, 1), "latents_bias": MEAN.view(1, -1, 1, 1)}
 
 
+@functools.cache
 def state_of(kind, seed=0):
-    """A state dict with the names and shapes of the fact sheet."""
+    """A state dict with the names and shapes of the fact sheet, and the number of heads."""
     generator = torch.Generator().manual_seed(seed)
-    lightning = "lightning" in kind
-    width, heads = (24, 3) if lightning else (384, 6)
+    lightning, qk_norm = "lightning" in kind, "norm of queries" in kind
+    width, heads = (24, 3) if lightning or qk_norm else (384, 6)  # only published widths tell the heads
     outputs = PATCH**2 * CHANNELS * (2 if kind == "sit" else 1)
     layers = {"t_embedder.mlp.0": (width, 256), "t_embedder.mlp.2": (width, width),
               "final_layer.linear": (outputs, width), "final_layer.adaLN_modulation.1": (2 * width, width)}
@@ -42,7 +44,7 @@ def state_of(kind, seed=0):
             vectors |= {"final_layer.norm_final.weight": width}
         else:
             layers |= {f"{block}.mlp.fc1": (4 * width, width), f"{block}.mlp.fc2": (width, 4 * width)}
-        if "norm of queries" in kind:
+        if qk_norm:
             vectors |= {f"{block}.attn.{part}_norm.weight": width // heads for part in "qk"}
             if not lightning:
                 vectors |= {f"{block}.attn.{part}_norm.bias": width // heads for part in "qk"}
@@ -57,7 +59,7 @@ def state_of(kind, seed=0):
     state |= {name: 1 + 0.2 * torch.randn(size, generator=generator) for name, size in vectors.items()}
     if lightning:
         state |= {f"feat_rope.freqs_{part}": torch.zeros(GRID**2, 8) for part in ("cos", "sin")}  # a function of sizes
-    return state | (BATCH_NORM if kind == "repa-e" else {}), heads
+    return state | (BATCH_NORM if kind.startswith("repa-e") else {}), heads
 
 
 KINDS = ["repa", "repa-e", "repa, norm of queries", "sit", "lightning", "lightning, norm of queries"]
@@ -113,7 +115,7 @@ def files(state, ema):
 
 @pytest.mark.parametrize("kind", files({}, {}))
 def test_every_wrapper(tmp_path, kind):
-    (state, _), (ema, _) = state_of("repa-e", 1), state_of("repa-e", 2)
+    (state, _), (ema, _) = (state_of("repa-e, norm of queries", seed) for seed in (1, 2))
     content = files(state, ema)[kind]
     torch.save(content, tmp_path / "sit.pt")
     averaged, raw = (load_sit(tmp_path / "sit.pt", ema=which).sit.state_dict() for which in (True, False))
@@ -135,9 +137,10 @@ def test_statistics_are_asked_for_where_there_are_none(tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     """A generator of ours, with other weights in its average."""
-    config = SiTConfig(latent_size=6, latent_channels=3, patch_size=2, width=384, depth=2, num_heads=6, num_classes=5,
-                       repa_dim=7, repa_block=2, projector_width=20)  # fmt: skip
-    weights, ema = ({key: state_of("repa", seed)[0][key] for key in SiT(config).state_dict()} for seed in (1, 2))
+    config = SiTConfig(latent_size=6, latent_channels=3, patch_size=2, width=24, depth=2, num_heads=3, num_classes=5,
+                       repa_dim=7, repa_block=2, projector_width=20, qk_norm=True)  # fmt: skip
+    names, states = SiT(config).state_dict(), [state_of("repa, norm of queries", seed)[0] for seed in (1, 2)]
+    weights, ema = ({key: state[key] for key in names} for state in states)
     save_sit(tmp_path / "ours", config, weights, ema, MEAN, STD)
     return tmp_path / "ours"
 
@@ -145,10 +148,10 @@ def folder(tmp_path):
 @pytest.mark.parametrize("to", ["repa", "repa-e"])
 def test_convert_there_and_back(folder, tmp_path, capsys, to):
     assert main(["convert", str(folder), f"--to={to}", f"--out={tmp_path / 'theirs'}"]) == 0
-    words = f"generator of 2 blocks of width 384 for 3 x 6 x 6 latents, {to} layout; latent statistics from"
+    words = f"generator of 2 blocks of width 24 for 3 x 6 x 6 latents, {to} layout; latent statistics from"
     assert words in capsys.readouterr().out
     content = torch.load(tmp_path / "theirs" / "generator.pt", weights_only=True)
-    (state, _), (ema, _) = state_of(to, 1), state_of(to, 2)
+    (state, _), (ema, _) = (state_of(f"{to}, norm of queries", seed) for seed in (1, 2))
     for mine, theirs in ((content["model"], state), (content["ema"], ema)):
         assert mine.keys() == {key for key in theirs if not key.startswith("projectors.1")}
         for key, value in mine.items():
@@ -200,11 +203,13 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, change, words):
     assert "\n" not in str(error.value)
 
 
-def test_lightningdits_network_is_not_written_as_repas(tmp_path, capsys):
-    torch.save(state_of("lightning")[0], tmp_path / "sit.pt")
-    arguments = ["convert", str(tmp_path / "sit.pt"), "--to=repa-e", f"--out={tmp_path / 'out'}", "--scaling_factor=1"]
+@pytest.mark.parametrize(("kind", "to", "advice"), [("lightning", "repa-e", "lightningdit"),
+                                                    ("repa", "lightningdit", "repa or")])
+def test_networks_are_not_written_in_layouts_that_lack_their_parts(tmp_path, capsys, kind, to, advice):
+    torch.save(state_of(kind)[0], tmp_path / "sit.pt")
+    arguments = ["convert", str(tmp_path / "sit.pt"), f"--to={to}", f"--out={tmp_path / 'out'}", "--scaling_factor=1"]
     assert main(arguments) == 2
-    assert "convert --to=lightningdit" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert f"convert --to={advice}" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_initial_weights(folder, tmp_path):
@@ -213,10 +218,10 @@ def test_initial_weights(folder, tmp_path):
         sit = SiT(SiTConfig(**{**vars(config), **changes}))
         before = {key: value.clone() for key, value in sit.state_dict().items()}
         load_initial_weights(sit, folder)
-        ema = state_of("repa", 2)[0]
+        ema = state_of("repa, norm of queries", 2)[0]
         for key, value in sit.state_dict().items():
             kept = key.startswith("projectors.") and changes
             assert torch.equal(value, before[key] if kept else ema[key]), key
-    for name, value in (("latent_channels", 4), ("num_classes", 6), ("num_heads", 4), ("qk_norm", True)):
+    for name, value in (("latent_channels", 4), ("num_classes", 6), ("num_heads", 2), ("qk_norm", False)):
         with pytest.raises(UserError, match=rf"{name}={getattr(config, name)}, but this run's has {name}={value}"):
             load_initial_weights(SiT(SiTConfig(**{**vars(config), name: value})), folder)
