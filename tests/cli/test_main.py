@@ -72,7 +72,9 @@ def test_every_verb_leaves_what_it_promises(house):
 
 
 def test_samples_depend_on_nothing_but_their_ids(house, tmp_path):
-    """Another batch size and a restart after two pictures were lost give the same bytes."""
+    """Another batch size and a restart after two pictures were lost give the same pictures, but for a matrix product's
+    rounding, which depends on the batch size and may move a value at the edge of two grey levels.
+    """
     arguments = ["sample", f"--generator={house / 'sit'}", f"--autoencoder={house / 'vae'}", f"--out={tmp_path / 's'}",
                  "--num_samples=6", "--sampler.num_steps=3"]
     assert main([*arguments, "--batch_size=6"]) == 0
@@ -81,7 +83,8 @@ def test_samples_depend_on_nothing_but_their_ids(house, tmp_path):
     assert main([*arguments, "--batch_size=1"]) == 0
     for sample_id in range(6):
         name = f"{sample_id:06d}.png"
-        assert np.array_equal(Image.open(house / "samples" / name), Image.open(tmp_path / "s" / name)), name
+        one, other = (np.asarray(Image.open(folder / name), int) for folder in (house / "samples", tmp_path / "s"))
+        assert np.abs(one - other).max() <= 1 and (one != other).mean() < 1e-3, name
 
 
 def test_a_finished_run_does_nothing_more(house, capsys):
