@@ -96,6 +96,8 @@ class FlowConfig:
             raise UserError(f"flow.noise_level is {self.noise_level!r}: it must be uniform or logit_normal")
         if self.logit_normal_steps is not None and self.noise_level == "uniform":
             raise UserError("flow.logit_normal_steps is for flow.noise_level=logit_normal: set that, or leave it out")
+        if self.logit_normal_steps is not None and self.logit_normal_steps < 1:
+            raise UserError(f"flow.logit_normal_steps is {self.logit_normal_steps}: it must be at least 1, or null")
         if not self.direction_weight >= 0:
             raise UserError(f"flow.direction_weight is {self.direction_weight}: it must not be below 0")
 

@@ -212,6 +212,7 @@ def test_starts_from_the_weights_asked_for(images, latents, tmp_path):
         ({"repa": {"weight": -1}}, "repa.weight is -1"),
         ({"flow": {"noise_level": "lognormal"}}, "logit_normal"),
         ({"flow": {"logit_normal_steps": 5}}, "flow.noise_level=logit_normal"),
+        ({"flow": {"noise_level": "logit_normal", "logit_normal_steps": 0}}, "logit_normal_steps is 0"),
         ({"flow": {"direction_weight": -1}}, "direction_weight is -1"),
     ],
 )
