@@ -15,6 +15,7 @@ With --engines the step is timed under the engines instead, in turn; under torch
 A row per case goes into <out>/step_<stage>_<machine>.json.
 """
 
+import gc
 import json
 import os
 import tempfile
@@ -66,6 +67,7 @@ def main(arguments: list[str]) -> int:
                 row = engine_forms(case, options.engines, Path(scratch), distributed, seconds)
             else:
                 row = measure(case, Path(scratch), distributed, seconds, quick=options.quick)
+        release_memory()
         row = {"stage": case.stage, "case": case.name, "batch_size": case.batch_size, **row, **facts}
         if distributed.is_main:
             print(summary(row), flush=True)
@@ -112,6 +114,13 @@ def measure(
     return row
 
 
+def release_memory() -> None:
+    """Let go of a case's networks, which engines and compiled blocks hold in cycles, before the next one's."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def memory_bytes(device: torch.device) -> int:
     """What tensors hold on a GPU; 0 on a CPU, where nobody counts."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
@@ -138,7 +147,7 @@ def write_row(out: Path, row: dict[str, Any]) -> Path:
 
 def identity(row: dict[str, Any]) -> tuple[Any, ...]:
     """What two rows of one measurement have in common."""
-    return row["case"], row["batch_size"], row["ranks"], "engines" in row
+    return row["case"], row["precision"], row["batch_size"], row["ranks"], "engines" in row
 
 
 def summary(row: dict[str, Any]) -> str:
@@ -147,7 +156,7 @@ def summary(row: dict[str, Any]) -> str:
     forms = row.get("engines") or row["forms"]
     base = next(iter(forms.values()))["median_us"]
     for name, result in forms.items():
-        text = f"  {name:26} {result['img_per_s']:9.2f} img/s  {base / result['median_us']:5.2f}x"
+        text = f"  {name:30} {result['img_per_s']:9.2f} img/s  {base / result['median_us']:5.2f}x"
         if "of_gemm" in result:
             text += f"  {result['of_gemm']:6.1%} of GEMM"
         if result.get("peak_bytes"):

@@ -5,7 +5,7 @@ random pictures or latents that is already on the device: neither what the weigh
 what a step computes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,21 +86,30 @@ class StepCase:
 
 def cases_of(stage: str, device: torch.device) -> list[StepCase]:
     """The cases of a stage: what the goals speak of on a GPU; on a CPU sizes that take seconds a step."""
+    vae = "vae/send_vae_f16d32.yaml"
     if device.type == "cuda":
         if stage == "vae":
-            return [StepCase("vae", "f16d32 + DINOv2-B, 256 px", "vae/send_vae_f16d32.yaml", {}, 64)]
+            return [StepCase("vae", "f16d32 + DINOv2-B, 256 px", vae, {}, 64)]
         latent = (32, 16, 16)
         return [
             StepCase("sit", f"SiT-{size}/1 + DINOv2-B, 256 px", f"sit/{file}.yaml", {}, batch, latent)
             for size, file in (("XL", "xl_1"), ("B", "b_1")) for batch in (32, 128)
         ]  # fmt: skip
-    in_fp32 = {"engine": {"precision": "fp32"}}
     if stage == "vae":
-        # The paper's networks at full width, on small pictures: the parts have about their true shares.
-        small = {"data": {"image_size": 64}, "alignment": {"foundation": {"grid_size": 4}}}
-        return [StepCase("vae", "f16d32 + DINOv2-B, 64 px", "vae/send_vae_f16d32.yaml", merge(small, in_fp32), 2)]
-    small = {"generator": {"preset": "SiT-S/1"}, "repa": {"foundation": {"name": "dinov2-vit-s"}}}
-    return [StepCase("sit", "SiT-S/1 + DINOv2-S, 256 px", "sit/xl_1.yaml", merge(small, in_fp32), 4, (32, 16, 16))]
+        # Half the paper's width, so that 128 px and two pictures have as many more activations than weights as it takes
+        # for a step to be what it is at 256 px and batch 64: work on maps, not on weights.
+        small = {
+            "data": {"image_size": 128}, "autoencoder": {"base_channels": 64},
+            "alignment": {
+                "foundation": {"name": "dinov2-vit-s", "grid_size": 8}, "send": {"width": 384, "num_heads": 6},
+            },
+        }  # fmt: skip
+        case = StepCase("vae", "f16d32 of half width + DINOv2-S, 128 px", vae, small, 2)
+    else:
+        small = {"generator": {"preset": "SiT-S/1"}, "repa": {"foundation": {"name": "dinov2-vit-s"}}}
+        case = StepCase("sit", "SiT-S/1 + DINOv2-S, 256 px", "sit/xl_1.yaml", small, 2, (32, 16, 16))
+    # The runs' own bfloat16 first. In float32 a CPU's step is nearly all convolutions and products, alike in all forms.
+    return [case, replace(case, settings=merge(small, {"engine": {"precision": "fp32"}}))]
 
 
 def random_vgg(folder: Path) -> Path:

@@ -112,11 +112,12 @@ def step_tables(results: Path) -> str:
         lines += [line(heads), line(["---"] * len(heads)), *(line(cells) for row in rows for cells in step_cells(row))]
         lines.append("")
         if parted := [row for row in rows if "parts" in row]:
-            lines += [line(("case", "part of ours", "time", "of the step")), line(["---"] * 4)]
+            lines += [line(("case", "precision", "part of ours", "time", "of the step")), line(["---"] * 5)]
             lines += [line(cells) for row in parted for cells in part_cells(row)]
             lines.append("")
         lines += [
-            f"- {row['case']}, batch {row['batch_size']}: {verdict}" for row in rows for verdict in step_verdicts(row)
+            f"- {row['case']}, batch {row['batch_size']}, {row['precision']}: {verdict}"
+            for row in rows for verdict in step_verdicts(row)
         ]
         lines.append("")
     return "\n".join(lines)
@@ -142,7 +143,8 @@ def part_cells(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
     """A table's lines for the parts of one row's step, the longest first."""
     step_us = row["forms"][OURS]["median_us"]
     for name, part in sorted(row["parts"].items(), key=lambda item: -item[1]["median_us"]):
-        yield row["case"], name, duration(part["median_us"]), percent(part["median_us"] / step_us)
+        share = percent(part["median_us"] / step_us)
+        yield row["case"], row["precision"], name, duration(part["median_us"]), share
 
 
 def machine_tables(rows: list[dict[str, Any]]) -> str:

@@ -312,7 +312,30 @@ def refuses_wrong_weights(kind: str, folder: Path) -> None:
     engine.close()
 
 
+def accumulating_costs_no_communication(kind: str, folder: Path) -> None:
+    """Ranks talk once a step, however many backward passes it has; at stages 2 and 3 that is not so (they split)."""
+    if kind in ("zero2", "zero3"):
+        return
+    counts = []
+    for accumulation_steps in (1, 3):
+        engine = make_engine(kind, make_network(), accumulation_steps=accumulation_steps)
+        parts = [local(tensor) for tensor in batch(0)]
+
+        def step(engine=engine, parts=parts):
+            for _ in range(engine.config.accumulation_steps):
+                engine.backward((engine(parts[0]) - parts[1]).square().mean())
+            engine.step()
+
+        for _ in range(2):  # DDP arranges its buckets in the second
+            step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            step()
+        counts.append(sum(event.name.startswith("c10d::") for event in profiler.events()))
+        engine.close()
+    assert counts[0] == counts[1] and (counts[0] > 0 or current_distributed().world_size == 1), counts
+
+
 CASES = [
-    equals_plain_loop, accumulates, resumes_bit_for_bit, skips_nan_everywhere, statistics_agree, two_engines_play,
-    autocasts, refuses_wrong_weights,
+    equals_plain_loop, accumulates, accumulating_costs_no_communication, resumes_bit_for_bit, skips_nan_everywhere,
+    statistics_agree, two_engines_play, autocasts, refuses_wrong_weights,
 ]
