@@ -113,7 +113,7 @@ def plain_code(channels_last: bool, same_noise: bool) -> Iterator[None]:
         (Perceptual, "compute_in", _unchanged),
     ]
     if not channels_last:
-        replaced.append((vae_stage, "to_model_range", to_model_range))
+        replaced += [(vae_stage, "to_model_range", to_model_range), (autoencoder, "attention", attention)]
     if not same_noise:
         replaced += [(send_vae, "noise_inject", noise_inject), (sit_stage, "noise_inject", noise_inject)]
     with contextlib.ExitStack() as stack:
@@ -144,6 +144,11 @@ def noise_inject(mean, spread, latent_mean, latent_std, key, sample_ids, t=None,
 
 def to_model_range(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`ops.attention` with tokens last, so that the map made of its output is NCHW, as latent-diffusion's is."""
+    return ops.attention(q, k, v).mT.contiguous().mT
 
 
 class ForeachAdamWEMA:

@@ -80,14 +80,33 @@ def test_compiled_forms_compute_the_same_step(tiny, tmp_path, monkeypatch):
     } and "optimizer" in row["parts"]  # fmt: skip
 
 
+def layouts_of(network: torch.nn.Module) -> list[bool]:
+    """Filled by the network's next calls: whether what 3x3 convolutions take is contiguous."""
+    layouts = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
+            module.register_forward_hook(lambda _, inputs, __: layouts.append(inputs[0].is_contiguous()))
+    return layouts
+
+
+def test_ours_is_channels_last(tmp_path):
+    form = step_forms.forms_of(compile=False)[1]
+    form.build(VAE, tmp_path, init_distributed("cpu"))
+    layouts = layouts_of(form.stage.model)
+    form.step(0, VAE.batch(form.stage.config, torch.device("cpu")))
+    assert layouts.count(True) <= 2  # the decoder's first takes the latent as it comes
+
+
 @pytest.mark.parametrize("case", [VAE, SIT], ids=["vae", "sit"])
 def test_plain_forms_are_plain(case, tmp_path):
     """No op of ours is called in the eager form, its pictures are contiguous, and the package is as before after it."""
     form = step_forms.forms_of(compile=False)[0]
     form.build(case, tmp_path, init_distributed("cpu"))
     batch = case.batch(form.stage.config, torch.device("cpu"))
+    layouts = layouts_of(form.stage.model)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         form.step(0, batch)
+    assert all(layouts) and (len(layouts) > 20 or case is SIT)
     names = {event.name for event in profiler.events()}
     assert not [name for name in names if name.startswith("sendvae")]
     assert "aten::native_layer_norm" in names or case is VAE
