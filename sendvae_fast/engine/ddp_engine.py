@@ -4,6 +4,7 @@ import inspect
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,7 +27,8 @@ class DDPEngine(Engine):
     def __init__(
         self, module: nn.Module, optimizer_config: OptimizerConfig, config: EngineConfig, distributed: Distributed
     ) -> None:
-        super().__init__(module, optimizer_config, config, distributed)
+        # As their inputs are: convolutions would otherwise convert their weights at every call.
+        super().__init__(module.to(memory_format=torch.channels_last), optimizer_config, config, distributed)
         self._forward = _distributed(self.module) if distributed.world_size > 1 else self.module
         self.optimizer.init_state(self.trained.values())
         self._num_backward = 0

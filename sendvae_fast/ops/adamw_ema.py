@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from sendvae_fast.ops.dispatch import backend_for
+from sendvae_fast.ops.layout import is_channels_last
 from sendvae_fast.ops.registration import op_of, register
 
 Tensors = Sequence[torch.Tensor]
@@ -50,8 +51,8 @@ def adamw_ema_(
     leaves those out of the lists.
 
     Memory traffic of the compiled backends: 36 bytes per parameter with float32 gradients, 34 with bfloat16, 8 less
-    without a moving average. A gradient that is not contiguous is copied first; a tensor whose parameter or state is
-    not contiguous goes through the reference.
+    without a moving average. Parameter and state must be contiguous, or channels-last all of them, or the reference
+    takes that parameter; a gradient that lies otherwise than they do is copied first.
 
     There is no Triton backend: Triton has no array of pointers as an argument, so each tensor would take a launch of
     its own, and hundreds of small ones are what this op is there to avoid.
@@ -81,7 +82,8 @@ def adamw_ema_(
     if backend == "reference":
         adamw_ema_reference_(*lists, *settings)
         return
-    packed, strided = _split(params, [grad.contiguous() for grad in grads], *lists[2:])
+    params, grads, *others = _in_memory_order(*lists)
+    packed, strided = _split(params, [grad.contiguous() for grad in grads], *others)
     if packed[0]:
         op_of("adamw_ema", backend)(*packed, *settings)
         if not torch.compiler.is_compiling():
@@ -171,6 +173,15 @@ def _check_list(
                 f"{name} must be {dtype} {list(shape)} on {device} here, got {tensor.dtype} {list(tensor.shape)} on "
                 f"{tensor.device}"
             )
+
+
+def _in_memory_order(params: Tensors, *lists: Tensors) -> list[list[torch.Tensor]]:
+    """The lists with channels-last parameters, and all that belongs to them, as views [B, H, W, C]."""
+    turned = {i for i, param in enumerate(params) if is_channels_last(param)}
+    return [
+        [x.permute(0, 2, 3, 1) if i in turned and x.dim() == 4 else x for i, x in enumerate(tensors)]
+        for tensors in (params, *lists)
+    ]
 
 
 def _split(*lists: Tensors) -> tuple[Sequence[Tensors], Sequence[Tensors]]:

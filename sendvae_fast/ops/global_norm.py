@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from sendvae_fast.ops.dispatch import backend_for
+from sendvae_fast.ops.layout import is_channels_last
 from sendvae_fast.ops.registration import op_of, register
 
 
@@ -18,7 +19,7 @@ def global_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     element is, or when the norm itself is beyond float32. It stays on the device, where `adamw_ema_` clips by it and
     skips the step. No gradient.
 
-    Memory traffic: one read of the tensors. Tensors that are not contiguous are copied first.
+    Memory traffic: one read of the tensors. Tensors neither contiguous nor channels-last are copied first.
 
     There is no Triton backend: Triton has no array of pointers as an argument, so each tensor would take a launch of
     its own, and hundreds of small ones are what this op is there to avoid.
@@ -37,7 +38,8 @@ def global_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     backend = backend_for("global_norm", tensors[0])
     if backend == "reference":
         return global_norm_reference(tensors)
-    return op_of("global_norm", backend)([x.contiguous() for x in tensors])
+    in_memory_order = [x.permute(0, 2, 3, 1) if is_channels_last(x) else x for x in tensors]
+    return op_of("global_norm", backend)([x.contiguous() for x in in_memory_order])
 
 
 def global_norm_reference(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

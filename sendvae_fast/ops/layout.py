@@ -15,6 +15,11 @@ def plane_strides(x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
     return x, (x.stride(0), x.stride(1), 1)
 
 
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether `x` is [B, C, H, W] without gaps and channels-last, and could not as well be called contiguous."""
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def common_memory_format(*tensors: torch.Tensor) -> torch.memory_format:
     """channels_last if the channels of every [B, C, H, W] tensor lie side by side, else contiguous_format."""
     side_by_side = all(x.shape[1] > 1 and x.stride(1) == 1 for x in tensors)

@@ -105,7 +105,7 @@ def build_foundation(
 
 def frozen_network(network: Frozen, engine: EngineConfig, device: torch.device) -> Frozen:
     """A frozen network on `device`, with the engine's precision and compilation."""
-    network = network.to(device).compute_in(engine.dtype)
+    network = network.to(device, memory_format=torch.channels_last).compute_in(engine.dtype)
     if engine.compile:
         compile_blocks(network)
     return network

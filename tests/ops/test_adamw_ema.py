@@ -21,6 +21,22 @@ def backend(request):
         yield request.param
 
 
+def test_channels_last_parameters_are_updated_in_place(monkeypatch):
+    """By the compiled op, without the copies and temporaries of the reference."""
+    require_backend("adamw_ema", "cpu")
+    monkeypatch.setattr("sendvae_fast.ops.adamw_ema.adamw_ema_reference_", None)
+    case = UpdateCase(((8, 4, 3, 3), (5,)))
+    expected, arguments = (case.arguments(torch.float32, "cpu", 0) for _ in range(2))
+    for name in LISTS:
+        tensors = getattr(arguments, name)
+        tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
+    with use_backend("cpu"):
+        expected.update()
+        arguments.update()
+    for x, y in zip(all_tensors(arguments), all_tensors(expected), strict=True):
+        assert torch.equal(x, y)
+
+
 def all_tensors(arguments) -> list[torch.Tensor]:
     return [x for name in (*LISTS, "steps") for x in getattr(arguments, name) or []]
 

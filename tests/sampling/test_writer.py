@@ -1,6 +1,7 @@
 import resource
 import weakref
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -65,23 +66,25 @@ def test_a_failed_write_is_heard_and_leaves_no_picture(tmp_path):
     assert folder.missing(range(3)) == [0, 1, 2]
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file may grow beyond 4 KiB, as on a disk without room for more."""
+    """No file may grow beyond 4 KiB, as on a disk without room for more. Within it pytest itself must write nothing."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, full_disk):
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     folder = PngFolder(tmp_path / "samples")
     folder.write([0], random_images(1, size=8))
-    with pytest.raises(UserError, match=r"cannot write .*000001.png \(File too large\); mend that and run"):
+    with pytest.raises(UserError, match=r"cannot write .*000001.png \(File too large\); mend that"), full_disk():
         folder.write([1], random_images(1, size=128))
-    with pytest.raises(UserError, match=r"cannot write .*samples.npz \(File too large\)"):
+    with pytest.raises(UserError, match=r"cannot write .*samples.npz \(File too large\)"), full_disk():
         write_npz(tmp_path / "samples.npz", random_images(100).split(7), num_images=100)
-    with pytest.raises(UserError, match="grid.png"):
+    with pytest.raises(UserError, match="grid.png"), full_disk():
         save_grid(tmp_path / "grid.png", random_images(4, size=64), columns=2)
     assert [path.name for path in folder.root.iterdir()] == ["000000.png"]
     assert [path.name for path in tmp_path.iterdir()] == ["samples"]
