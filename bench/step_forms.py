@@ -3,7 +3,7 @@
 `eager` is the same networks, losses and data with every op in plain PyTorch as public training code has it: contiguous
 NCHW, everything under one autocast (so that norms and resizing go through float32), noise from torch.randn, AdamW, EMA
 and clipping by torch's foreach functions. Attention is PyTorch's scaled_dot_product_attention in every form.
-`compiled` is that with channels-last pictures and the networks' blocks compiled by torch.compile.
+`compiled` is that with channels-last pictures and weights and the networks' blocks compiled by torch.compile.
 """
 
 import contextlib
@@ -23,12 +23,14 @@ from bench.kernel_cases import noise_inject as noise_cases
 from bench.step_cases import Stage, StepCase
 from bench.step_names import COMPILED, EAGER, OURS, OURS_COMPILED
 from sendvae_fast import ops
+from sendvae_fast.engine import ddp_engine
 from sendvae_fast.engine import optimizer as engine_optimizer
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.models import autoencoder, send_vae, sit, transformer
 from sendvae_fast.models.foundation import Foundation
+from sendvae_fast.train import common
 from sendvae_fast.train import sit as sit_stage
 from sendvae_fast.train import vae as vae_stage
 
@@ -114,6 +116,7 @@ def plain_code(channels_last: bool, same_noise: bool) -> Iterator[None]:
     ]
     if not channels_last:
         replaced += [(vae_stage, "to_model_range", to_model_range), (autoencoder, "attention", attention)]
+        replaced += [(owner, "MEMORY_FORMAT", torch.contiguous_format) for owner in (ddp_engine, common)]
     if not same_noise:
         replaced += [(send_vae, "noise_inject", noise_inject), (sit_stage, "noise_inject", noise_inject)]
     with contextlib.ExitStack() as stack:

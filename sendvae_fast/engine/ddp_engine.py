@@ -4,13 +4,13 @@ import inspect
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.engine import Engine, EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.models.pixels import MEMORY_FORMAT
 
 
 def _distributed(module: nn.Module) -> DistributedDataParallel:
@@ -27,8 +27,7 @@ class DDPEngine(Engine):
     def __init__(
         self, module: nn.Module, optimizer_config: OptimizerConfig, config: EngineConfig, distributed: Distributed
     ) -> None:
-        # As their inputs are: convolutions would otherwise convert their weights at every call.
-        super().__init__(module.to(memory_format=torch.channels_last), optimizer_config, config, distributed)
+        super().__init__(module.to(memory_format=MEMORY_FORMAT), optimizer_config, config, distributed)
         self._forward = _distributed(self.module) if distributed.world_size > 1 else self.module
         self.optimizer.init_state(self.trained.values())
         self._num_backward = 0

@@ -19,6 +19,7 @@ from sendvae_fast.engine.speed import compile_blocks
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.models.foundation import Foundation, FoundationConfig, load_foundation
+from sendvae_fast.models.pixels import MEMORY_FORMAT
 
 Batch = TypeVar("Batch", bound=tuple)
 Frozen = TypeVar("Frozen", Foundation, Perceptual)
@@ -105,7 +106,7 @@ def build_foundation(
 
 def frozen_network(network: Frozen, engine: EngineConfig, device: torch.device) -> Frozen:
     """A frozen network on `device`, with the engine's precision and compilation."""
-    network = network.to(device, memory_format=torch.channels_last).compute_in(engine.dtype)
+    network = network.to(device, memory_format=MEMORY_FORMAT).compute_in(engine.dtype)
     if engine.compile:
         compile_blocks(network)
     return network

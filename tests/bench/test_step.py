@@ -81,10 +81,11 @@ def test_compiled_forms_compute_the_same_step(tiny, tmp_path, monkeypatch):
 
 
 def layouts_of(network: torch.nn.Module) -> list[bool]:
-    """Filled by the network's next calls: whether what 3x3 convolutions take is contiguous."""
+    """Whether 3x3 convolutions' weights are contiguous and, filled by the network's next calls, what they take."""
     layouts = []
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
+            layouts.append(module.weight.is_contiguous())
             module.register_forward_hook(lambda _, inputs, __: layouts.append(inputs[0].is_contiguous()))
     return layouts
 
