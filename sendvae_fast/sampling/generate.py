@@ -64,6 +64,14 @@ class GenerateConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
+    def check_channels(self, latent_channels: int) -> None:
+        """Raise UserError if more channels are to be guided than the latents have."""
+        if self.guidance_channels is not None and self.guidance_channels > latent_channels:
+            raise UserError(
+                f"guidance_channels is {self.guidance_channels}, but the generator's latents have "
+                f"{latent_channels} channels; give fewer, or null to guide all"
+            )
+
 
 class Generated(NamedTuple):
     """A batch of pictures."""
@@ -93,12 +101,8 @@ class LatentSampler:
     """
 
     def __init__(self, sit: SiT, config: GenerateConfig, device: torch.device) -> None:
+        config.check_channels(sit.config.latent_channels)
         self._sizes, self._config = sit.config, config
-        if config.guidance_channels is not None and config.guidance_channels > sit.config.latent_channels:
-            raise UserError(
-                f"guidance_channels is {config.guidance_channels}, but the generator's latents have "
-                f"{sit.config.latent_channels} channels; give fewer, or null to guide all"
-            )
         network = copy.deepcopy(sit).to(torch.bfloat16) if config.precision == "bf16" else sit
         self._model: LabelledModel = network.eval()
         self._network_dtype = next(network.parameters()).dtype
@@ -133,6 +137,8 @@ def generate(
 
     on_step: called after every sampler step with the number of pictures in the batch.
     """
+    if not len(sample_ids):  # of which split makes an empty batch, which would be sampled like any other
+        return
     draw = LatentSampler(sit, config, sample_ids.device)
     for ids in sample_ids.split(config.batch_size):
         labels, latents = draw(ids, lambda ids=ids: on_step(len(ids)))

@@ -88,6 +88,7 @@ def _check_fit(saved: SavedSiT, autoencoder: Autoencoder, config: SampleConfig) 
             f"guidance_scale is {config.guidance_scale}, but the generator was trained without label dropout and has "
             "no unconditional half to guide away from; give guidance_scale 1"
         )
+    config.check_channels(generator.latent_channels)
 
 
 def _claim(folder: PngFolder, config: SampleConfig, saved: SavedSiT, autoencoder: Autoencoder) -> str | None:
@@ -99,12 +100,14 @@ def _claim(folder: PngFolder, config: SampleConfig, saved: SavedSiT, autoencoder
     }  # fmt: skip
     recorded = folder.root / SETTINGS_FILE
     try:
-        if recorded.exists():
+        if folder.sample_ids():  # the settings of a job that failed before its first picture bind nobody
+            if not recorded.exists():
+                return (
+                    f"{folder.root} holds pictures but no {SETTINGS_FILE} to say how they were drawn: give a new folder"
+                )
             before = yaml.safe_load(recorded.read_text(encoding="utf-8"))
             if changes := describe_changes(before, settings, MAY_CHANGE):
                 return f"{folder.root} was begun with other settings ({changes}): repeat them, or give another folder"
-        elif folder.sample_ids():
-            return f"{folder.root} holds pictures but no {SETTINGS_FILE} to say how they were drawn: give a new folder"
         folder.root.mkdir(parents=True, exist_ok=True)
         folder.remove_unfinished()
         write_atomic(recorded, yaml.safe_dump(settings, sort_keys=False))

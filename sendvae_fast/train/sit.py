@@ -65,8 +65,9 @@ class SiTStage:
         """For previews. On every rank, and now, so that what is wrong with it ends the run before its first step."""
         if self.config.autoencoder is None:
             return None
-        autoencoder = load_autoencoder(resolve_weights(self.config.autoencoder)).autoencoder
         channels = self.model.config.latent_channels
+        self.config.preview.check_channels(channels)
+        autoencoder = load_autoencoder(resolve_weights(self.config.autoencoder)).autoencoder
         if autoencoder.config.latent_channels != channels:
             raise UserError(
                 f"autoencoder {self.config.autoencoder} decodes latents of {autoencoder.config.latent_channels} "

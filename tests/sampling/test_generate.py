@@ -40,6 +40,13 @@ def test_more_guided_channels_than_the_latent_has_are_refused():
         latents(guidance_channels=6)
 
 
+def test_for_no_samples_nothing_is_evaluated():
+    """A finished job run again, or a rank that none of the missing pictures fell to."""
+    sit = tiny_sit()
+    sit.forward = None
+    assert list(generate(sit, lambda z: z, torch.arange(0), GenerateConfig())) == []
+
+
 def test_bf16_stays_near_fp32_and_leaves_the_generator_as_it_is():
     exact, rounded = (latents(guidance_scale=1.5, precision=precision) for precision in ("fp32", "bf16"))
     assert rounded.dtype == torch.float32 and 1e-4 < (rounded - exact).std() / exact.std() < 0.02

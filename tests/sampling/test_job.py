@@ -150,6 +150,17 @@ def test_a_generator_without_label_dropout_cannot_be_guided(networks, tmp_path, 
     assert main(arguments([sit, networks[1]], tmp_path / "out", "--guidance_scale=1", "--num_samples=1")) == 0
 
 
+def test_what_was_refused_before_the_first_picture_binds_nobody(networks, tmp_path, capsys):
+    few = ["--num_samples=1"]
+    assert main(arguments(networks, tmp_path / "out", *few, "--guidance_channels=5")) == 2
+    assert "guidance_channels is 5, but the generator's latents have 4" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "settings.yaml").write_text("seed: 5\n")  # of a job that was stopped while it started
+    assert main(arguments(networks, tmp_path / "out", *few)) == 0
+    assert main(arguments(networks, tmp_path / "out", *few, "--seed=5")) == 2
+
+
 def test_pictures_of_unknown_origin_are_not_added_to(networks, tmp_path, capsys):
     PngFolder(tmp_path / "out").write([3], torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     assert main(arguments(networks, tmp_path / "out")) == 2

@@ -80,6 +80,15 @@ def test_an_autoencoder_of_other_latents_is_refused_before_the_first_step(images
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_preview_that_guides_more_channels_than_there_are_is_refused_before_the_first_step(
+    images, latents, autoencoder, tmp_path
+):
+    settings = {"autoencoder": str(autoencoder), "preview": {"guidance_channels": 5}, "loop": {"num_steps": 1}}
+    with pytest.raises(UserError, match="guidance_channels is 5, but the generator's latents have 4"):
+        train_sit(sit_config(tmp_path / "run", images, latents, **settings))
+    assert not list((tmp_path / "run").glob("checkpoints/step_*"))
+
+
 def test_resume_equals_the_uninterrupted_run(images, latents, tmp_path):
     train_sit(sit_config(tmp_path / "whole", images, latents, loop={"num_steps": 5}))
     for stop in (3, 5):
