@@ -92,7 +92,7 @@ class VAEStage:
                 features = output.features.view_as(output.features)  # an alias: see GradientBalance
                 parts["align"] = self.alignment_loss(features, target)
                 factor = self.balance.of_alignment(nll_gradient, parts["align"], features)
-                parts["align_weight"] = loss.new_tensor(self.config.alignment.lambda_align) * factor
+                parts["align_weight"] = loss.new_full((), self.config.alignment.lambda_align) * factor
                 loss = loss + parts["align_weight"] * parts["align"]
             self.engine.backward(loss)
             add_means(logged, {"loss": loss, **parts}, self.config.engine.accumulation_steps)
@@ -123,7 +123,9 @@ class VAEStage:
         if discriminates:
             game, gan_gradient = self._play(x, x_hat)
             parts |= game
-            gan_weight = loss.new_tensor(weights.gan_weight_at(step)) * self.balance.of_gan(nll_gradient, gan_gradient)
+            # `new_full` and not `new_tensor`, here and above: the latter copies from the host, which then waits for the GPU.
+            scheduled = loss.new_full((), weights.gan_weight_at(step))
+            gan_weight = scheduled * self.balance.of_gan(nll_gradient, gan_gradient)
             parts["gan_weight"] = gan_weight
             loss, gradient = loss + gan_weight * parts["gan"], nll_gradient + gan_weight * gan_gradient
         return with_known_gradient(loss, reconstruction, gradient), parts, nll_gradient

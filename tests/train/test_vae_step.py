@@ -8,6 +8,8 @@ import torch.nn.functional as F
 import torchvision
 from tiny_runs import COMPARED, vae_config
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.distributed import current_distributed
@@ -126,6 +128,42 @@ def test_steps_equal_a_plain_version(tmp_path, perceptual, changes, norm, legacy
 def distance(a: nn.Module, b: nn.Module) -> float:
     pairs = zip(a.parameters(), b.parameters(), strict=True)
     return sum(float((x.detach().double() - y.detach().double()).square().sum()) for x, y in pairs) ** 0.5
+
+
+class HostNotes(TorchFunctionMode):
+    """Notes what makes the host wait for a GPU: tensors made from Python's numbers, and numbers read from tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor):
+            self.found.append(function.__name__)
+        return function(*args, **kwargs or {})
+
+
+class ReadNotes(TorchDispatchMode):
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.found.append(function.name())
+        return function(*args, **kwargs or {})
+
+
+def test_micro_batches_do_not_make_the_host_wait(tmp_path, images, perceptual):
+    """The step's key goes to the device before them, two gradient norms come back after them; nothing in between."""
+    engine = {"name": "ddp", "accumulation_steps": 2, "precision": "bf16"}
+    stage = VAEStage(vae_config(
+        tmp_path, images, loss=SETTINGS | {"gan_adaptive": True, "perceptual": perceptual}, engine=engine,
+        alignment={"method": "va"},
+    ), None, current_distributed())
+    with use_backend("reference"), HostNotes() as notes, ReadNotes(notes.found):
+        stage.train_step(0, batch_of(0))
+    assert notes.found == ["tensor", *2 * ["aten::_local_scalar_dense"]]
 
 
 def test_gan_weight_rises_to_its_value():
