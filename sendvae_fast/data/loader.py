@@ -75,8 +75,8 @@ class ImageLoader:
     """Reads the centre crops of a catalog's images, `size` pixels a side.
 
     What comes out is a function of the catalog, the schedule and the step alone: never of threads, cache or where the
-    iteration began (nor of the decoder, as far as DALI's pixels are Pillow's). Not to be iterated twice at the same
-    time.
+    iteration began (nor of the decoder, as far as DALI's pixels are Pillow's). It may be iterated more than once at the
+    same time, as for a preview in the middle of training.
 
     Args:
         device: where DALI decodes, if it does: batches are then on that device.
@@ -102,6 +102,7 @@ class ImageLoader:
         self._check_bad()
         self._is_for_dali = self._plan_dali()
         self._dali: DaliDecoder | None = None
+        self._dali_lock = threading.Lock()  # of the one pipeline, for iterations at the same time
 
     def _plan_dali(self) -> np.ndarray | None:
         """Which samples DALI decodes, bool [num_samples]; None without DALI."""
@@ -186,9 +187,10 @@ class ImageLoader:
         for sample_id, future in encoded.items():
             with suppress(UnreadableImage):  # `_sample` meets it again and replaces it
                 data[sample_id] = future.result()
-        if self._dali is None:
-            self._dali = DaliDecoder(self.size, self.config.num_threads, self._device)
-        crops = None if self._dali.has_given_up else self._dali.crops(list(data.values()))
+        with self._dali_lock:
+            if self._dali is None:
+                self._dali = DaliDecoder(self.size, self.config.num_threads, self._device)
+            crops = None if self._dali.has_given_up else self._dali.crops(list(data.values()))
         decoded = {} if crops is None else dict(zip(data, crops, strict=True))
         if self._cache is not None:
             for sample_id, crop in decoded.items():

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -141,6 +142,36 @@ def test_a_dead_pipeline_changes_no_sample(folder, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert same(crops_of(catalog, LoaderConfig(decoder="dali", cache_mb=0)), truth)
     assert sum("the device is gone" in message for message in caplog.messages) == MAX_FAILURES
+
+
+def test_a_preview_in_the_middle_of_training_mixes_nothing_up(folder, monkeypatch):
+    """One pipeline serves both, one batch at a time: what it is fed is what it gives back."""
+    catalog = indexed(Catalog.from_folder(folder))
+    config = LoaderConfig(decoder="dali", cache_mb=0, num_threads=2)
+    truth, preview = crops_of(catalog, config), list(ImageLoader(catalog, 32, config).in_order(8))
+    decoders, overlaps = [], []
+
+    class Exclusive(DaliDecoder):
+        def __init__(self, *arguments):
+            decoders.append(self)
+            self.is_busy = False
+            super().__init__(*arguments)
+
+        def crops(self, encoded):
+            overlaps.append(self.is_busy)
+            self.is_busy = True
+            time.sleep(0.02)
+            crops = super().crops(encoded)
+            self.is_busy = False
+            return crops
+
+    monkeypatch.setattr(loader_module, "DaliDecoder", Exclusive)
+    loader = ImageLoader(catalog, 32, config)
+    training = loader.batches(BatchSchedule(NUM, 6, seed=1), stop=8)
+    got = [next(training)]
+    assert same(list(loader.in_order(8)), preview)
+    assert same(got + list(training), truth)
+    assert len(decoders) == 1 and not any(overlaps)
 
 
 def test_bad_pictures_that_the_catalog_knows_are_never_read(folder, monkeypatch):
