@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -23,6 +24,8 @@ from sendvae_fast.models.pixels import MEMORY_FORMAT
 
 Batch = TypeVar("Batch", bound=tuple)
 Frozen = TypeVar("Frozen", Foundation, Perceptual)
+HOW_IMAGES_ARE_READ = ("data.root", *(f"data.{field.name}" for field in dataclasses.fields(LoaderConfig)))
+"""Settings of both stages that decide where and how images are read, not which: they may change when a run resumes."""
 
 
 @dataclass(kw_only=True)

@@ -29,7 +29,7 @@ from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import noise_inject, philox
 from sendvae_fast.sampling.generate import LatentDecoder, generate
 from sendvae_fast.sampling.writer import save_grid
-from sendvae_fast.train.common import add_means, build_foundation, micro_batches
+from sendvae_fast.train.common import HOW_IMAGES_ARE_READ, add_means, build_foundation, micro_batches
 from sendvae_fast.train.latent_batches import LatentBatch, TrainingLatents
 from sendvae_fast.train.loop import fit
 from sendvae_fast.train.sit_config import FlowConfig, SiTTrainConfig
@@ -160,7 +160,8 @@ def train_sit(config: SiTTrainConfig) -> int:
         accumulation_steps=config.engine.accumulation_steps, distributed=distributed,
     )
     run = RunDirectory(config.run, config, may_change=(
-        "run", "loop", "engine", "preview", "latents", "autoencoder", "reader", "data.root", "repa.foundation.weights",
+        "run", "loop", "engine", *HOW_IMAGES_ARE_READ, "preview", "latents", "autoencoder", "reader",
+        "repa.foundation.weights",
     ))
     stage = SiTStage(config, latents, distributed)
     return fit(stage, config.loop, run, config.data.global_batch, distributed)

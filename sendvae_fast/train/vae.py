@@ -31,6 +31,7 @@ from sendvae_fast.sampling.writer import save_grid, to_uint8
 from sendvae_fast.train.alignment import build_alignment_loss
 from sendvae_fast.train.balance import GradientBalance
 from sendvae_fast.train.common import (
+    HOW_IMAGES_ARE_READ,
     TrainingImages,
     add_means,
     build_foundation,
@@ -123,7 +124,7 @@ class VAEStage:
         if discriminates:
             game, gan_gradient = self._play(x, x_hat)
             parts |= game
-            # `new_full` and not `new_tensor`, here and above: the latter copies from the host, which then waits for the GPU.
+            # `new_full`, here and above: `new_tensor` copies from the host, which then waits for the GPU.
             scheduled = loss.new_full((), weights.gan_weight_at(step))
             gan_weight = scheduled * self.balance.of_gan(nll_gradient, gan_gradient)
             parts["gan_weight"] = gan_weight
@@ -188,8 +189,8 @@ def train_vae(config: VAETrainConfig) -> int:
     distributed = init_distributed()
     images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
     run = RunDirectory(config.run, config, may_change=(
-        "run", "loop", "engine", "data.root", "init_from", "discriminator_from", "alignment.foundation.weights",
-        "loss.perceptual.weights", "loss.perceptual.heads",
+        "run", "loop", "engine", *HOW_IMAGES_ARE_READ, "init_from", "discriminator_from",
+        "alignment.foundation.weights", "loss.perceptual.weights", "loss.perceptual.heads",
     ))
     stage = VAEStage(config, images, distributed)
     return fit(stage, config.loop, run, config.data.global_batch, distributed)
