@@ -30,13 +30,13 @@ class LatentStatistics(NamedTuple):
         mean, std = (torch.as_tensor(part, dtype=torch.float32).flatten() for part in self[:2])
         if mean.numel() != channels or std.numel() != channels:
             raise UserError(
-                f"latent statistics of {self.origin} are for {mean.numel()} means and {std.numel()} deviations, the "
-                f"autoencoder has {channels} latent channels: give the statistics of these weights with stats=FILE"
+                f"latent statistics of {self.origin} are {mean.numel()} means and {std.numel()} deviations, but the "
+                f"latents have {channels} channels: give the file of their own statistics"
             )
         if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
             raise UserError(
-                f"latent statistics of {self.origin} hold NaN, inf or a deviation that is not above 0: give the "
-                "statistics of these weights with stats=FILE"
+                f"latent statistics of {self.origin} hold NaN, inf or a deviation that is not above 0: "
+                "give a file of sound ones"
             )
         return LatentStatistics(mean, std, self.origin)
 

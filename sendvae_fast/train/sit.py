@@ -161,7 +161,7 @@ def train_sit(config: SiTTrainConfig) -> int:
     )
     run = RunDirectory(config.run, config, may_change=(
         "run", "loop", "engine", *HOW_IMAGES_ARE_READ, "preview", "latents", "autoencoder", "reader",
-        "repa.foundation.weights",
+        "init_from", "repa.foundation.weights",
     ))
     stage = SiTStage(config, latents, distributed)
     return fit(stage, config.loop, run, config.data.global_batch, distributed)

@@ -206,7 +206,7 @@ def stats(**content):
         (bare(lambda s: {"encoder.conv_in.weight": torch.ones(32, 3, 3, 3)}), "not an LDM autoencoder"),
         (bare(lambda s: {"encoder.conv_in.weight": torch.ones(32, 3, 3, 3), "encoder.down_blocks.0.x": s}),
          "in the diffusers layout: give the folder"),
-        (stats(mean=[0.0, 0.0], std=[1.0, 1.0]), "2 means and 2 deviations, the autoencoder has 3"),
+        (stats(mean=[0.0, 0.0], std=[1.0, 1.0]), "2 means and 2 deviations, but the latents have 3"),
         (stats(mean=[0.0] * 3, std=[1.0, 0.0, 1.0]), "not above 0"),
         (stats(mean=[0.0, float("nan"), 0.0], std=[1.0] * 3), "hold NaN"),
         (stats(scale=[1.0] * 3), "holds no latent statistics"),

@@ -91,9 +91,11 @@ def test_a_preview_that_guides_more_channels_than_there_are_is_refused_before_th
 
 def test_resume_equals_the_uninterrupted_run(images, latents, tmp_path):
     train_sit(sit_config(tmp_path / "whole", images, latents, loop={"num_steps": 5}))
-    for stop in (3, 5):
-        reading = {"num_threads": stop, "cache_mb": stop, "max_bad_fraction": 0.1 / stop}
-        train_sit(sit_config(tmp_path / "parts", images, latents, loop={"num_steps": stop}, data=reading))
+    for stop, init_from in ((3, None), (5, str(tmp_path / "whole"))):
+        otherwise = {
+            "data": {"num_threads": stop, "cache_mb": stop, "max_bad_fraction": 0.1 / stop}, "init_from": init_from,
+        }  # fmt: skip
+        train_sit(sit_config(tmp_path / "parts", images, latents, loop={"num_steps": stop}, **otherwise))
     whole, parts = (checkpoint_tensors(tmp_path / name, 5) for name in ("whole", "parts"))
     assert whole.keys() == parts.keys() and any("ema" in name for name in whole)
     for name in whole:

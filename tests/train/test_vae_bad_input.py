@@ -122,7 +122,7 @@ CASES = {
     ),
     "statistics of other channels": (
         changed("vae/latent_stats.safetensors", latent_mean=torch.zeros(5), latent_std=torch.ones(5)), {},
-        "5 means and 5 deviations, the autoencoder has 4 latent channels",
+        "5 means and 5 deviations, but the latents have 4 channels",
     ),
     "pictures of four channels": (
         changed(WEIGHTS, **{"encoder.conv_in.weight": torch.zeros(8, 4, 3, 3)}), {},
