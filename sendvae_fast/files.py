@@ -38,12 +38,15 @@ def staged_directory(path: Path) -> Iterator[Path]:
     """A new directory to write files to, which becomes `path` when the block ends without an error.
 
     Raises:
-        UserError: `path` exists; nothing is ever overwritten.
+        UserError: `path` exists (nothing is ever overwritten), or cannot be made.
     """
     if path.exists():
         raise UserError(f"{path} exists already: choose another folder, or remove it first")
     unfinished = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
-    unfinished.mkdir(parents=True)
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path} ({error.strerror}): choose another place") from error
     try:
         yield unfinished
         for file in unfinished.iterdir():

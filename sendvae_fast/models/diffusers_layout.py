@@ -91,7 +91,7 @@ def from_diffusers_config(entries: dict) -> AutoencoderConfig:
     widths = [int(width) for width in entries["block_out_channels"]]
     num_levels = len(widths)
     down, up = list(entries["down_block_types"]), list(entries["up_block_types"])[::-1]
-    if any(width % widths[0] for width in widths):
+    if not widths or widths[0] < 1 or any(width % widths[0] for width in widths):
         raise ValueError(f"block_out_channels {widths} are not multiples of the first")
     pairs = list(zip(down, up, strict=False))
     if not len(down) == len(up) == num_levels or not {*pairs} <= {_BLOCK, _ATTENTION_BLOCK}:

@@ -25,7 +25,8 @@ def read_weights(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"weight file {path} does not exist: give the path of a .safetensors or .pth file")
+        wrong = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"weight file {path} {wrong}: give the path of a .safetensors or .pth file")
     if _is_torchscript(path):
         raise UserError(
             f"weight file {path} is a TorchScript archive, a program that is not run here: give the same weights as "

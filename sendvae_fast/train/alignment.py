@@ -114,6 +114,8 @@ class AlignmentConfig:
             raise UserError(f"alignment.weight={self.weight:g} has nothing to weigh with method none: leave it out")
         if self.patch_size < 1:
             raise UserError(f"alignment.patch_size is {self.patch_size}: it must be at least 1")
+        if not 0 < self.latent_scale < float("inf"):
+            raise UserError(f"alignment.latent_scale is {self.latent_scale}: it must be above 0, as SD-VAE's 0.18215")
 
     @property
     def lambda_align(self) -> float:

@@ -197,3 +197,5 @@ def test_never_overwrites(folder, tmp_path, capsys):
     code, _, err = convert(capsys, folder, "diffusers", tmp_path / "out")
     assert code == 2 and "out exists already" in err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    code, _, err = convert(capsys, folder, "diffusers", tmp_path / "out" / "mine.txt" / "in_a_file")
+    assert code == 2 and "in_a_file (Not a directory): choose another place" in err

@@ -125,6 +125,8 @@ def test_reads_the_configuration_of_sd_vae():
         (dict(in_channels=4), "in_channels is 4"),
         (dict(use_quant_conv=False), "use_quant_conv is False"),
         (dict(block_out_channels=[16, 24, 32, 32]), "not multiples of the first"),
+        (dict(block_out_channels=[0, 16, 32, 32]), "not multiples of the first"),
+        (dict(block_out_channels=[], down_block_types=[], up_block_types=[]), "not multiples of the first"),
         (dict(down_block_types=["DownEncoderBlock2D"] * 3), "not those of an LDM autoencoder"),
         (dict(up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 3), "not those of an LDM autoencoder"),
     ],

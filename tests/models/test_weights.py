@@ -40,6 +40,8 @@ def test_never_runs_what_a_file_holds(tmp_path):
 def test_missing_broken_and_unnamed_files(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_weights(tmp_path / "none.pth")
+    with pytest.raises(UserError, match="is a folder"):
+        read_weights(tmp_path)
     for name in ("broken.pth", "broken.safetensors"):
         for content in (b"", b"not a weight file at all", b"PK\x03\x04 cut"):
             (tmp_path / name).write_bytes(content)

@@ -124,7 +124,7 @@ def test_files_may_lie_elsewhere_when_a_run_resumes(images, tmp_path):
         ({"alignment": {"va": {"cos_weight": 0.0, "distmat_weight": 0.0}}}, "both 0"),
         ({"alignment": {"reals": {"width": 0}}}, "alignment.reals.width is 0"),
         ({"alignment": {"reals": {"patch_weight": 0.0, "global_weight": 0.0}}}, "both 0"),
-        ({"alignment": {"latent_norm": "scale", "latent_scale": 0.0}}, "above 0"),
+        ({"alignment": {"latent_norm": "scale", "latent_scale": 0.0}}, "latent_scale is 0.0: .* above 0"),
         ({"alignment": {"method": "va"}, "engine": {"zero_stage": 3}}, "zero_stage 0 to 2"),
     ],
 )
