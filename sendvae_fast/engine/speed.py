@@ -39,10 +39,11 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
 
 
 def compiled_blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """What `compile_blocks` compiles."""
+    """What `compile_blocks` compiles: not a discriminator with SyncBatchNorm, whose graph depends on other ranks."""
     for module in network.modules():
         if isinstance(module, COMPILED):
-            yield module
+            if not any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
+                yield module
         elif isinstance(module, Perceptual):
             yield from (stage for stage in module.lpips.net.children() if isinstance(stage, nn.Sequential))
 
