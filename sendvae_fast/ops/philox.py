@@ -46,7 +46,9 @@ def make_key(seed: int, step: int, device: torch.device | str = "cpu") -> torch.
 
     Built once outside a CUDA graph; copy a new key into the same tensor before each replay.
     """
-    return torch.tensor([_signed64(seed), _signed64(step)], dtype=torch.int64, device=device)
+    # Not made on the device: the host would wait for all that is queued there, at the start of every step.
+    key = torch.tensor([_signed64(seed), _signed64(step)], dtype=torch.int64, device="cpu")
+    return key.to(device, non_blocking=True)
 
 
 def words(key: torch.Tensor, stream: int, sample_ids: torch.Tensor, num: int) -> torch.Tensor:

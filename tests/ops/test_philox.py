@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch.overrides import TorchFunctionMode
 
 from sendvae_fast.ops import philox
 from sendvae_fast.ops.philox import Stream
@@ -189,3 +190,23 @@ def test_compiles_into_one_graph():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(philox.make_key(0, 0), torch.arange(3))
+
+
+class CallNotes(TorchFunctionMode):
+    """Notes the keyword arguments of every call of PyTorch."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = {}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.calls[function.__name__] = kwargs
+        return function(*args, **kwargs or {})
+
+
+def test_a_key_goes_to_a_device_without_waiting_for_it():
+    """A tensor that is made there, or moved there in the usual way, waits for the device's queue: once a step."""
+    with CallNotes() as notes:
+        key = philox.make_key(1, 2, "meta")
+    assert key.is_meta and key.dtype == torch.int64
+    assert notes.calls["tensor"]["device"] == "cpu" and notes.calls["to"] == {"non_blocking": True}
