@@ -52,7 +52,7 @@ class DDPEngine(Engine):
         self._num_backward = 0
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return self.optimizer.grad_norm.item()
+        return self.optimizer.wait_for_grad_norm()
 
     def gather(self, name: str, kind: str) -> Tensor:
         param = self.module.get_parameter(name)

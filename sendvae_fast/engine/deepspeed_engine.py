@@ -114,7 +114,7 @@ class DeepSpeedEngine(Engine):
         self._num_backward = 0
         self._engine.step()
         if self.config.zero_stage == 0:
-            return self.optimizer.grad_norm.item()
+            return self.optimizer.wait_for_grad_norm()
         # A skipped step leaves the norm at inf; otherwise it is the norm before clipping.
         return math.inf if self._engine.optimizer.overflow else float(self._engine.get_global_grad_norm())
 

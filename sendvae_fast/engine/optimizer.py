@@ -58,8 +58,8 @@ class AdamWEMA(torch.optim.Optimizer):
     without a gradient are left alone.
 
     With `max_grad_norm` the optimizer also measures the global norm of the gradients, leaves it in `grad_norm` (a
-    scalar tensor on the device), clips by it (0: does not clip), and changes nothing when it is not finite. The
-    gradients must then be whole; ZeRO's partitions have DeepSpeed for all that.
+    scalar tensor on the device; `wait_for_grad_norm` has it on the host), clips by it (0: does not clip), and changes
+    nothing when it is not finite. The gradients must then be whole; ZeRO's partitions have DeepSpeed for all that.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class AdamWEMA(torch.optim.Optimizer):
         )
         self.max_grad_norm = max_grad_norm
         self.grad_norm: Tensor | None = None
+        self._norm_on_its_way: ToHost | None = None
 
     @classmethod
     def from_config(
@@ -119,11 +120,16 @@ class AdamWEMA(torch.optim.Optimizer):
             self.grad_norm = global_norm(
                 [param.grad for group in self.param_groups for param in group["params"] if param.grad is not None]
             )
+            self._norm_on_its_way = ToHost(self.grad_norm)
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             self.init_state([param for param in params if not self.state[param]])
             self._update(params, group)
         return loss
+
+    def wait_for_grad_norm(self) -> float:
+        """`grad_norm` of the last step, as a number. The host waits for it, but not for the update queued after it."""
+        return self._norm_on_its_way.wait()
 
     def _update(self, params: list[Tensor], group: dict) -> None:
         states = [self.state[param] for param in params]
@@ -142,3 +148,17 @@ class AdamWEMA(torch.optim.Optimizer):
             grad_norm=self.grad_norm,
             max_grad_norm=self.max_grad_norm or 0.0,
         )
+
+
+class ToHost:
+    """A scalar tensor on its way to the host, where what the device does after it need not be waited for."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value = value.detach().to("cpu", non_blocking=True)  # from a GPU: into pinned memory
+        self._arrived = torch.cuda.current_stream(value.device).record_event() if value.is_cuda else None
+
+    def wait(self) -> float:
+        """The number, once it is there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._value.item()

@@ -6,6 +6,7 @@ from op_cases.adamw_ema import SETTINGS
 from op_cases.common import require_backend
 from op_cases.noise_inject import NoiseCase
 
+from sendvae_fast.engine.optimizer import ToHost
 from sendvae_fast.ops import (
     adaln,
     adamw_ema_,
@@ -34,6 +35,21 @@ def backend(request):
 def assert_all_equal(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> None:
     for x, y in zip(one, other, strict=True):
         assert torch.equal(x, y)
+
+
+def test_a_key_is_made_without_waiting_for_the_gpu():
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        key = philox.make_key(2**63 + 5, 7, "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(key.cpu(), torch.tensor([5 - 2**63, 7]))
+
+
+def test_a_number_is_on_the_host_before_what_was_queued_after_it_is_done():
+    on_its_way = ToHost(torch.full((), 3.0, device="cuda"))
+    torch.cuda._sleep(2 * 10**9)  # cycles: about a second
+    assert on_its_way.wait() == 3.0 and not torch.cuda.current_stream().query()
 
 
 def test_noise_is_that_of_the_cpu(backend):
