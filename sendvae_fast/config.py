@@ -6,8 +6,10 @@ A YAML file may start from another one with `base: other.yaml` (relative to itse
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,11 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from sendvae_fast.errors import UserError
 
 T = TypeVar("T")
+# jsonargparse's words for a value that is none of the types of `X | None`.
+_UNION_ERROR = re.compile(
+    r"(?P<key>key \".*?\"): Does not validate against any of the Union subtypes Subtypes: .*? Errors: - "
+    r"(?P<problems>.*) Given value type: .*? Given value: (?P<value>.*)"
+)
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -117,11 +124,22 @@ def required_keys(config_class: type, value: Any) -> dict[str, Any]:
     return nested
 
 
-def config_parser(config_class: type, prog: str | None = None, description: str | None = None) -> ArgumentParser:
-    """The jsonargparse parser of a config dataclass, also used to print every option with its docstring."""
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
-    parser.add_class_arguments(config_class, as_group=False)
+def config_parser(config_class: type, key: str | None = None, prog: str | None = None) -> ArgumentParser:
+    """The jsonargparse parser of a config dataclass (at `key`), also used to print every option with its docstring."""
+    parser = ArgumentParser(prog=prog, exit_on_error=False)
+    parser.add_class_arguments(config_class, key, as_group=key is not None)
     return parser
+
+
+def optional_groups(config_class: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """The keys that may be null or a nested dataclass, and these dataclasses."""
+    for key, annotation in typing.get_type_hints(config_class).items():
+        nested = _dataclass_of(annotation)
+        if nested is None:
+            continue
+        if isinstance(annotation, types.UnionType):
+            yield prefix + key, nested
+        yield from optional_groups(nested, f"{prefix}{key}.")
 
 
 def _check_keys(config_class: type, content: dict[str, Any], prefix: str, where: str) -> None:
@@ -144,4 +162,12 @@ def _dataclass_of(annotation: Any) -> type | None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).replace("Parser key ", "key ")
+    line = " ".join(str(error).split()).replace("Parser key ", "key ")
+    union = _UNION_ERROR.fullmatch(line)
+    if union is None:
+        return line
+    # Of `X | None`: what is wrong with the value as an X is what the user wants to know.
+    problems = [re.sub(r"^Problem with given class_path '.*?': ", "", text) for text in union["problems"].split(" - ")]
+    told = "; ".join(text for text in problems if text != "Expected a <class 'NoneType'>")
+    value = "" if union["value"].startswith(("Namespace(", "{")) else f". Got value: {union['value']}"
+    return f"{union['key']}: {told}{value}"

@@ -28,6 +28,16 @@ class Inner:
 
 
 @dataclass(kw_only=True)
+class Named:
+    """A thing with a name."""
+
+    name: str
+    """Its name."""
+    size: int = 4
+    """Its size."""
+
+
+@dataclass(kw_only=True)
 class Outer:
     """Outer things."""
 
@@ -37,6 +47,10 @@ class Outer:
     """Inner."""
     maybe: Inner | None = None
     """Maybe."""
+    named: Named | None = None
+    """Maybe, with a name."""
+    number: float | None = None
+    """A number."""
     quick: bool = False
     """A flag."""
 
@@ -72,6 +86,10 @@ def test_a_config_survives_the_round_trip():
         (["--run=x", "--inner.kind=l3"], "l3"),
         (["--run=x", "--inner.size=-3"], "inner.size must be positive"),
         (["--run=x", "--maybe.size=-3"], "inner.size must be positive"),
+        (["--run=x", "--maybe.size=big"], 'key "maybe": '),
+        (["--run=x", "--maybe.kind=l3"], 'key "maybe": '),
+        (["--run=x", "--named.size=3"], 'key "named": the following arguments are required: name'),
+        (["--run=x", "--number=ten"], "key \"number\": Expected a <class 'float'>. Got value: ten"),
         (["--run"], "--run needs a value"),
         (["stray"], "unexpected argument 'stray'"),
     ],
@@ -80,6 +98,7 @@ def test_mistakes_are_one_line_that_names_the_key(arguments, words):
     with pytest.raises(UserError) as caught:
         load(*arguments)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert "Union" not in str(caught.value) and "Namespace" not in str(caught.value)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from sendvae_fast import __version__
-from sendvae_fast.config import config_parser, flag_keys, load_config, parse_overrides
+from sendvae_fast.config import config_parser, flag_keys, load_config, optional_groups, parse_overrides
 from sendvae_fast.errors import UserError
 
 VERBS = {
@@ -33,6 +33,7 @@ VERBS = {
     "config show": "print a fully resolved config",
 }
 NESTED_FILE_OPTION = re.compile(r"^ +--\S+ CONFIG\s+Path to a configuration file\.\n", re.MULTILINE)
+NESTED_HELP_OPTION = re.compile(r"^ +--\S+\.help\s+Show the help for \S+ and exit\.\n", re.MULTILINE)
 USAGE = "usage: sendvae VERB [--config FILE.yaml ...] [--key.subkey=value ...] [--debug] [--help]"
 
 
@@ -137,9 +138,14 @@ def _help(verb: str, module: ModuleType) -> str:
     positional = getattr(module, "POSITIONAL", None)
     bare = f"[{positional.upper()}] " if positional else ""
     parser = config_parser(module.Config, prog=f"sendvae {verb}")
+    options = parser.format_help().partition("options:\n")[2]
+    for key, group in optional_groups(module.Config):
+        own = config_parser(group, key).format_help()
+        options += own[own.index("message and exit.\n") + len("message and exit.\n"):]
     # jsonargparse offers a config file and a help for every nested group; here --config reads whole files.
-    options = NESTED_FILE_OPTION.sub("", parser.format_help().partition("options:\n")[2])
-    kept = [line for line in options.splitlines() if "--help" not in line and ".help " not in line]
+    for unwanted in (NESTED_FILE_OPTION, NESTED_HELP_OPTION):
+        options = unwanted.sub("", options)
+    kept = [line for line in options.splitlines() if "--help" not in line]
     shared = ["  --config FILE         a YAML file with any of the keys below; may be given several times",
               "  --debug               on a failure, show the traceback"]
     head = f"usage: sendvae {verb} {bare}[--config FILE ...] [--key.subkey=value ...]"

@@ -25,7 +25,10 @@ _BACKBONE_FILES = {
 
 @dataclass(kw_only=True)
 class PerceptualConfig:
-    """Which LPIPS. Raises `UserError` for an unknown network."""
+    """Which LPIPS, if any.
+
+    Raises `UserError` for an unknown network.
+    """
 
     net: Literal["vgg", "alex", "squeeze"] = "vgg"
     """Backbone: ``vgg`` for training (REPA-E, LDM)."""

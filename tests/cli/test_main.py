@@ -102,6 +102,14 @@ def test_help_of_every_verb_reads_well(verb, capsys):
     assert max(map(len, text.splitlines())) <= 130
 
 
+def test_help_lists_what_may_be_null_too(capsys):
+    """jsonargparse names such a group and a `--loss.perceptual.help` that there is not."""
+    main(["train", "vae", "--help"])
+    out = capsys.readouterr().out
+    assert all(f"--loss.perceptual.{name} " in out for name in ("net", "weights", "heads", "legacy_range"))
+    assert ".help" not in out and "Show the help for" not in out
+
+
 def test_overview_lists_every_verb(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
