@@ -66,7 +66,8 @@ class ImageBatch(NamedTuple):
     ids: Tensor
     """Sample ids, int64 [B]; of the replacement where an unreadable image was replaced."""
     images: Tensor
-    """Centre crops, uint8 [B, 3, S, S]; on the loader's device where DALI decodes, else on the CPU."""
+    """Centre crops, uint8 [B, 3, S, S]; on the loader's device where DALI decodes, else on the CPU (pinned if that
+    device is a GPU)."""
     labels: Tensor
     """Class indices, int64 [B]."""
 
@@ -178,8 +179,12 @@ class ImageLoader:
         ids, images = zip(*finish(), strict=True)
         ids, images = torch.tensor(ids), [torch.as_tensor(image) for image in images]
         if self._is_for_dali is not None:  # its crops are on the device, those from Pillow or the cache are not
-            images = [image.to(self._device) for image in images]
-        return ImageBatch(step, ids, torch.stack(images), torch.from_numpy(self.catalog.labels)[ids])
+            stacked = torch.stack([image.to(self._device) for image in images])
+        else:  # pinned for a GPU: the copy there then waits for nothing, and nothing for the copy
+            pinned = self._device.type == "cuda"
+            stacked = torch.empty(len(images), *images[0].shape, dtype=torch.uint8, pin_memory=pinned)
+            torch.stack(images, out=stacked)
+        return ImageBatch(step, ids, stacked, torch.from_numpy(self.catalog.labels)[ids])
 
     def _decode_with_dali(self, ids: list[int], encoded: dict[int, Future[bytes]]) -> list[Sample]:
         """The samples `ids`: those in `encoded` by DALI, if it can, the others from the cache or by Pillow."""
