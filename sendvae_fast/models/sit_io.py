@@ -87,20 +87,18 @@ def load_sit(
     or there are no statistics.
     """
     path = Path(path)
-    found = _read_published(path, ema) if path.is_file() else _read_own(path, ema)
-    channels = found.config.latent_channels
-    statistics = choose_statistics(path, found.statistics, stats, scaling_factor, channels, layout="generator")
-    sit = SiT(found.config)
-    load_weights(sit, found.state, found.weights)
-    return SavedSiT(sit.eval(), *statistics)
+    sit, found = _read(path, ema)
+    channels = sit.config.latent_channels
+    return SavedSiT(sit, *choose_statistics(path, found, stats, scaling_factor, channels, layout="generator"))
 
 
 def load_initial_weights(sit: SiT, path: str | Path) -> None:
     """Give `sit` the (EMA) weights of a generator that `load_sit` reads; `UserError` where its sizes are others.
 
-    A REPA projector of other sizes than the generator's, or none there, stays what it is.
+    Its latents' statistics are not needed. A REPA projector of other sizes than the generator's, or none there, stays
+    what it is.
     """
-    saved = load_sit(path).sit
+    saved, _ = _read(Path(path), ema=True)
     for name in _SAME_SIZES:
         theirs, ours = getattr(saved.config, name), getattr(sit.config, name)
         if theirs != ours:
@@ -129,6 +127,13 @@ def write_published(directory: Path, raw: SavedSiT, ema: SavedSiT, layout: str) 
         content = {name: to_repa(part.sit, mean, std, has_batch_norm) for name, part in (("model", raw), ("ema", ema))}
         save_repa_e_statistics(directory / PUBLISHED_FILE, mean, std)
     torch.save(content, directory / PUBLISHED_FILE)
+
+
+def _read(path: Path, ema: bool) -> tuple[SiT, LatentStatistics | None]:
+    found = _read_published(path, ema) if path.is_file() else _read_own(path, ema)
+    sit = SiT(found.config)
+    load_weights(sit, found.state, found.weights)
+    return sit.eval(), found.statistics
 
 
 def _read_published(path: Path, ema: bool) -> _Found:

@@ -225,3 +225,11 @@ def test_initial_weights(folder, tmp_path):
     for name, value in (("latent_channels", 4), ("num_classes", 6), ("num_heads", 2), ("qk_norm", False)):
         with pytest.raises(UserError, match=rf"{name}={getattr(config, name)}, but this run's has {name}={value}"):
             load_initial_weights(SiT(SiTConfig(**{**vars(config), name: value})), folder)
+
+
+def test_initial_weights_need_no_statistics(tmp_path):
+    torch.save(state_of("repa")[0], tmp_path / "sit.pt")
+    sit = SiT(load_sit(tmp_path / "sit.pt", scaling_factor=1.0).sit.config)
+    load_initial_weights(sit, tmp_path / "sit.pt")
+    for key, value in load_sit(tmp_path / "sit.pt", scaling_factor=1.0).sit.state_dict().items():
+        assert torch.equal(sit.state_dict()[key], value), key
