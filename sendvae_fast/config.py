@@ -163,6 +163,7 @@ def _dataclass_of(annotation: Any) -> type | None:
 
 def _one_line(error: Exception) -> str:
     line = " ".join(str(error).split()).replace("Parser key ", "key ")
+    line = line.replace("Expected a <class 'tuple'>", "Expected a list in brackets, as [1,2]")
     union = _UNION_ERROR.fullmatch(line)
     if union is None:
         return line

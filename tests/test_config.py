@@ -90,6 +90,7 @@ def test_a_config_survives_the_round_trip():
         (["--run=x", "--maybe.kind=l3"], 'key "maybe": '),
         (["--run=x", "--named.size=3"], 'key "named": the following arguments are required: name'),
         (["--run=x", "--number=ten"], "key \"number\": Expected a <class 'float'>. Got value: ten"),
+        (["--run=x", "--inner.sizes=3,4"], 'key "inner.sizes": Expected a list in brackets, as [1,2]. Got value: 3,4'),
         (["--run"], "--run needs a value"),
         (["stray"], "unexpected argument 'stray'"),
     ],

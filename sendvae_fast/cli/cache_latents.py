@@ -1,8 +1,8 @@
-"""Encode an ImageFolder once into latent shards (posterior mean and standard deviation) for stage 2.
+"""Encode pictures once into latent shards (posterior mean and standard deviation) for stage 2.
 
     sendvae cache-latents --autoencoder=runs/send --data=imagenet/train --out=latents/send
 
-Resumable; refuses to mix autoencoders or image folders.
+Resumable; refuses to mix autoencoders, crops or pictures.
 """
 
 from sendvae_fast.train.cache import CacheConfig, cache

@@ -1,4 +1,4 @@
-"""Draw pictures from a trained SiT (its EMA weights) and write them as PNG files and an npz.
+"""Draw pictures from a trained SiT (its EMA weights) and write them as PNG files and, with --npz, one npz.
 
     sendvae sample --generator=runs/xl --autoencoder=runs/send --out=samples/xl --num_samples=50000
 
