@@ -25,6 +25,9 @@ from sendvae_fast.sampling.replay import CudaGraphRecorder, ReplayedModel
 from sendvae_fast.sampling.samplers import SamplerConfig, initial_noise, sample
 from sendvae_fast.sampling.writer import Rounding, to_uint8
 
+DECODED_AT_ONCE = 64
+"""Pictures, however many are sampled at once: at 256 px a map of the f8 decoder takes 4 GiB then."""
+
 
 @dataclass(kw_only=True)
 class GenerateConfig:
@@ -143,8 +146,8 @@ def generate(
     for ids in sample_ids.split(config.batch_size):
         labels, latents = draw(ids, lambda ids=ids: on_step(len(ids)))
         with tensor_cores(config.precision != "fp32"):
-            images = to_uint8(decoder(latents), config.rounding)
-        yield Generated(ids, labels, images)
+            parts = [to_uint8(decoder(part), config.rounding) for part in latents.split(DECODED_AT_ONCE)]
+        yield Generated(ids, labels, torch.cat(parts))
 
 
 @contextmanager

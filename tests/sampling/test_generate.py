@@ -40,6 +40,16 @@ def test_more_guided_channels_than_the_latent_has_are_refused():
         latents(guidance_channels=6)
 
 
+def test_large_batches_are_decoded_in_parts():
+    sizes = []
+    config = GenerateConfig(batch_size=130, sampler=SamplerConfig(kind="euler", num_steps=1))
+    [batch] = generate(
+        tiny_sit(latent_channels=3, depth=1), lambda z: sizes.append(len(z)) or z, torch.arange(130), config
+    )
+    assert sizes == [64, 64, 2] and batch.images.shape == (130, 3, 8, 8)
+    assert len(batch.images.flatten(1).unique(dim=0)) == 130
+
+
 def test_for_no_samples_nothing_is_evaluated():
     """A finished job run again, or a rank that none of the missing pictures fell to."""
     sit = tiny_sit()
