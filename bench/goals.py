@@ -113,6 +113,8 @@ class StepGoal:
     """The start of the cases' names it is for."""
     gpu: str = ""
     """The GPU it is for, by a part of its name."""
+    min_batch_size: int = 0
+    """Images per rank from which on it is for."""
 
 
 STEP_GOALS = (
@@ -122,7 +124,7 @@ STEP_GOALS = (
     StepGoal("vae", "cuda", 211.0, gpu="H200"),
     StepGoal("sit", "cuda", 2.0, EAGER, case="SiT-XL/1"),
     StepGoal("sit", "cuda", 1.15, STEP_COMPILED, case="SiT-XL/1"),
-    StepGoal("sit", "cuda", 578.0, case="SiT-XL/1", gpu="H200"),
+    StepGoal("sit", "cuda", 578.0, case="SiT-XL/1", gpu="H200", min_batch_size=128),
     StepGoal("sit", "cuda", 0.95, "ddp", ours="zero1"),
     StepGoal("vae", "cpu", 1.3, EAGER),
     StepGoal("sit", "cpu", 1.3, EAGER),
@@ -154,6 +156,8 @@ def step_verdicts(row: dict[str, Any]) -> Iterator[StepVerdict]:
     forms = row.get("engines") or row["forms"]
     for goal in STEP_GOALS:
         if (goal.stage, goal.device) != (row["stage"], row["device"]) or not row["case"].startswith(goal.case):
+            continue
+        if row["batch_size"] < goal.min_batch_size:
             continue
         candidates = [name for name in forms if (name == goal.ours if goal.ours else name in OUR_FORMS)]
         if not candidates or goal.gpu not in row["machine"]["name"] or goal.against not in (None, *forms):

@@ -57,6 +57,15 @@ def test_rows_their_table_and_goals(tiny, stage, tmp_path, capsys):
     assert "| tiny | 2 | float32 | eager |" in text and "x eager (goal 1.3x)" in text
 
 
+def test_images_per_second_are_a_goal_of_large_batches():
+    """The optimizer's time, the same for any batch, is an eighth of a step at 32 images."""
+    forms = {step_names.EAGER: {"img_per_s": 200.0}, step_names.OURS: {"img_per_s": 600.0}}
+    row = {"stage": "sit", "device": "cuda", "case": "SiT-XL/1 + DINOv2-B", "machine": {"name": "NVIDIA H200"}}
+    for batch_size, wanted in ((32, {2.0}), (128, {2.0, 578.0})):
+        verdicts = list(step_verdicts({**row, "batch_size": batch_size, "forms": forms}))
+        assert {verdict.goal.at_least for verdict in verdicts} == wanted and all(v.met for v in verdicts)
+
+
 @pytest.mark.parametrize(("case", "names"), [
     (VAE, {"encoder", "decoder", "mapper and alignment", "discriminator, both players"}),
     (SIT, {"SiT, projector and alignment"}),
