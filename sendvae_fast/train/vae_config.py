@@ -124,6 +124,12 @@ class VAETrainConfig:
                 "nothing spoils it. Give the one it was trained with, or a head start (loss.discriminator_start_step "
                 "before loss.gan_start_step) or loss.gan_warmup_steps, or loss.gan_weight=0, or cold_discriminator=true"
             )
+        for name in ("optimizer", "discriminator_optimizer"):
+            if getattr(self, name).ema_decay is not None:
+                raise UserError(
+                    f"{name}.ema_decay is for stage 2: stage 1 exports its weights as they are, as the papers do, and an "
+                    "average would be kept for nothing: leave it out"
+                )
         if self.alignment.is_adaptive and self.engine.name == "deepspeed" and self.engine.zero_stage == 3:
             raise UserError(
                 "alignment.va.adaptive needs whole weights in the decoder, which engine.zero_stage=3 splits: use "
