@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sendvae_fast.engine.checkpoint import Checkpointer
@@ -28,7 +29,7 @@ class LoopConfig:
     num_steps: int = 100_080
     """Optimizer steps. The paper: 80 epochs x 1251 steps for stage 1, 400,320 or 4,003,200 for stage 2."""
     log_every: int = 50
-    """Steps between lines in metrics.jsonl; values are means over those steps."""
+    """Steps between lines in metrics.jsonl; values are means over those steps, and over all ranks."""
     save_every: int = 5_000
     """Steps between checkpoints; the last step is always saved."""
     preview_every: int = 5_000
@@ -80,7 +81,7 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
             step += 1
             stopping, last = stop.requested(), step == config.num_steps
             if last or stopping or step % config.log_every == 0:
-                values = window.mean()
+                values = window.mean(distributed)
                 logger.log(step, {**values, "img_per_s": progress.rate_per_s * global_batch})
                 shown = {name: values[name] for name in SHOWN if name in values}
             progress.advance(1, **shown)
@@ -117,8 +118,10 @@ class MetricsWindow:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def mean(self) -> dict[str, float]:
-        """The means, as numbers; starts a new window."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+    def mean(self, distributed: Distributed) -> dict[str, float]:
+        """The means over steps and ranks, as numbers; starts a new window. Collective."""
+        own = [float(total) / self._counts[name] for name, total in self._sums.items()]
+        means = distributed.all_reduce_mean(torch.tensor(own, dtype=torch.float64)).tolist()
+        named = dict(zip(self._sums, means, strict=True))
         self._sums, self._counts = {}, {}
-        return means
+        return named

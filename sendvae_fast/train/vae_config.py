@@ -127,8 +127,8 @@ class VAETrainConfig:
         for name in ("optimizer", "discriminator_optimizer"):
             if getattr(self, name).ema_decay is not None:
                 raise UserError(
-                    f"{name}.ema_decay is for stage 2: stage 1 exports its weights as they are, as the papers do, and an "
-                    "average would be kept for nothing: leave it out"
+                    f"{name}.ema_decay is for stage 2: stage 1 exports its weights as they are, as REPA-E does, and "
+                    "would keep an average for nothing: leave it out"
                 )
         if self.alignment.is_adaptive and self.engine.name == "deepspeed" and self.engine.zero_stage == 3:
             raise UserError(

@@ -1,5 +1,6 @@
 """Two ranks train what one rank trains, under every ZeRO stage."""
 
+import json
 import subprocess
 import sys
 from itertools import product
@@ -57,3 +58,17 @@ def test_two_ranks_equal_one(runs, stage, engine):
         torch.testing.assert_close(
             two[name], value, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.parametrize("stage", ["vae", "sit", "va"])
+def test_two_ranks_log_what_one_logs(runs, stage):
+    """The values are those of the global batch, not of the first rank's part of it."""
+    one, two = (
+        [json.loads(line) for line in (runs / name / stage / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one/ddp", "two/zero2")
+    )
+    assert len(one) == len(two) == 3
+    for expected, entry in zip(one, two, strict=True):
+        assert expected.keys() == entry.keys()
+        for name in expected.keys() - {"time_s", "img_per_s"}:
+            assert entry[name] == pytest.approx(expected[name], rel=1e-3), name
