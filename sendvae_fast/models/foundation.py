@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models import foundation_backbones as backbones
+from sendvae_fast.models.pixels import MEMORY_FORMAT
 from sendvae_fast.models.precision import cast_parameters
 
 
@@ -94,7 +95,7 @@ class Foundation(nn.Module):
         if x.shape[-2:] != (self.image_size, self.image_size):
             resampling = dict(mode=self.preprocessing.interpolation, antialias=self.preprocessing.antialias)
             x = F.interpolate(x, size=(self.image_size, self.image_size), **resampling)
-        return self.tokens(x.to(self.dtype))
+        return self.tokens(x.to(self.dtype, memory_format=MEMORY_FORMAT))
 
     def pooled(self, images: Tensor) -> Tensor:
         """Mean of the patch tokens, [B, dim], of uint8 images [B, 3, S, S]."""

@@ -109,6 +109,15 @@ def test_images_of_another_size_are_resized_as_in_repa():
         assert_close(foundation.pooled(x), foundation(x).mean(1))
 
 
+def test_the_network_is_given_channels_last_pictures():
+    foundation = load_foundation(FoundationConfig(name="demo"))
+    seen = []
+    foundation.tokens.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for size in (64, 32):
+        foundation(torch.zeros(2, 3, size, size, dtype=torch.uint8))
+    assert len(seen) == 2 and all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+
+
 def test_is_frozen():
     foundation = random_foundation("vit_tiny_patch16_224", image_size=32)
     holder = torch.nn.Module()
