@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from sendvae_fast.progress import Progress
 
 SHOWN = ("loss", "psnr", "velocity", "align")
 """Values shown beside the progress bar."""
+MAX_SKIPPED_STEPS = 100
+"""Steps in a row without an update, their gradients not being finite, after which a run is over: it only burns time."""
 
 
 @dataclass(kw_only=True)
@@ -67,7 +70,9 @@ class Stage(Protocol):
 def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, distributed: Distributed) -> int:
     """Train `stage` from the run's newest checkpoint to the last step.
 
-    Returns the exit code: 0 when the run is complete, `EXIT_REQUEUE` when a signal stopped it after a save.
+    Returns the exit code: 0 when the run is complete, `EXIT_REQUEUE` when a signal stopped it after a save. Raises
+    `UserError` after `MAX_SKIPPED_STEPS` skipped steps in a row; nothing is saved then that is not saved already, as
+    nothing has changed.
     """
     checkpointer = Checkpointer(run.checkpoints, config.keep_checkpoints, run.config_hash)
     step = resume(stage, checkpointer)
@@ -75,10 +80,13 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
         return 0
     logger, window, batches = MetricsLogger(run, last_step=step), MetricsWindow(), stage.batches(step)
     shown: dict[str, float] = {}
+    skipped = SkippedSteps()
     with StopOnSignal(distributed) as stop, Progress(stage.title, config.num_steps, "step", start=step) as progress:
         while step < config.num_steps:
-            window.add(stage.train_step(step, next(batches)))
+            values = stage.train_step(step, next(batches))
+            window.add(values)
             step += 1
+            skipped.see(step, values["grad_norm"])
             stopping, last = stop.requested(), step == config.num_steps
             if last or stopping or step % config.log_every == 0:
                 values = window.mean(distributed)
@@ -103,6 +111,23 @@ def resume(stage: Stage, checkpointer: Checkpointer) -> int:
     step, directory = found
     stage.load(directory)
     return step
+
+
+class SkippedSteps:
+    """Counts steps in a row whose gradients were not finite, and says so when they are too many."""
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+
+    def see(self, step: int, grad_norm: float) -> None:
+        """Take note of the step; UserError at the `MAX_SKIPPED_STEPS`-th in a row."""
+        self._in_a_row = 0 if math.isfinite(grad_norm) else self._in_a_row + 1
+        if self._in_a_row == MAX_SKIPPED_STEPS:
+            raise UserError(
+                f"the gradients of {MAX_SKIPPED_STEPS} steps in a row, up to step {step}, were not finite, so the run "
+                "was stopped; nothing has changed since the newest checkpoint before them: go on from it with "
+                "engine.precision=fp32, or start another run from it (init_from) with a lower learning rate"
+            )
 
 
 class MetricsWindow:

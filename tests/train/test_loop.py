@@ -1,0 +1,51 @@
+"""The loop that both stages share, with a stage that does nothing."""
+
+import itertools
+import math
+
+import pytest
+
+from sendvae_fast.engine.distributed import init_distributed
+from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.errors import UserError
+from sendvae_fast.train.loop import MAX_SKIPPED_STEPS, LoopConfig, fit
+
+
+class IdleStage:
+    title = "idle"
+
+    def __init__(self, grad_norm):
+        self.grad_norm, self.steps = grad_norm, []
+
+    def batches(self, start_step):
+        return itertools.repeat(None)
+
+    def train_step(self, step, batch):
+        self.steps.append(step)
+        return {"loss": 1.0, "grad_norm": self.grad_norm(step)}
+
+    def save(self, directory):
+        (directory / "weights").touch()
+
+    def preview(self, step, directory):
+        pass
+
+
+def train(stage, run, num_steps):
+    config = LoopConfig(num_steps=num_steps, save_every=50)
+    return fit(stage, config, RunDirectory(run, OptimizerConfig()), 1, init_distributed("cpu"))
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_run_that_only_skips_is_stopped(broken, tmp_path):
+    stage = IdleStage(lambda step: broken if step >= 60 else 1.0)
+    with pytest.raises(UserError, match=f"gradients of 100 steps in a row, up to step {60 + MAX_SKIPPED_STEPS}"):
+        train(stage, tmp_path / "run", 1000)
+    assert stage.steps[-1] + 1 == 60 + MAX_SKIPPED_STEPS
+    assert (tmp_path / "run" / "checkpoints" / "step_00000150" / "manifest.json").exists()
+
+
+def test_single_skipped_steps_stop_nothing(tmp_path):
+    stage = IdleStage(lambda step: 1.0 if step % MAX_SKIPPED_STEPS == 0 else math.nan)
+    assert train(stage, tmp_path / "run", 3 * MAX_SKIPPED_STEPS) == 0
