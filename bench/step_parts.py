@@ -91,13 +91,13 @@ def _trained(
 
 
 def _updates(engines: list[Engine]) -> Call:
-    """Norm, clipping, AdamW and EMA on the gradients that there are, or on random ones."""
+    """Norm, clipping, AdamW and EMA on random gradients, made once: the other parts drop theirs."""
+    gradients = [(param, 1e-3 * torch.randn_like(param)) for engine in engines for param in engine.trained.values()]
 
     def call(_: int) -> None:
+        for param, gradient in gradients:
+            param.grad = gradient
         for engine in engines:
-            for param in engine.trained.values():
-                if param.grad is None:
-                    param.grad = 1e-3 * torch.randn_like(param)
             engine.optimizer.step()
 
     return call
