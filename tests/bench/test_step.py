@@ -143,7 +143,7 @@ def test_engines_side_by_side(tmp_path):
     row = engine_forms(SIT, list(ENGINES), tmp_path, init_distributed("cpu"), 0.01)
     assert row["engines"].keys() == ENGINES.keys()
     assert all(form["img_per_s"] > 0 for form in row["engines"].values())
-    judged = {**row, "stage": "sit", "case": "SiT", "device": "cuda", "machine": {"name": "a GPU"}}
+    judged = {**row, "stage": "sit", "case": "SiT", "batch_size": 2, "device": "cuda", "machine": {"name": "a GPU"}}
     (verdict,) = step_verdicts(judged)
     assert verdict.form == "zero1" and verdict.goal.against == "ddp"
 
