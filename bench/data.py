@@ -9,10 +9,10 @@ All ways of doing one thing are measured in turn in one process; a row per part 
 """
 
 import io
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from bench.command_line import Parser, positive
-from bench.machine import ROOT, machine_facts, slug, source_facts, version_facts
+from bench.machine import ROOT, machine_facts, source_facts, version_facts
+from bench.result_file import write_rows
 from bench.timing import Timing, time_interleaved
 from sendvae_fast import ops
 from sendvae_fast.config import build_config, merge, read_yaml
@@ -67,19 +68,9 @@ def main(arguments: list[str]) -> int:
         rows.append({"part": part, **row, **facts})
         for form, result in row["forms"].items():
             print(f"{part}: {form}: {result['per_s']:,.0f} {row['unit']}/s", flush=True)
-    path = write_rows(options.out, machine["name"], rows)
+    path = write_rows(options.out, "data", machine["name"], rows, itemgetter("part"))
     print("written:", path)
     return 0
-
-
-def write_rows(out: Path, machine: str, rows: list[dict[str, Any]]) -> Path:
-    """Put the rows into the machine's file, in place of the same parts."""
-    path = out / f"data_{slug(machine)}.json"
-    measured = {row["part"] for row in rows}
-    kept = [row for row in json.loads(path.read_text()) if row["part"] not in measured] if path.exists() else []
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*kept, *rows], indent=1) + "\n")
-    return path
 
 
 def measured(calls: dict[str, Callable[[int], object]], num: int, seconds: float, unit: str) -> dict[str, Any]:

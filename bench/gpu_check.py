@@ -25,12 +25,14 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 
 import torch
 
 from bench.machine import ROOT, machine_facts, slug, source_facts, version_facts
 from bench.parts import FAILED, PASSED, SKIPPED, Part, Runner, table
+from bench.result_file import write_rows
 
 PARTS = ("build", "tests", "memcheck", "racecheck", "bench", "step", "sampling", "demo")
 LIMITS_S = {
@@ -166,13 +168,11 @@ def find_sanitizer() -> str | None:
 
 def run_bench(runner: Runner, out: Path, scratch: Path) -> list[Part]:
     """The kernel benchmark, one row per op with the goals it reached. What was measured before a stop counts."""
-    from bench.kernels import write_rows  # not before the build: it loads the libraries
-
     command = [sys.executable, "-m", "bench", "kernels", "--device", "cuda", "--out", str(scratch)]
     whole, _ = runner.run("bench kernels", command, LIMITS_S["bench"])
     rows = [row for path in scratch.glob("kernels_*.json") for row in json.loads(path.read_text())]
     if rows:
-        write_rows(out, rows[0]["machine"]["name"], rows)
+        write_rows(out, "kernels", rows[0]["machine"]["name"], rows, itemgetter("op"))
     return [whole, *bench_ops(rows)]
 
 

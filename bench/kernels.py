@@ -5,12 +5,12 @@ into <out>/kernels_<machine>.json, with the machine, the versions and the commit
 case is made: `bench/kernel_cases/__init__.py`.
 """
 
-import json
 import multiprocessing
 import os
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ import torch
 from bench.command_line import Parser, positive
 from bench.kernel_cases import available_ops, cases_of
 from bench.kernel_rows import COPY, EAGER, Effort, one_line, rows_of
-from bench.machine import ROOT, last_level_cache_bytes, machine_facts, slug, source_facts, version_facts
+from bench.machine import ROOT, last_level_cache_bytes, machine_facts, source_facts, version_facts
+from bench.result_file import write_rows
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops.dispatch import ENVIRONMENT_VARIABLE
 
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
         rows.append({**row, **facts})
         print(summary(row), flush=True)
         if out is not None:  # after each row, so that nothing is lost when this is stopped
-            path = write_rows(out, machine["name"], rows)
+            path = write_rows(out, "kernels", machine["name"], rows, itemgetter("op"))
     if out is not None:
         print("written:", path)
     return 1 if any(errors_of(row) for row in rows) else 0
@@ -100,17 +101,6 @@ def measure_op(op: str, device_name: str, threads: int, effort: Effort, sender: 
     for case in cases:
         for row in rows_of(op, case, device, last_level_cache_bytes(device), effort):
             sender.send(row)
-
-
-def write_rows(out: Path, machine: str, rows: list[dict[str, Any]]) -> Path:
-    """Put the rows into the machine's file, in place of all rows of the same ops."""
-    path = out / f"kernels_{slug(machine)}.json"
-    measured = {row["op"] for row in rows}
-    kept = [row for row in json.loads(path.read_text()) if row["op"] not in measured] if path.exists() else []
-    out.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(row) for row in [*kept, *rows])
-    path.write_text(f"[\n{lines}\n]\n")
-    return path
 
 
 def errors_of(row: dict[str, Any]) -> list[str]:

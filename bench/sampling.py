@@ -10,10 +10,10 @@ A row per case goes into <out>/sampling_<machine>.json. The plain forms are in `
 """
 
 import copy
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from torch import Tensor
 from bench.command_line import Parser, positive
 from bench.goals import sampling_verdicts
 from bench.kernel_rows import COMPILED, EAGER
-from bench.machine import ROOT, machine_facts, slug, source_facts, version_facts
+from bench.machine import ROOT, machine_facts, source_facts, version_facts
 from bench.reference_sampler import PlainSiT, reference_sampler
+from bench.result_file import write_rows
 from bench.timing import time_interleaved
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.sit import SiT
@@ -91,13 +92,15 @@ def main(arguments: list[str]) -> int:
         raise UserError("--device cuda: PyTorch sees no CUDA device here")
     threads = options.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    facts = {"device": device.type, "machine": machine_facts(device), "threads": threads, "versions": version_facts()}
+    machine = machine_facts(device)
+    facts = {"device": device.type, "machine": machine, "threads": threads, "versions": version_facts()}
     facts |= source_facts()
     rows = []
     for case in CASES[device.type][: 1 if options.quick else None]:
         rows.append({**measured_row(case, device, compile=not options.quick), **facts})
         print(summary(rows[-1]), flush=True)
-        path = write_rows(options.out, rows)  # after each row, so that nothing is lost when this is stopped
+        # After each row, so that nothing is lost when this is stopped.
+        path = write_rows(options.out, "sampling", machine["name"], rows, itemgetter("case"))
     print("written:", path)
     return 1 if any("error" in row for row in rows) else 0
 
@@ -222,13 +225,3 @@ def summary(row: dict[str, Any]) -> str:
         peak = f", {result['peak_bytes'] / 2**30:.1f} GiB" if result["peak_bytes"] else ""
         lines.append(f"{name}: error {result['error']:.1e}{timing}{peak}")
     return "\n  ".join([*lines, *sampling_verdicts(row), *([f"FAILED {row['error']}"] if "error" in row else [])])
-
-
-def write_rows(out: Path, rows: list[dict[str, Any]]) -> Path:
-    """Put the rows into the machine's file, in place of the same cases."""
-    path = out / f"sampling_{slug(rows[0]['machine']['name'])}.json"
-    measured = {row["case"] for row in rows}
-    kept = [row for row in json.loads(path.read_text()) if row["case"] not in measured] if path.exists() else []
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*kept, *rows], indent=1) + "\n")
-    return path

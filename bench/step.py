@@ -16,7 +16,6 @@ A row per case goes into <out>/step_<stage>_<machine>.json.
 """
 
 import gc
-import json
 import os
 import tempfile
 from dataclasses import asdict
@@ -28,7 +27,8 @@ import torch
 from bench.command_line import Parser, positive
 from bench.flops import count_flops, gemm_flops_per_s
 from bench.goals import step_verdicts
-from bench.machine import ROOT, machine_facts, slug, source_facts, version_facts
+from bench.machine import ROOT, machine_facts, source_facts, version_facts
+from bench.result_file import write_rows
 from bench.step_cases import STAGES, StepCase, cases_of
 from bench.step_engines import ENGINES, engine_forms
 from bench.step_forms import Form, check_losses, forms_of
@@ -71,7 +71,8 @@ def main(arguments: list[str]) -> int:
         row = {"stage": case.stage, "case": case.name, "batch_size": case.batch_size, **row, **facts}
         if distributed.is_main:
             print(summary(row), flush=True)
-            path = write_row(options.out, row)  # after each row, so that nothing is lost when this is stopped
+            # After each row, so that nothing is lost when this is stopped.
+            path = write_rows(options.out, f"step_{case.stage}", machine["name"], [row], identity)
     if distributed.is_main:
         print("written:", path)
     return 0
@@ -134,15 +135,6 @@ def peak_bytes(form: Form, batch: Any, device: torch.device) -> int | None:
     torch.cuda.reset_peak_memory_stats(device)
     form.step(1, batch)
     return torch.cuda.max_memory_allocated(device) - before + form.state_bytes
-
-
-def write_row(out: Path, row: dict[str, Any]) -> Path:
-    """Put a row into the machine's file, in place of the one of the same case and kind."""
-    path = out / f"step_{row['stage']}_{slug(row['machine']['name'])}.json"
-    kept = [old for old in json.loads(path.read_text()) if identity(old) != identity(row)] if path.exists() else []
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*kept, row], indent=1) + "\n")
-    return path
 
 
 def identity(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -14,6 +14,15 @@ if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(min(4, len(os.sched_getaffinity(0))))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch on one thread, for tests of tiny networks that run for many steps."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real test files, which are not part of the repository."""

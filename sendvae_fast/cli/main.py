@@ -24,7 +24,7 @@ VERBS = {
     "data check": "report what is odd or broken in a catalog",
     "data pack": "pack the samples of a catalog into WebDataset tar shards",
     "train vae": "stage 1: fine-tune (or train) an autoencoder, aligned with a foundation model",
-    "convert": "write an autoencoder in the layout of diffusers, of latent-diffusion or our own",
+    "convert": "write an autoencoder or a generator in the layout of another program",
     "cache-latents": "encode pictures once into latent shards",
     "train sit": "stage 2: train a SiT flow transformer with REPA on cached latents",
     "sample": "draw pictures from a trained SiT",

@@ -71,8 +71,8 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
     """Train `stage` from the run's newest checkpoint to the last step.
 
     Returns the exit code: 0 when the run is complete, `EXIT_REQUEUE` when a signal stopped it after a save. Raises
-    `UserError` after `MAX_SKIPPED_STEPS` skipped steps in a row; nothing is saved then that is not saved already, as
-    nothing has changed.
+    `UserError` after `MAX_SKIPPED_STEPS` skipped steps in a row, without another checkpoint: the weights that led there
+    are not worth pushing an older one out.
     """
     checkpointer = Checkpointer(run.checkpoints, config.keep_checkpoints, run.config_hash)
     step = resume(stage, checkpointer)
@@ -83,10 +83,10 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
     skipped = SkippedSteps()
     with StopOnSignal(distributed) as stop, Progress(stage.title, config.num_steps, "step", start=step) as progress:
         while step < config.num_steps:
-            values = stage.train_step(step, next(batches))
-            window.add(values)
+            of_step = stage.train_step(step, next(batches))
+            window.add(of_step)
             step += 1
-            skipped.see(step, values["grad_norm"])
+            skipped.see(step, of_step["grad_norm"])
             stopping, last = stop.requested(), step == config.num_steps
             if last or stopping or step % config.log_every == 0:
                 values = window.mean(distributed)
@@ -125,8 +125,8 @@ class SkippedSteps:
         if self._in_a_row == MAX_SKIPPED_STEPS:
             raise UserError(
                 f"the gradients of {MAX_SKIPPED_STEPS} steps in a row, up to step {step}, were not finite, so the run "
-                "was stopped; nothing has changed since the newest checkpoint before them: go on from it with "
-                "engine.precision=fp32, or start another run from it (init_from) with a lower learning rate"
+                "was stopped: go on from its newest checkpoint with engine.precision=fp32, or start another run from "
+                "it (init_from) with a lower learning rate"
             )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from operator import itemgetter
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from bench import kernels
 from bench.kernel_cases import LIBRARY_OPS, available_ops, cases_of
 from bench.kernel_cases.case import KernelCase, random_normal
 from bench.kernel_rows import COPY, EAGER, Effort, rows_of
+from bench.result_file import write_rows
 from sendvae_fast.ops.dispatch import OPS
 
 CPU = torch.device("cpu")
@@ -124,8 +126,8 @@ def _hang(*_):
 
 
 def test_results_replace_only_the_ops_measured(tmp_path):
-    kernels.write_rows(tmp_path, "A (R) machine", [{"op": "a", "x": 1}, {"op": "b", "x": 1}])
-    path = kernels.write_rows(tmp_path, "A (R) machine", [{"op": "a", "x": 2}])
+    write_rows(tmp_path, "kernels", "A (R) machine", [{"op": "a", "x": 1}, {"op": "b", "x": 1}], itemgetter("op"))
+    path = write_rows(tmp_path, "kernels", "A (R) machine", [{"op": "a", "x": 2}], itemgetter("op"))
     assert path.name == "kernels_a_r_machine.json"
     assert json.loads(path.read_text()) == [{"op": "b", "x": 1}, {"op": "a", "x": 2}]
 
