@@ -33,13 +33,13 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.dali_decoder import DaliDecoder, import_dali
 from sendvae_fast.data.decode import decode_rgb, examine
 from sendvae_fast.data.images import read_crop
-from sendvae_fast.data.latent_rows import LatentReader, LatentRows
-from sendvae_fast.data.synthetic import synth_scenes
+from sendvae_fast.data.latents.latent_rows import LatentReader, LatentRows
+from sendvae_fast.data.scenes.scene_folder import synth_scenes
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.train.common import TrainingImages
-from sendvae_fast.train.vae import VAEStage
-from sendvae_fast.train.vae_config import VAETrainConfig
+from sendvae_fast.train.vae.settings import VAETrainConfig
+from sendvae_fast.train.vae.stage import VAEStage
 
 PARTS = ("decode", "latents", "step")
 LATENT_SHAPE = (32, 16, 16)  # f16d32 at 256 px
@@ -155,7 +155,7 @@ class ShardDataset(Dataset):
         if self.open is None:  # in the worker: the maps do not travel
             self.open = [safe_open(path, framework="pt") for path in self.paths]
         file, row = self.open[i // SHARD_SIZE], i % SHARD_SIZE
-        return tuple(file.get_slice(name)[row:row + 1][0] for name in ("mean", "std"))
+        return tuple(file.get_slice(name)[row : row + 1][0] for name in ("mean", "std"))
 
 
 def latents_row(folder: Path, device: torch.device, options: Any) -> dict[str, Any]:
@@ -169,7 +169,10 @@ def latents_row(folder: Path, device: torch.device, options: Any) -> dict[str, A
     order = torch.randperm(NUM_LATENTS, generator=torch.Generator().manual_seed(0)).split(LATENT_BATCH)
     reader = LatentReader(LatentRows.of_files(paths, [("mean", "std")]), num_threads=2, read_ahead=8)
     loader = DataLoader(
-        ShardDataset(paths), batch_sampler=[ids.tolist() for ids in order], num_workers=2, persistent_workers=True,
+        ShardDataset(paths),
+        batch_sampler=[ids.tolist() for ids in order],
+        num_workers=2,
+        persistent_workers=True,
         prefetch_factor=4,
     )
 
@@ -210,8 +213,10 @@ def step_row(folder: Path, device: torch.device, options: Any) -> dict[str, Any]
     """Steps of the demo's autoencoder fed by the loader (decoding every time), and on one batch again and again."""
     synth_scenes(folder / "images", 512, 64, seed=0)
     settings = {
-        "run": str(folder / "run"), "data": {"root": str(folder / "images"), "cache_mb": 0, "num_threads": 1},
-        "loop": {"num_steps": 1}, "alignment": {"foundation": {"name": "demo"}},
+        "run": str(folder / "run"),
+        "data": {"root": str(folder / "images"), "cache_mb": 0, "num_threads": 1},
+        "loop": {"num_steps": 1},
+        "alignment": {"foundation": {"name": "demo"}},
     }
     base = read_yaml(ROOT / "configs" / "demo" / "vae.yaml")
     config = build_config(VAETrainConfig, merge(base, settings), "vae.yaml")

@@ -43,7 +43,11 @@ ALL_S = 570
 """Together less than ten minutes."""
 SANITIZER_FOUND = 99  # its exit code for findings, unlike any of Python's
 DEMO_SCALE = {
-    "num_train_images": 1000, "num_test_images": 300, "vae_steps": 300, "finetune_steps": 300, "generator_steps": 300,
+    "num_train_images": 1000,
+    "num_test_images": 300,
+    "vae_steps": 300,
+    "finetune_steps": 300,
+    "generator_steps": 300,
     "generate.num_samples": 100,
 }
 """A short demo: it shows that everything runs on the GPU, not that it learns."""

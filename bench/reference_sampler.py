@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sendvae_fast.models.sit import SiT, SiTBlock
+from sendvae_fast.models.sit.sit import SiT, SiTBlock
 
 
 class PlainSiT(nn.Module):
@@ -55,7 +55,13 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reference_sampler(
-    network: PlainSiT, z: Tensor, labels: Tensor, *, guidance_scale: float, num_steps: int, autocast: bool,
+    network: PlainSiT,
+    z: Tensor,
+    labels: Tensor,
+    *,
+    guidance_scale: float,
+    num_steps: int,
+    autocast: bool,
     noise: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
     """Latents [B, C, H, H] from noise z, guided at every noise level.

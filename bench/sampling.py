@@ -28,8 +28,8 @@ from bench.reference_sampler import PlainSiT, reference_sampler
 from bench.result_file import write_rows
 from bench.timing import time_interleaved
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.sit import SiT
-from sendvae_fast.models.sit_config import SiTConfig
+from sendvae_fast.models.sit.sit import SiT
+from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.ops import philox
 from sendvae_fast.sampling.generate import GenerateConfig, LatentSampler, tensor_cores
 from sendvae_fast.sampling.labels import sample_labels
@@ -203,9 +203,7 @@ class Bench:
         network = PlainSiT(self.sit if exact == torch.float32 else copy.deepcopy(self.sit).to(exact))
         with tensor_cores(False):
             truth = self.sample_plainly(network, self.z.to(exact), self.noise, autocast=False).double()
-        return {
-            name: ((form.checked().double() - truth).norm() / truth.norm()).item() for name, form in forms.items()
-        }
+        return {name: ((form.checked().double() - truth).norm() / truth.norm()).item() for name, form in forms.items()}
 
     def peak_bytes(self, form: Form) -> int | None:
         """Memory on a GPU at the most in a first run, the form's weights included; unknown on a CPU."""

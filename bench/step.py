@@ -105,7 +105,9 @@ def measure(
             "peak_bytes": peak_bytes(form, batch, device), "losses": form.losses,
         }  # fmt: skip
     row = {
-        "precision": str(dtype).removeprefix("torch."), "flops_per_image": flops, "gemm_flops_per_s": gemm,
+        "precision": str(dtype).removeprefix("torch."),
+        "flops_per_image": flops,
+        "gemm_flops_per_s": gemm,
         "forms": results,
     }
     if not quick:

@@ -18,11 +18,11 @@ from bench.machine import ROOT
 from sendvae_fast.config import build_config, merge, read_yaml
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.train.latent_batches import LatentBatch
-from sendvae_fast.train.sit import SiTStage
-from sendvae_fast.train.sit_config import SiTTrainConfig
-from sendvae_fast.train.vae import VAEStage
-from sendvae_fast.train.vae_config import VAETrainConfig
+from sendvae_fast.train.sit.latent_batches import LatentBatch
+from sendvae_fast.train.sit.settings import SiTTrainConfig
+from sendvae_fast.train.sit.stage import SiTStage
+from sendvae_fast.train.vae.settings import VAETrainConfig
+from sendvae_fast.train.vae.stage import VAEStage
 
 NUM_CLASSES = 1000
 STAGES = ("vae", "sit")
@@ -64,7 +64,8 @@ class StepCase:
             return VAEStage(config, None, distributed)
         channels = self.latent_shape[0]
         cache = SimpleNamespace(
-            rows=SimpleNamespace(shape=self.latent_shape), latent_mean=torch.zeros(channels),
+            rows=SimpleNamespace(shape=self.latent_shape),
+            latent_mean=torch.zeros(channels),
             latent_std=torch.ones(channels),
         )
         stage = SiTStage(config, SimpleNamespace(cache=cache, num_classes=NUM_CLASSES), distributed)

@@ -28,11 +28,13 @@ from sendvae_fast.engine import optimizer as engine_optimizer
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.perceptual import Perceptual
-from sendvae_fast.models import autoencoder, send_vae, sit, transformer
-from sendvae_fast.models.foundation import Foundation
+from sendvae_fast.models import send_vae, transformer
+from sendvae_fast.models.autoencoder import autoencoder
+from sendvae_fast.models.foundation.foundation import Foundation
+from sendvae_fast.models.sit import sit
 from sendvae_fast.train import common
-from sendvae_fast.train import sit as sit_stage
-from sendvae_fast.train import vae as vae_stage
+from sendvae_fast.train.sit import stage as sit_stage
+from sendvae_fast.train.vae import stage as vae_stage
 
 ENGINE = {"name": "ddp"}  # one rank: no engine at all, for all forms alike
 # How far the losses of a step may lie from the eager form's, relative to it or to the whole loss, and the gradient's
@@ -163,15 +165,40 @@ class ForeachAdamWEMA:
     @classmethod
     @torch.no_grad()
     def update(
-        cls, params, grads, exp_avg, exp_avg_sq, ema, steps, *, lr, betas, eps, weight_decay, ema_decay, grad_norm,
+        cls,
+        params,
+        grads,
+        exp_avg,
+        exp_avg_sq,
+        ema,
+        steps,
+        *,
+        lr,
+        betas,
+        eps,
+        weight_decay,
+        ema_decay,
+        grad_norm,
         max_grad_norm,
     ) -> None:
         float_steps = cls.float_steps.setdefault(params[0], [torch.zeros(()) for _ in params])
         if max_grad_norm:
             torch._foreach_mul_(grads, (max_grad_norm / (grad_norm + 1e-6)).clamp_max(1.0))
         adamw(
-            params, grads, exp_avg, exp_avg_sq, [], float_steps, foreach=True, amsgrad=False, beta1=betas[0],
-            beta2=betas[1], lr=lr, weight_decay=weight_decay, eps=eps, maximize=False,
+            params,
+            grads,
+            exp_avg,
+            exp_avg_sq,
+            [],
+            float_steps,
+            foreach=True,
+            amsgrad=False,
+            beta1=betas[0],
+            beta2=betas[1],
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=eps,
+            maximize=False,
         )
         if ema is not None:
             torch._foreach_lerp_(ema, params, 1.0 - ema_decay)

@@ -17,7 +17,7 @@ from sendvae_fast.losses.adversarial import generator_loss, hinge_discriminator_
 from sendvae_fast.losses.alignment import alignment_loss
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.ops import philox
-from sendvae_fast.train.vae import VAEStage
+from sendvae_fast.train.vae.stage import VAEStage
 
 OPTIMIZER = "optimizer"
 
@@ -76,9 +76,7 @@ def _sit_parts(stage: Stage, batch: Any) -> dict[str, Call]:
     return {"SiT, projector and alignment": _trained(engine, loss, z_t)}
 
 
-def _trained(
-    engine: Engine, forward: Callable[[Tensor], Tensor], x: Tensor, like: Tensor | None = None
-) -> Call:
+def _trained(engine: Engine, forward: Callable[[Tensor], Tensor], x: Tensor, like: Tensor | None = None) -> Call:
     """Forward at the engine's precision and backward, from random gradients `like` the output if it is no loss."""
 
     def call(_: int) -> None:

@@ -117,7 +117,8 @@ def step_tables(results: Path) -> str:
             lines.append("")
         lines += [
             f"- {row['case']}, batch {row['batch_size']}, {row['precision']}: {verdict}"
-            for row in rows for verdict in step_verdicts(row)
+            for row in rows
+            for verdict in step_verdicts(row)
         ]
         lines.append("")
     return "\n".join(lines)

@@ -41,8 +41,13 @@ class Progress:
         self._began_s = self._last_line_s = time.monotonic()
         if not self._silent and sys.stderr.isatty():
             columns = (
-                TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[values]}"),
             )
             self._bar = RichProgress(*columns, console=Console(stderr=True))
             self._bar.start()

@@ -11,13 +11,13 @@ import yaml
 from sendvae_fast.config import build_config, merge, read_yaml, required_keys
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.discriminator import Discriminator
-from sendvae_fast.models.foundation import load_foundation
-from sendvae_fast.models.sit import SiT
-from sendvae_fast.sampling.job import SampleConfig
+from sendvae_fast.models.foundation.foundation import load_foundation
+from sendvae_fast.models.sit.sit import SiT
+from sendvae_fast.sampling.sample_to_folder import SampleConfig
 from sendvae_fast.sampling.samplers import time_grid
-from sendvae_fast.train.sit_config import FlowConfig, SiTTrainConfig
-from sendvae_fast.train.vae_config import VAETrainConfig
-from sendvae_fast.train.vae_networks import build_model
+from sendvae_fast.train.sit.settings import FlowConfig, SiTTrainConfig
+from sendvae_fast.train.vae.networks import build_model
+from sendvae_fast.train.vae.settings import VAETrainConfig
 
 ROOT = Path(__file__).parents[1] / "configs"
 FILES = sorted(ROOT.rglob("*.yaml"))

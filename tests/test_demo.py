@@ -8,12 +8,17 @@ from PIL import Image
 
 from sendvae_fast.cli.main import main
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.demo import split_photographs
+from sendvae_fast.demo.demo import split_photographs
 from sendvae_fast.errors import UserError
 
 SMALL = [
-    "--num_train_images=48", "--num_test_images=48", "--vae_steps=2", "--finetune_steps=2", "--generator_steps=2",
-    "--generate.num_samples=6", "--generate.sampler.num_steps=2",
+    "--num_train_images=48",
+    "--num_test_images=48",
+    "--vae_steps=2",
+    "--finetune_steps=2",
+    "--generator_steps=2",
+    "--generate.num_samples=6",
+    "--generate.sampler.num_steps=2",
 ]
 
 

@@ -11,7 +11,7 @@ FLOORS = [
     {"engine"},
     {"sampling", "evaluation", "train"},
     {"report"},
-    {"demo", "demo_workers"},
+    {"demo"},
     {"cli", "__main__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -7,8 +7,8 @@ import torch
 from torch.optim.adamw import adamw
 
 from bench.kernel_cases.case import KernelCase, random_normal
-from sendvae_fast.models.sit import SiT
-from sendvae_fast.models.sit_config import SiTConfig
+from sendvae_fast.models.sit.sit import SiT
+from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.ops import adamw_ema_, global_norm
 
 LR, BETAS, EPS, WEIGHT_DECAY, EMA_DECAY, MAX_GRAD_NORM = 1e-4, (0.9, 0.999), 1e-8, 0.01, 0.9999, 1.0

@@ -5,7 +5,7 @@
 Resumable; refuses to mix autoencoders, crops or pictures.
 """
 
-from sendvae_fast.train.cache import CacheConfig, cache
+from sendvae_fast.train.cache_latents import CacheConfig, cache
 
 Config = CacheConfig
 

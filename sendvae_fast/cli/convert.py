@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sendvae_fast.engine.weights import resolve_weights
+from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import staged_directory
-from sendvae_fast.models.autoencoder_export import write_diffusers, write_ldm
-from sendvae_fast.models.autoencoder_io import load_autoencoder, save_autoencoder
+from sendvae_fast.models.autoencoder.export import write_diffusers, write_ldm
+from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
 from sendvae_fast.models.hub import check_push, push_folder
-from sendvae_fast.models.sit_io import load_sit, save_sit, write_published
-from sendvae_fast.train.facts import facts_of_checkpoint
+from sendvae_fast.models.sit.storage import load_sit, save_sit, write_published
+from sendvae_fast.train.vae.model_card import facts_of_checkpoint
 
 POSITIONAL = "source"
 _GENERATOR_LAYOUTS = ("generator", "repa", "repa-e", "lightningdit")

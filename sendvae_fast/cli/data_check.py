@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from sendvae_fast.data.catalog import Catalog, catalog_file_at
-from sendvae_fast.data.index import index_source
+from sendvae_fast.data.indexing.catalog_summary import CatalogSummary, summarize
+from sendvae_fast.data.indexing.index import index_source
 from sendvae_fast.data.sources.shards import CATALOG_NAME
-from sendvae_fast.data.summary import CatalogSummary, summarize
 from sendvae_fast.errors import UserError
 
 POSITIONAL = "source"

@@ -12,8 +12,8 @@ where it was stopped.
 from dataclasses import dataclass
 
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.data.index import default_catalog, index_source
-from sendvae_fast.data.summary import summarize
+from sendvae_fast.data.indexing.catalog_summary import summarize
+from sendvae_fast.data.indexing.index import default_catalog, index_source
 from sendvae_fast.errors import UserError
 
 POSITIONAL = "source"
@@ -43,9 +43,7 @@ class Config:
 def run(config: Config) -> None:
     """Write the catalog and say what is in it."""
     out = config.out or default_catalog(config.source)
-    fresh = index_source(
-        config.source, out, num_workers=config.num_workers, quick=config.quick, label=config.label
-    )
+    fresh = index_source(config.source, out, num_workers=config.num_workers, quick=config.quick, label=config.label)
     catalog = Catalog.open(out)
     summary = summarize(catalog)
     print(f"{out}: {len(catalog)} samples in {len(catalog.class_names)} classes" + ("" if fresh else ", already there"))

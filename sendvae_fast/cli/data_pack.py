@@ -10,7 +10,7 @@ goes on where it was stopped.
 from dataclasses import dataclass
 
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.data.pack import pack_catalog
+from sendvae_fast.data.indexing.pack import pack_catalog
 from sendvae_fast.errors import UserError
 
 POSITIONAL = "catalog"
@@ -41,7 +41,10 @@ class Config:
 def run(config: Config) -> None:
     """Write the shards."""
     fresh = pack_catalog(
-        Catalog.open(config.catalog), config.out, image_size=config.image_size, shard_size=config.shard_size,
+        Catalog.open(config.catalog),
+        config.out,
+        image_size=config.image_size,
+        shard_size=config.shard_size,
         num_workers=config.num_workers,
     )
     packed = Catalog.open(config.out)

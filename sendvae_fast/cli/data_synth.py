@@ -7,7 +7,7 @@ Writes FOLDER/<class>/<id>.jpg and FOLDER/attributes.csv. The same arguments aga
 
 from dataclasses import dataclass
 
-from sendvae_fast.data.synthetic import synth_scenes
+from sendvae_fast.data.scenes.scene_folder import synth_scenes
 
 POSITIONAL = "folder"
 

@@ -28,12 +28,14 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.run import environment
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import available_attention, dispatch, library, tune_attention
-from sendvae_fast.ops.attention_table import load, table_path
-from sendvae_fast.ops.attention_tuning import model_shapes
+from sendvae_fast.ops.attention.table import load, table_path
+from sendvae_fast.ops.attention.tuning import model_shapes
 
 OPTIONAL_PACKAGES = {
-    "nvidia-dali-cuda130": "GPU image decoding", "flash-attn": "flash attention 2 and 3",
-    "xformers": "attention kernels", "wandb": "logging to Weights & Biases",
+    "nvidia-dali-cuda130": "GPU image decoding",
+    "flash-attn": "flash attention 2 and 3",
+    "xformers": "attention kernels",
+    "wandb": "logging to Weights & Biases",
 }
 MIN_OPEN_FILES = 4096
 MIN_FREE_GIB = 10.0
@@ -96,11 +98,19 @@ def look_at_machine(findings: Findings) -> None:
     findings.add("machine", "system", f"{facts['platform']}, glibc {platform.libc_ver()[1] or 'unknown'}")
     findings.add("machine", "python", facts["python"])
     cores, threads = facts["cpu_cores"], facts["num_threads"]
-    findings.add("machine", "CPU", f"{cores} usable cores, {threads} torch threads, {facts['cpu_capability']}",
-                 "warning" if threads > cores else "ok")
+    findings.add(
+        "machine",
+        "CPU",
+        f"{cores} usable cores, {threads} torch threads, {facts['cpu_capability']}",
+        "warning" if threads > cores else "ok",
+    )
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    findings.add("machine", "open files", f"{open_files} (ulimit -n; {MIN_OPEN_FILES} or more for large data sets)",
-                 "ok" if open_files >= MIN_OPEN_FILES else "warning")
+    findings.add(
+        "machine",
+        "open files",
+        f"{open_files} (ulimit -n; {MIN_OPEN_FILES} or more for large data sets)",
+        "ok" if open_files >= MIN_OPEN_FILES else "warning",
+    )
     shared = Path("/dev/shm")
     if shared.exists():
         findings.add("machine", "/dev/shm", f"{shutil.disk_usage(shared).free / GIB:.1f} GiB free")
@@ -110,8 +120,12 @@ def look_at_machine(findings: Findings) -> None:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
-        findings.add("machine", f"GPU {index}", f"{properties.name}, sm_{properties.major}{properties.minor}, "
-                                                f"{free / GIB:.0f} of {total / GIB:.0f} GiB free")
+        findings.add(
+            "machine",
+            f"GPU {index}",
+            f"{properties.name}, sm_{properties.major}{properties.minor}, "
+            f"{free / GIB:.0f} of {total / GIB:.0f} GiB free",
+        )
 
 
 def look_at_packages(findings: Findings) -> None:
@@ -144,8 +158,12 @@ def look_at_ops(findings: Findings) -> None:
         unusable = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
         usable = ", ".join(name for name, reason in reasons.items() if reason is None)
         slow = chosen == "reference"
-        findings.add("ops", op, f"uses {chosen} on {device} (usable: {usable}; not: {unusable or 'none'})",
-                     "warning" if slow else "ok")
+        findings.add(
+            "ops",
+            op,
+            f"uses {chosen} on {device} (usable: {usable}; not: {unusable or 'none'})",
+            "warning" if slow else "ok",
+        )
 
 
 def look_at_attention(findings: Findings) -> None:
@@ -154,8 +172,13 @@ def look_at_attention(findings: Findings) -> None:
     for name, reason in available_attention(device).items():
         findings.add("attention", name, f"no: {reason}" if reason else f"takes {device} tensors")
     measurements = load(device)
-    findings.add("attention", "table", f"{len(measurements)} shapes measured in {table_path(device)}" if measurements
-                 else "none, so PyTorch chooses; sendvae doctor --tune_attention makes one")
+    findings.add(
+        "attention",
+        "table",
+        f"{len(measurements)} shapes measured in {table_path(device)}"
+        if measurements
+        else "none, so PyTorch chooses; sendvae doctor --tune_attention makes one",
+    )
     for measurement in measurements:
         shape = measurement.shape
         kind = "training" if shape.training else "forward"
@@ -175,8 +198,12 @@ def look_at_folders(findings: Findings, config: Config) -> None:
     existing = next(path for path in (out, *out.parents) if path.exists())
     free_gib = shutil.disk_usage(existing).free / GIB
     verdict: Verdict = "ok" if free_gib >= MIN_FREE_GIB else "warning"
-    findings.add("folders", "runs", f"{free_gib:.0f} GiB free at {existing}",
-                 verdict if os.access(existing, os.W_OK) else "broken")
+    findings.add(
+        "folders",
+        "runs",
+        f"{free_gib:.0f} GiB free at {existing}",
+        verdict if os.access(existing, os.W_OK) else "broken",
+    )
     if config.data is not None:
         try:
             catalog = Catalog.open(config.data)

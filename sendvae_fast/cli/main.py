@@ -141,13 +141,15 @@ def _help(verb: str, module: ModuleType) -> str:
     options = parser.format_help().partition("options:\n")[2]
     for key, group in optional_groups(module.Config):
         own = config_parser(group, key).format_help()
-        options += own[own.index("message and exit.\n") + len("message and exit.\n"):]
+        options += own[own.index("message and exit.\n") + len("message and exit.\n") :]
     # jsonargparse offers a config file and a help for every nested group; here --config reads whole files.
     for unwanted in (NESTED_FILE_OPTION, NESTED_HELP_OPTION):
         options = unwanted.sub("", options)
     kept = [line for line in options.splitlines() if "--help" not in line]
-    shared = ["  --config FILE         a YAML file with any of the keys below; may be given several times",
-              "  --debug               on a failure, show the traceback"]
+    shared = [
+        "  --config FILE         a YAML file with any of the keys below; may be given several times",
+        "  --debug               on a failure, show the traceback",
+    ]
     head = f"usage: sendvae {verb} {bare}[--config FILE ...] [--key.subkey=value ...]"
     return re.sub(r"\n{3,}", "\n\n", "\n".join([head, "", title, "", "options:", *shared, *kept])).rstrip()
 

@@ -1,6 +1,6 @@
 """Write the offline HTML report of a training run, or of a demo's comparison, into its folder.
 
-    sendvae report runs/send
+sendvae report runs/send
 """
 
 from dataclasses import dataclass

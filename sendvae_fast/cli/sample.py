@@ -8,7 +8,7 @@ Run the same command again to go on where it stopped; more --num_samples add to 
 """
 
 from sendvae_fast.engine.distributed import current_distributed
-from sendvae_fast.sampling.job import SampleConfig, npz_path, sample_to_folder
+from sendvae_fast.sampling.sample_to_folder import SampleConfig, npz_path, sample_to_folder
 
 Config = SampleConfig
 

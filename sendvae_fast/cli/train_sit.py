@@ -5,8 +5,8 @@
 Running the same command again resumes the run. On a signal (SIGTERM, SIGINT, SIGUSR1) it saves and exits with 75.
 """
 
-from sendvae_fast.train.sit import train_sit
-from sendvae_fast.train.sit_config import SiTTrainConfig
+from sendvae_fast.train.sit.settings import SiTTrainConfig
+from sendvae_fast.train.sit.stage import train_sit
 
 Config = SiTTrainConfig
 run = train_sit

@@ -5,8 +5,8 @@
 Running the same command again resumes the run. On a signal (SIGTERM, SIGINT, SIGUSR1) it saves and exits with 75.
 """
 
-from sendvae_fast.train.vae import train_vae
-from sendvae_fast.train.vae_config import VAETrainConfig
+from sendvae_fast.train.vae.settings import VAETrainConfig
+from sendvae_fast.train.vae.stage import train_vae
 
 Config = VAETrainConfig
 run = train_vae

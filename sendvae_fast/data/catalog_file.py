@@ -29,14 +29,26 @@ from sendvae_fast.files import staged
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"sendvae"
-FACTS = pa.schema([
-    ("size", pa.int64()), ("sha256", pa.binary(32)), ("width", pa.int32()), ("height", pa.int32()),
-    ("mode", pa.string()), ("format", pa.string()), ("verdict", pa.string()),
-])
+FACTS = pa.schema(
+    [
+        ("size", pa.int64()),
+        ("sha256", pa.binary(32)),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("format", pa.string()),
+        ("verdict", pa.string()),
+    ]
+)
 """What `sendvae data index` finds out about a sample."""
-LOCATION = pa.schema([
-    ("name", pa.binary()), ("label", pa.int64()), ("file", pa.int32()), ("offset", pa.int64()),
-])
+LOCATION = pa.schema(
+    [
+        ("name", pa.binary()),
+        ("label", pa.int64()),
+        ("file", pa.int32()),
+        ("offset", pa.int64()),
+    ]
+)
 
 
 def is_catalog_file(path: Path) -> bool:
@@ -58,8 +70,10 @@ def write_catalog_file(path: Path, listing: Listing, facts: pa.Table | None, ori
     sharded = isinstance(source, ShardedSource)
     nulls = [None] * len(source)
     columns = {
-        "name": [os.fsencode(name) for name in source.names], "label": listing.labels,
-        "file": source.file if sharded else nulls, "offset": source.offset if sharded else nulls,
+        "name": [os.fsencode(name) for name in source.names],
+        "label": listing.labels,
+        "file": source.file if sharded else nulls,
+        "offset": source.offset if sharded else nulls,
     }
     if facts is None:
         facts = pa.table({field.name: pa.nulls(len(source), field.type) for field in FACTS}, FACTS)
@@ -67,10 +81,14 @@ def write_catalog_file(path: Path, listing: Listing, facts: pa.Table | None, ori
             facts = facts.set_column(0, FACTS.field("size"), pa.array(source.size))
     root = source.root.absolute()
     note = {
-        "schema_version": SCHEMA_VERSION, "kind": source.kind,
+        "schema_version": SCHEMA_VERSION,
+        "kind": source.kind,
         "root": str(root.relative_to(path.parent) if root.is_relative_to(path.parent) else root),
-        "files": source.files if sharded else [], "class_names": listing.class_names,
-        "damage": listing.damage, "passed_over": listing.passed_over, "origin": origin,
+        "files": source.files if sharded else [],
+        "class_names": listing.class_names,
+        "damage": listing.damage,
+        "passed_over": listing.passed_over,
+        "origin": origin,
     }
     table = pa.table([pa.array(columns[field.name], field.type) for field in LOCATION], schema=LOCATION)
     for field in FACTS:

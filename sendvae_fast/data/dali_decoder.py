@@ -63,7 +63,7 @@ class DaliDecoder:
         crops = []
         try:
             for start in range(0, len(encoded), MAX_BATCH):
-                part = [np.frombuffer(data, np.uint8) for data in encoded[start:start + MAX_BATCH]]
+                part = [np.frombuffer(data, np.uint8) for data in encoded[start : start + MAX_BATCH]]
                 self._pipeline.feed_input("encoded", part)
                 (pictures,) = self._pipeline.run()
                 crops += [ops.center_crop(self._tensor(picture), self._size) for picture in pictures]
@@ -91,7 +91,9 @@ class DaliDecoder:
         on_gpu = self._device.type == "cuda"
 
         @pipeline_def(
-            batch_size=MAX_BATCH, num_threads=self._num_threads, prefetch_queue_depth=1,
+            batch_size=MAX_BATCH,
+            num_threads=self._num_threads,
+            prefetch_queue_depth=1,
             device_id=(self._device.index or 0) if on_gpu else None,
         )
         def decode():

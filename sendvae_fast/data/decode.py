@@ -15,8 +15,16 @@ from PIL import Image
 from sendvae_fast.errors import UserError
 
 FORMAT_OF_EXTENSION = {
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF",
-    ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
 }
 """File name endings taken for images, whatever their case, and the format they promise."""
 FORMATS = tuple(dict.fromkeys(FORMAT_OF_EXTENSION.values()))
@@ -221,7 +229,7 @@ def _jpeg_frame_type(data: bytes) -> int | None:
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return marker
         else:
-            position += 2 + int.from_bytes(data[position + 2:position + 4], "big")
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return None
 
 

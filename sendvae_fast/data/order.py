@@ -54,7 +54,7 @@ class BatchSchedule:
             )
         share = self.global_batch // world_size
         epoch, position = divmod(step * self.global_batch + rank * share, self.num_samples)
-        ids = self.permutation(epoch)[position:position + share]
+        ids = self.permutation(epoch)[position : position + share]
         if len(ids) < share:
-            ids = np.concatenate([ids, self.permutation(epoch + 1)[:share - len(ids)]])
+            ids = np.concatenate([ids, self.permutation(epoch + 1)[: share - len(ids)]])
         return ids.copy()

@@ -119,7 +119,7 @@ class Checkpointer:
         """Remove all but the newest checkpoints up to `step`, and what killed saves left behind."""
         older = [directory for number, directory in _newest_first(self.directory) if number <= step]
         left_over = [path for path in self.directory.iterdir() if STAGED_NAME.fullmatch(path.name)]
-        for directory in older[self.keep:] + left_over:
+        for directory in older[self.keep :] + left_over:
             # One that cannot be removed costs disk space, not the training.
             shutil.rmtree(directory, onerror=lambda _, path, error: _warn(f"cannot remove {path}: {error[1]}"))
 

@@ -90,9 +90,7 @@ class DeepSpeedEngine(Engine):
         }
         if self.config.precision == "bf16":
             # No "lower precision safe" modules: gradients are reduced, and ZeRO 3 gathers weights, in fp32.
-            settings["torch_autocast"] = {
-                "enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []
-            }
+            settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
         return settings
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -152,8 +150,8 @@ class DeepSpeedEngine(Engine):
         """
         size = param.ds_tensor.numel()
         padded = value.new_zeros(size * self.distributed.world_size)
-        padded[:value.numel()] = value.flatten()
-        part = padded[size * self.distributed.rank:][:size]
+        padded[: value.numel()] = value.flatten()
+        part = padded[size * self.distributed.rank :][:size]
         if kind == "model":
             self._fragments.safe_set_local_fp32_param(param, part)
         else:

@@ -19,8 +19,7 @@ class RunningStatistics:
 
     def __init__(self, module: nn.Module, distributed: Distributed) -> None:
         self._modules = [
-            part for part in module.modules()
-            if isinstance(part, BATCH_NORMS) and part.track_running_stats
+            part for part in module.modules() if isinstance(part, BATCH_NORMS) and part.track_running_stats
         ]
         self._distributed = distributed
         self._kept = [buffer.clone() for buffer in self._buffers()]
@@ -33,7 +32,8 @@ class RunningStatistics:
         """Average the statistics over ranks, where a training forward may have moved them apart, and keep them."""
         moving = [
             getattr(part, name)
-            for part in self._modules if part.training and not isinstance(part, nn.SyncBatchNorm)
+            for part in self._modules
+            if part.training and not isinstance(part, nn.SyncBatchNorm)
             for name in STATISTICS[:2]
         ]
         if moving and self._distributed.world_size > 1:

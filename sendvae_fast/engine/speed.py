@@ -15,10 +15,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sendvae_fast.losses.perceptual import Perceptual
-from sendvae_fast.models import mapper
-from sendvae_fast.models.autoencoder import AttentionBlock, ResnetBlock
+from sendvae_fast.models.autoencoder.autoencoder import AttentionBlock, ResnetBlock
 from sendvae_fast.models.discriminator import Discriminator
-from sendvae_fast.models.sit import SiTBlock
+from sendvae_fast.models.mappers import mapper
+from sendvae_fast.models.sit.sit import SiTBlock
 
 # Nothing in them keeps state, so that a second forward pass changes nothing. All randomness is stateless in any case.
 RECOMPUTED = (ResnetBlock, AttentionBlock, SiTBlock, mapper.Block)

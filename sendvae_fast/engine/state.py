@@ -109,7 +109,8 @@ def _check_names(what: str, wanted: Iterable[str], found: Iterable[str]) -> None
     wanted, found = set(wanted), set(found)
     differences = [
         f"{title} {_shortened(sorted(names))}"
-        for title, names in (("missing", wanted - found), ("unexpected", found - wanted)) if names
+        for title, names in (("missing", wanted - found), ("unexpected", found - wanted))
+        if names
     ]
     if differences:
         raise UserError(f"{what} do not fit this model: {'; '.join(differences)}: check the model settings")

@@ -36,7 +36,12 @@ class Tap:
         conv = self.module
         shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
         return torch.nn.grad.conv2d_weight(
-            self.input.detach().float(), shape, output_gradient.float(), conv.stride, conv.padding, conv.dilation,
+            self.input.detach().float(),
+            shape,
+            output_gradient.float(),
+            conv.stride,
+            conv.padding,
+            conv.dilation,
             conv.groups,
         )
 

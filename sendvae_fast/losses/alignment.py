@@ -21,8 +21,13 @@ def alignment_loss(features: Tensor, target: Tensor) -> Tensor:
 
 
 def vf_loss(
-    features: Tensor, target: Tensor, *, cos_margin: float = 0.5, distmat_margin: float = 0.25,
-    cos_weight: float = 1.0, distmat_weight: float = 1.0,
+    features: Tensor,
+    target: Tensor,
+    *,
+    cos_margin: float = 0.5,
+    distmat_margin: float = 0.25,
+    cos_weight: float = 1.0,
+    distmat_weight: float = 1.0,
 ) -> Tensor:
     """VA-VAE's VF loss (arXiv:2501.01423, Section 3): the sum of two terms, each with its margin and weight.
 
@@ -47,9 +52,7 @@ def distance_matrix_loss(features: Tensor, target: Tensor, margin: float) -> Ten
         return F.softshrink(difference, margin).abs().mean()
 
 
-def reals_loss(
-    features: Tensor, target: Tensor, *, patch_weight: float = 1.0, global_weight: float = 1.0
-) -> Tensor:
+def reals_loss(features: Tensor, target: Tensor, *, patch_weight: float = 1.0, global_weight: float = 1.0) -> Tensor:
     """ReaLS (arXiv:2502.00359): alignment of every patch, and of the picture as a whole; a float32 scalar.
 
         patch_weight mean_n (1 - cos(f_n, y_n)) + global_weight (1 - cos(mean_n f_n, mean_n y_n))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sendvae_fast.models.autoencoder import LOGVAR_RANGE
+from sendvae_fast.models.autoencoder.autoencoder import LOGVAR_RANGE
 
 
 def reconstruction_loss(x: Tensor, x_hat: Tensor, kind: Literal["l1", "l2"] = "l1") -> Tensor:
@@ -27,7 +27,7 @@ def mean_psnr(x: Tensor, x_hat: Tensor) -> Tensor:
     """PSNR in dB, averaged over pictures, to watch a run by; a float32 scalar.
 
     ``10 log10(4 / mse)`` of pictures [B, 3, H, W] in [-1, 1], the reconstruction clamped to that range but, unlike in
-    `evaluation.reconstruction`, not rounded to uint8. Capped at 100 dB.
+    `evaluation.reconstruction_quality`, not rounded to uint8. Capped at 100 dB.
     """
     mse = (x_hat.float().clamp(-1, 1) - x.float()).square().flatten(1).mean(dim=1)
     return (10 * torch.log10(4 / mse)).clamp(max=100.0).mean()

@@ -42,7 +42,11 @@ class LatentStatistics(NamedTuple):
 
 
 def choose_statistics(
-    path: Path, found: LatentStatistics | None, stats: str | Path | None, scaling_factor: float | None, channels: int,
+    path: Path,
+    found: LatentStatistics | None,
+    stats: str | Path | None,
+    scaling_factor: float | None,
+    channels: int,
     layout: str,
 ) -> LatentStatistics:
     """Those asked for by a file or by one number for all channels, else those `found` with the weights at `path`.
@@ -111,9 +115,7 @@ def statistics_of_batch_norm(content: dict, origin: str, eps: float = _BATCH_NOR
             head, _, last = str(key).rpartition(".")
             variance = state.get(f"{head}.running_var")
             if last == "running_mean" and head.split(".")[-1] == "bn" and isinstance(variance, Tensor):
-                return LatentStatistics(
-                    state[key], (variance.float() + eps).sqrt(), f"batch norm {head} in {origin}"
-                )
+                return LatentStatistics(state[key], (variance.float() + eps).sqrt(), f"batch norm {head} in {origin}")
     return None
 
 

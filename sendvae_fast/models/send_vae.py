@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sendvae_fast.models.autoencoder import LOGVAR_RANGE, Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder import LOGVAR_RANGE, Autoencoder
 from sendvae_fast.ops import noise_inject
 
 LatentNormKind = Literal["running", "fixed", "none"]

@@ -46,9 +46,7 @@ class Attention(nn.Module):
     `q_norm` and `k_norm` are modules on [..., D / heads], or None; what they and `rope` give is taken in v's dtype.
     """
 
-    def __init__(
-        self, width: int, num_heads: int, q_norm: nn.Module | None = None, k_norm: nn.Module | None = None
-    ):
+    def __init__(self, width: int, num_heads: int, q_norm: nn.Module | None = None, k_norm: nn.Module | None = None):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)

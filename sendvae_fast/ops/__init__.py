@@ -3,9 +3,9 @@
 from sendvae_fast.ops import philox
 from sendvae_fast.ops.adaln import adaln, adaln_reference
 from sendvae_fast.ops.adamw_ema import adamw_ema_, adamw_ema_reference_
-from sendvae_fast.ops.attention import attention, attention_reference, available_attention, use_attention
-from sendvae_fast.ops.attention_table import AttentionShape
-from sendvae_fast.ops.attention_tuning import tune_attention
+from sendvae_fast.ops.attention.call import attention, attention_reference, available_attention, use_attention
+from sendvae_fast.ops.attention.table import AttentionShape
+from sendvae_fast.ops.attention.tuning import tune_attention
 from sendvae_fast.ops.center_crop import (
     CenterCropBatch,
     center_crop,

@@ -88,9 +88,7 @@ def _reduce(distance: torch.Tensor, reduction: str) -> torch.Tensor:
     return distance.mean(-1) if reduction == "sample" else distance.mean()
 
 
-def _check(
-    features: torch.Tensor, target: torch.Tensor, reduction: str, eps: float, margin: float | None
-) -> None:
+def _check(features: torch.Tensor, target: torch.Tensor, reduction: str, eps: float, margin: float | None) -> None:
     if features.dim() < 2 or features.shape[-1] == 0:
         raise ValueError(f"features must be [..., N, D] with D > 0, got {list(features.shape)}")
     if features.shape != target.shape:
@@ -132,6 +130,4 @@ def _backward(op, ctx, grad, _grad_stats):
     return grad_features, grad_target if need_target else None, None, None
 
 
-register(
-    "cosine_align", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
-)
+register("cosine_align", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward)

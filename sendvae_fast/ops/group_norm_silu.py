@@ -137,6 +137,4 @@ def _backward(op, ctx, grad_y, grad_s, _grad_mean, _grad_rstd):
     return grad_x, grad_x if ctx.needs_input_grad[1] else None, grad_weight, grad_bias, None, None, None
 
 
-register(
-    "group_norm_silu", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
-)
+register("group_norm_silu", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward)

@@ -100,6 +100,4 @@ def _backward(op, ctx, grad, _grad_stats):
     return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None
 
 
-register(
-    "lpips_distance", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
-)
+register("lpips_distance", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward)

@@ -89,9 +89,7 @@ def noise_inject(
             spread_is_std=spread_is_std, patch_size=patch_size,
         )  # fmt: skip
     op = op_of("noise_inject", backend)
-    return NoiseInjectOutput(
-        *op(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size)
-    )
+    return NoiseInjectOutput(*op(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size))
 
 
 def noise_inject_reference(
@@ -182,9 +180,7 @@ def _fake(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_s
     return z, z_t, velocity, latent_mean.new_empty(mean.shape[0])
 
 
-def _fake_backward(
-    grad_z, grad_z_t, grad_velocity, spread, latent_std, key, sample_ids, t, spread_is_std, patch_size
-):
+def _fake_backward(grad_z, grad_z_t, grad_velocity, spread, latent_std, key, sample_ids, t, spread_is_std, patch_size):
     return tuple(torch.empty_like(spread, memory_format=torch.contiguous_format) for _ in range(2))
 
 
@@ -208,6 +204,4 @@ def _backward(op, ctx, grad_z, grad_z_t, grad_velocity, _grad_t):
     return grad_mean, grad_spread, None, None, None, None, None, None, None
 
 
-register(
-    "noise_inject", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
-)
+register("noise_inject", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward)

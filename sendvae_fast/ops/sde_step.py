@@ -70,9 +70,7 @@ def sde_step(
     backend = backend_for("sde_step", velocity)
     with torch.no_grad():
         if backend == "reference":
-            return sde_step_reference(
-                x, velocity, times, key, sample_ids, guidance_scale=guidance_scale, last=last
-            )
+            return sde_step_reference(x, velocity, times, key, sample_ids, guidance_scale=guidance_scale, last=last)
         return SdeStepOutput(*op_of("sde_step", backend)(x, velocity, times, key, sample_ids, guidance_scale, last))
 
 

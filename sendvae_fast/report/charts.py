@@ -18,10 +18,22 @@ _VARIABLES = {_INK: "var(--soft)", _RULE: "var(--rule)"} | {
     colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES)
 }
 _STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 8.5, "axes.edgecolor": _RULE, "axes.linewidth": 0.8,
-    "xtick.color": _INK, "ytick.color": _INK, "axes.labelcolor": _INK, "text.color": _INK, "grid.color": _RULE,
-    "grid.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
-    "axes.formatter.use_mathtext": False, "axes.unicode_minus": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.size": 8.5,
+    "axes.edgecolor": _RULE,
+    "axes.linewidth": 0.8,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "grid.color": _RULE,
+    "grid.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.formatter.use_mathtext": False,
+    "axes.unicode_minus": True,
 }
 LOG_SCALE_RATIO = 50
 

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.report.data import METRICS, Picture, ReportData, RunRecord, Variant, seed_values
+from sendvae_fast.report.contents import METRICS, Picture, ReportData, RunRecord, Variant, seed_values
 from sendvae_fast.report.summary import comparison_sentences, comparison_tiles, run_sentences, run_tiles, verdict
 
 RESULTS_FILE = "results.json"
@@ -38,9 +38,13 @@ def load_run(path: str | os.PathLike[str]) -> ReportData:
     path = Path(path)
     run = read_run(path, name=path.resolve().name)
     return ReportData(
-        title=run.name, subtitle=STAGE_WORDS[run.stage],
-        verdict=f"{run.last_step:,} steps are logged.", summary=run_sentences(run), tiles=run_tiles(run),
-        reconstructions=_previews(path / "samples", "reconstruction"), samples=_previews(path / "samples", "samples"),
+        title=run.name,
+        subtitle=STAGE_WORDS[run.stage],
+        verdict=f"{run.last_step:,} steps are logged.",
+        summary=run_sentences(run),
+        tiles=run_tiles(run),
+        reconstructions=_previews(path / "samples", "reconstruction"),
+        samples=_previews(path / "samples", "samples"),
         runs=[run],
     )
 
@@ -64,16 +68,21 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
     entries = results["variants"]
     variants = [
         Variant(
-            name=entry["name"], description=entry.get("description", ""), metrics=_with_mean_f1(entry),
+            name=entry["name"],
+            description=entry.get("description", ""),
+            metrics=_with_mean_f1(entry),
             attribute_f1=entry.get("attribute_f1", {}),
         )
         for entry in entries
     ]
     by_name = {variant.name: variant for variant in variants}
     data = ReportData(
-        title=results.get("title", path.resolve().name), subtitle=results.get("subtitle", ""), variants=variants,
+        title=results.get("title", path.resolve().name),
+        subtitle=results.get("subtitle", ""),
+        variants=variants,
         summary=results.get("notes", []),
-        reconstructions=_reconstruction_strips(path, results), samples=_sample_sheets(path, entries),
+        reconstructions=_reconstruction_strips(path, results),
+        samples=_sample_sheets(path, entries),
         runs=[read_run(path / run, entry["name"]) for entry in entries for run in entry.get("runs", [])],
     )
     if "candidate" in results and "control" in results:
@@ -104,9 +113,12 @@ def read_run(path: Path, name: str) -> RunRecord:
         reason = _one_line(error)
         raise UserError(f"{path}: config.yaml or environment.json is damaged ({reason}); restore it") from error
     return RunRecord(
-        name=name, stage="generator" if "velocity" in columns else "autoencoder",
+        name=name,
+        stage="generator" if "velocity" in columns else "autoencoder",
         series={key: (np.array(steps), np.array(values)) for key, (steps, values) in columns.items()},
-        duration_s=times_s[-1] - times_s[0] if times_s else 0.0, config=config, environment=environment,
+        duration_s=times_s[-1] - times_s[0] if times_s else 0.0,
+        config=config,
+        environment=environment,
     )
 
 
@@ -156,23 +168,32 @@ def _with_mean_f1(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _reconstruction_strips(path: Path, results: Mapping[str, Any]) -> list[Picture]:
     strips = []
     if results.get("originals"):
-        strips.append(Picture(
-            image=_read_picture(path / results["originals"]), title="Originals", caption="",
-            alt="A row of pictures from the data.",
-        ))
+        strips.append(
+            Picture(
+                image=_read_picture(path / results["originals"]),
+                title="Originals",
+                caption="",
+                alt="A row of pictures from the data.",
+            )
+        )
     for entry in results["variants"]:
         if entry.get("reconstructions"):
-            strips.append(Picture(
-                image=_read_picture(path / entry["reconstructions"]), title=entry["name"], caption="",
-                alt=f"The same pictures after {entry['name']} encoded and decoded them.",
-            ))
+            strips.append(
+                Picture(
+                    image=_read_picture(path / entry["reconstructions"]),
+                    title=entry["name"],
+                    caption="",
+                    alt=f"The same pictures after {entry['name']} encoded and decoded them.",
+                )
+            )
     return strips
 
 
 def _sample_sheets(path: Path, entries: list[Mapping[str, Any]]) -> list[Picture]:
     return [
         Picture(
-            image=_read_picture(path / entry["samples"]), title=entry["name"],
+            image=_read_picture(path / entry["samples"]),
+            title=entry["name"],
             caption=f"Drawn from the generator that was trained on the latents of {entry['name']}.",
             alt=f"A sheet of generated pictures: {entry['name']}.",
         )
@@ -191,7 +212,9 @@ def _previews(directory: Path, kind: str) -> list[Picture]:
     chosen = sorted({min(steps), max(steps)}) if steps else []
     return [
         Picture(
-            image=_read_picture(steps[step]), title=f"Step {step:,}", caption=PREVIEW_CAPTIONS[kind],
+            image=_read_picture(steps[step]),
+            title=f"Step {step:,}",
+            caption=PREVIEW_CAPTIONS[kind],
             alt=f"Preview pictures after {step:,} steps. {PREVIEW_CAPTIONS[kind]}",
         )
         for step in chosen

@@ -19,16 +19,22 @@ from PIL import Image
 
 from sendvae_fast import __version__
 from sendvae_fast.report.charts import line_chart
-from sendvae_fast.report.data import METRICS, Measured, ReportData, RunRecord, Variant, seed_values
+from sendvae_fast.report.contents import METRICS, Measured, ReportData, RunRecord, Variant, seed_values
 from sendvae_fast.report.summary import format_duration, median_throughput
 
 MAX_PICTURE_WIDTH_PX = 1600
 THROUGHPUT = "img_per_s"
 LONE_COLOUR = 2  # the first colours of the palette are the quiet ones, for baselines
 CURVES = {
-    "loss": "Total loss", "reconstruction": "Reconstruction loss", "velocity": "Velocity loss",
-    "align": "Alignment, 1 − cosine", "psnr": "PSNR of the training pictures, dB", "lpips": "LPIPS",
-    "kl": "KL divergence", "gan": "GAN loss of the autoencoder", "discriminator": "Discriminator loss",
+    "loss": "Total loss",
+    "reconstruction": "Reconstruction loss",
+    "velocity": "Velocity loss",
+    "align": "Alignment, 1 − cosine",
+    "psnr": "PSNR of the training pictures, dB",
+    "lpips": "LPIPS",
+    "kl": "KL divergence",
+    "gan": "GAN loss of the autoencoder",
+    "discriminator": "Discriminator loss",
     "grad_norm": "Gradient norm",
 }
 """Names of known curves, in the order of the page; others follow under their own names."""
@@ -50,15 +56,23 @@ class Cell:
 def build_report(data: ReportData) -> str:
     """The HTML of the page."""
     environment = Environment(
-        loader=PackageLoader("sendvae_fast.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("sendvae_fast.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["png"] = png_data_uri
     environment.filters["yaml"] = lambda value: yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
     return environment.get_template("report.html.j2").render(
-        data=data, version=__version__, metrics=METRICS, metric_table=metric_table(data.variants),
-        attribute_table=attribute_table(data.variants), stages=training_stages(data.runs),
-        throughput=throughput_table(data.runs), num_columns=len(data.variants),
+        data=data,
+        version=__version__,
+        metrics=METRICS,
+        metric_table=metric_table(data.variants),
+        attribute_table=attribute_table(data.variants),
+        stages=training_stages(data.runs),
+        throughput=throughput_table(data.runs),
+        num_columns=len(data.variants),
     )
 
 
@@ -81,7 +95,8 @@ def metric_table(variants: Sequence[Variant]) -> dict[str, list[Cell]]:
         means = [_mean(variant.metrics.get(key)) for variant in variants]
         best = _best(means, metric.digits, metric.better)
         table[key] = [
-            Cell(metric.absent, absent=True) if mean is None
+            Cell(metric.absent, absent=True)
+            if mean is None
             else Cell(f"{mean:.{metric.digits}f}", _spread(variant.metrics[key], metric.digits), best=is_best)
             for variant, mean, is_best in zip(variants, means, best, strict=True)
         ]
@@ -135,10 +150,15 @@ def throughput_table(runs: Sequence[RunRecord]) -> list[dict[str, str]]:
     rows = []
     for run in runs:
         rate = median_throughput(run)
-        rows.append({
-            "name": run.name, "stage": run.stage, "steps": f"{run.last_step:,}",
-            "rate": "–" if rate is None else f"{rate:,.1f}", "time": format_duration(run.duration_s),
-        })
+        rows.append(
+            {
+                "name": run.name,
+                "stage": run.stage,
+                "steps": f"{run.last_step:,}",
+                "rate": "–" if rate is None else f"{rate:,.1f}",
+                "time": format_duration(run.duration_s),
+            }
+        )
     return rows
 
 

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Literal
 
-from sendvae_fast.report.data import METRICS, RunRecord, Tile, Variant, seed_values
+from sendvae_fast.report.contents import METRICS, RunRecord, Tile, Variant, seed_values
 
 Outcome = Literal["better", "worse", "unclear", "absent"]
 # What the paper claims of alignment, so what a verdict weighs, and how it says each outcome.
 CLAIMED = {
     "attribute_f1": {
-        "better": "latents tell attributes better", "worse": "latents tell attributes worse",
+        "better": "latents tell attributes better",
+        "worse": "latents tell attributes worse",
         "unclear": "latents tell attributes about as well",
     },
     "gfid": {
@@ -80,8 +81,12 @@ def comparison_tiles(candidate: Variant, control: Variant) -> list[Tile]:
 def run_sentences(run: RunRecord) -> list[str]:
     """What the curves of a run did from its first logged values to its last."""
     sentences = []
-    for name, label in (("reconstruction", "reconstruction loss"), ("velocity", "velocity loss"),
-                        ("align", "alignment loss"), ("loss", "total loss")):
+    for name, label in (
+        ("reconstruction", "reconstruction loss"),
+        ("velocity", "velocity loss"),
+        ("align", "alignment loss"),
+        ("loss", "total loss"),
+    ):
         if name in run.series and len(run.series[name][1]) > 1:
             _, values = run.series[name]
             word = "fell" if values[-1] < values[0] else "rose" if values[-1] > values[0] else "stayed"
@@ -114,14 +119,10 @@ def format_duration(seconds: float) -> str:
     return text.removeprefix("0:").removeprefix("0")
 
 
-def _sentence(
-    key: str, outcome: Outcome, differences: Sequence[float], candidate: Variant, control: Variant
-) -> str:
+def _sentence(key: str, outcome: Outcome, differences: Sequence[float], candidate: Variant, control: Variant) -> str:
     metric, num_seeds = METRICS[key], len(differences)
     ours, theirs = (fmean(seed_values(variant.metrics[key])) for variant in (candidate, control))
-    numbers = (
-        f"was {ours:.{metric.digits}f} for {candidate.name} and {theirs:.{metric.digits}f} for {control.name}"
-    )
+    numbers = f"was {ours:.{metric.digits}f} for {candidate.name} and {theirs:.{metric.digits}f} for {control.name}"
     if num_seeds == 1:
         judgement = {"better": "better", "worse": "worse", "unclear": "the same"}[outcome]
     elif outcome == "unclear":

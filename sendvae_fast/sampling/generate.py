@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder import Autoencoder
-from sendvae_fast.models.sit import SiT
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.sampling.guidance import LabelledModel, check_guidance, guided
 from sendvae_fast.sampling.labels import LabelSampling, sample_labels
 from sendvae_fast.sampling.replay import CudaGraphRecorder, ReplayedModel
@@ -113,9 +113,7 @@ class LatentSampler:
             self._model = ReplayedModel(network, CudaGraphRecorder())
 
     @torch.inference_mode()
-    def __call__(
-        self, sample_ids: Tensor, on_step: Callable[[], object] = lambda: None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, sample_ids: Tensor, on_step: Callable[[], object] = lambda: None) -> tuple[Tensor, Tensor]:
         """Labels int64 [B] and latents float32 [B, C, H, H] of sample ids int64 [B], which are on the device."""
         sizes, config = self._sizes, self._config
         labels = sample_labels(config.seed, sample_ids, sizes.num_classes, config.labels)
@@ -123,9 +121,7 @@ class LatentSampler:
             self._model, labels, config.guidance_scale, config.guidance_interval, sizes.num_classes,
             config.guidance_channels,
         )  # fmt: skip
-        noise = initial_noise(
-            config.seed, sample_ids, (sizes.latent_channels, sizes.latent_size, sizes.latent_size)
-        )
+        noise = initial_noise(config.seed, sample_ids, (sizes.latent_channels, sizes.latent_size, sizes.latent_size))
         with tensor_cores(config.precision != "fp32"):
             latents = sample(velocity, noise, sample_ids, config.seed, config.sampler, on_step, self._network_dtype)
         return labels, latents
@@ -133,7 +129,10 @@ class LatentSampler:
 
 @torch.inference_mode()
 def generate(
-    sit: SiT, decoder: LatentDecoder, sample_ids: Tensor, config: GenerateConfig,
+    sit: SiT,
+    decoder: LatentDecoder,
+    sample_ids: Tensor,
+    config: GenerateConfig,
     on_step: Callable[[int], object] = lambda count: None,
 ) -> Iterator[Generated]:
     """Draw the pictures of `sample_ids` (int64 [N], on the networks' device), batch by batch.

@@ -89,7 +89,11 @@ def check_guidance(scale: float, interval: tuple[float, float], channels: int | 
 
 
 def guided(
-    model: LabelledModel, labels: Tensor, scale: float, interval: tuple[float, float], num_classes: int,
+    model: LabelledModel,
+    labels: Tensor,
+    scale: float,
+    interval: tuple[float, float],
+    num_classes: int,
     channels: int | None = None,
 ) -> GuidedVelocity:
     """The velocity function that `sampling.samplers` integrates, for one batch.

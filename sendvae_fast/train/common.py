@@ -19,7 +19,7 @@ from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.engine.speed import compile_blocks
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.perceptual import Perceptual
-from sendvae_fast.models.foundation import Foundation, FoundationConfig, load_foundation
+from sendvae_fast.models.foundation.foundation import Foundation, FoundationConfig, load_foundation
 from sendvae_fast.models.pixels import MEMORY_FORMAT
 
 Batch = TypeVar("Batch", bound=tuple)
@@ -63,9 +63,7 @@ class TrainingImages:
         UserError: the folder is missing or empty, or the global batch does not divide by ranks x accumulation steps.
     """
 
-    def __init__(
-        self, config: ImageDataConfig, seed: int, accumulation_steps: int, distributed: Distributed
-    ) -> None:
+    def __init__(self, config: ImageDataConfig, seed: int, accumulation_steps: int, distributed: Distributed) -> None:
         check_global_batch(config, accumulation_steps, distributed)
         if config.root is None:
             raise UserError("data.root is missing: give the photographs to train on, --data.root=FOLDER")

@@ -1,9 +1,9 @@
-"""Trains the package's own small frozen foundation model, `models/demo_vit.safetensors`, from nothing.
+"""Trains the package's own small frozen foundation model, `models/foundation/demo_vit.safetensors`, from nothing.
 
     python -m sendvae_fast.train.demo_foundation
 
-A small vision transformer (`models.demo_vit`) learns the class of freshly rendered scenes. It never sees their
-attributes: those are what the demo probes, and training on them would leak the answer.
+A small vision transformer (`models.foundation.demo_vit`) learns the class of freshly rendered scenes. It never sees
+their attributes: those are what the demo probes, and training on them would leak the answer.
 
 The file holds float16 tensors and the metadata `config` (JSON: the arguments of `DemoViT`), `accuracy` (on held-out
 scenes) and `recipe`. Inputs are x / 127.5 - 1.
@@ -20,13 +20,13 @@ from jsonargparse import auto_cli
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sendvae_fast.data.scenes import CLASS_NAMES
-from sendvae_fast.data.synthetic import render_scenes
+from sendvae_fast.data.scenes.scene import CLASS_NAMES
+from sendvae_fast.data.scenes.scene_folder import render_scenes
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.demo_vit import DemoViT
+from sendvae_fast.models.foundation.demo_vit import DemoViT
 from sendvae_fast.progress import Progress
 
-WEIGHTS = Path(__file__).parents[1] / "models" / "demo_vit.safetensors"
+WEIGHTS = Path(__file__).parents[1] / "models" / "foundation" / "demo_vit.safetensors"
 
 
 @dataclass(kw_only=True)
@@ -80,7 +80,8 @@ def train_demo_foundation(recipe: DemoFoundationRecipe, output: Path = WEIGHTS) 
     model.load_state_dict(state)
     accuracy = held_out_accuracy(model, recipe)
     metadata = {
-        "config": json.dumps(recipe.model_arguments()), "accuracy": f"{accuracy:.4f}",
+        "config": json.dumps(recipe.model_arguments()),
+        "accuracy": f"{accuracy:.4f}",
         "recipe": json.dumps(asdict(recipe)),
     }
     save_file(state, output, metadata=metadata)
@@ -92,9 +93,7 @@ def train_demo_foundation(recipe: DemoFoundationRecipe, output: Path = WEIGHTS) 
 def fit(model: nn.Module, images: Tensor, labels: Tensor, recipe: DemoFoundationRecipe) -> None:
     """Train `model` on images uint8 [N, 3, S, S] and labels int64 [N], in bfloat16 autocast."""
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _learning_rate_factor(step, recipe.num_steps)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, recipe.num_steps))
     model.train()
     with Progress("training the foundation", recipe.num_steps, unit="step") as progress:
         for _ in range(recipe.num_steps):
@@ -140,7 +139,7 @@ def augment(images: Tensor) -> Tensor:
             part = part.flip(3)
         size, margin = part.shape[-1], part.shape[-1] // 10
         top, left = torch.randint(2 * margin + 1, (2,)).tolist()
-        parts.append(F.pad(part, (margin,) * 4, mode="reflect")[:, :, top:top + size, left:left + size])
+        parts.append(F.pad(part, (margin,) * 4, mode="reflect")[:, :, top : top + size, left : left + size])
     images = torch.cat(parts)
     gain = 1.0 + 0.5 * (torch.rand(len(images), 3, 1, 1) - 0.5)
     offset = 0.4 * (torch.rand(len(images), 3, 1, 1) - 0.5)

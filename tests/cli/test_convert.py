@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from sendvae_fast.cli.main import main
-from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
-from sendvae_fast.models.autoencoder_io import load_autoencoder, save_autoencoder
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
 
 SIZES = dict(base_channels=32, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(128,))
 MEAN, STD = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.3, 2.0, 4.0])

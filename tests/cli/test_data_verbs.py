@@ -51,9 +51,14 @@ def test_check_finds_what_is_wrong(photos, capsys):
     Image.new("L", (20, 20)).save(photos / "dog" / "grey.png")
     code, out, _ = run(capsys, "check", photos)
     assert code == 1 and not list(photos.parent.glob("*.parquet"))
-    for line in ("         1  bad: image file is truncated (N bytes not processed)", "         1  odd: grey",
-                 "bad and odd samples: 3", f"  {photos}/cat/empty.jpg: bad: the file is empty",
-                 "groups of samples with the same bytes: 1", f"  {photos}/cat/same.jpg = {photos}/dog/1.jpg"):
+    for line in (
+        "         1  bad: image file is truncated (N bytes not processed)",
+        "         1  odd: grey",
+        "bad and odd samples: 3",
+        f"  {photos}/cat/empty.jpg: bad: the file is empty",
+        "groups of samples with the same bytes: 1",
+        f"  {photos}/cat/same.jpg = {photos}/dog/1.jpg",
+    ):
         assert line in out.splitlines(), line
     assert out.index("cut.jpg") < out.index("grey.png")  # what is bad comes first
     run(capsys, "index", photos)
@@ -62,27 +67,36 @@ def test_check_finds_what_is_wrong(photos, capsys):
     assert "`sendvae data check" in run(capsys, "index", photos)[1]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["index", "nowhere"], "error: the image folder nowhere does not exist; check the path"),
-    (["index", "a-{00..03}.tar"], "error: a-{00..03}.tar is a pattern; say where its catalog goes"),
-    (["index", "PHOTOS", "--label=cls"], "leave label='cls' out"),
-    (["index", "PHOTOS", "--num_workers=0"], "error: num_workers is 0: it must be at least 1"),
-    (["index"], "source"), (["check"], "source"), (["pack", "x"], "out"),
-    (["check", "PHOTOS", "--limit=-1"], "error: limit is -1"),
-    (["pack", "PHOTOS", "--out=x"], "was not indexed; run `sendvae data index` on it"),
-    (["pack", "PHOTOS", "--out=x", "--image_size=0"], "error: image_size is 0: it must be at least 1"),
-    (["pack", "PHOTOS", "--out=x", "--imagesize=8"], "did you mean image_size?"),
-    (["index", "PHOTOS", "--out=/proc/nothing/c.parquet"], "error: cannot write to /proc/nothing/c.parquet.parts"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["index", "nowhere"], "error: the image folder nowhere does not exist; check the path"),
+        (["index", "a-{00..03}.tar"], "error: a-{00..03}.tar is a pattern; say where its catalog goes"),
+        (["index", "PHOTOS", "--label=cls"], "leave label='cls' out"),
+        (["index", "PHOTOS", "--num_workers=0"], "error: num_workers is 0: it must be at least 1"),
+        (["index"], "source"),
+        (["check"], "source"),
+        (["pack", "x"], "out"),
+        (["check", "PHOTOS", "--limit=-1"], "error: limit is -1"),
+        (["pack", "PHOTOS", "--out=x"], "was not indexed; run `sendvae data index` on it"),
+        (["pack", "PHOTOS", "--out=x", "--image_size=0"], "error: image_size is 0: it must be at least 1"),
+        (["pack", "PHOTOS", "--out=x", "--imagesize=8"], "did you mean image_size?"),
+        (["index", "PHOTOS", "--out=/proc/nothing/c.parquet"], "error: cannot write to /proc/nothing/c.parquet.parts"),
+    ],
+)
 def test_bad_input_is_one_line(photos, capsys, arguments, message):
     code, _, line = run(capsys, *[photos if argument == "PHOTOS" else argument for argument in arguments])
     assert code == 2 and message in line and line.startswith("error: ")
 
 
-@pytest.mark.parametrize("verb, options", [
-    ("index", ["--out", "--label", "--num_workers", "--quick"]), ("check", ["--limit"]),
-    ("pack", ["--image_size", "--shard_size", "--num_workers"]),
-])
+@pytest.mark.parametrize(
+    "verb, options",
+    [
+        ("index", ["--out", "--label", "--num_workers", "--quick"]),
+        ("check", ["--limit"]),
+        ("pack", ["--image_size", "--shard_size", "--num_workers"]),
+    ],
+)
 def test_help(capsys, verb, options):
     code, out, _ = run(capsys, verb, "--help")
     assert code == 0 and out.startswith(f"usage: sendvae data {verb} [") and all(option in out for option in options)

@@ -11,17 +11,36 @@ from PIL import Image
 from sendvae_fast.cli.main import VERBS, main
 
 TINY_VAE = [
-    "--data.image_size=32", "--data.global_batch=8", "--autoencoder.base_channels=8",
-    "--autoencoder.channel_multipliers=[1,2,2]", "--autoencoder.num_res_blocks=1",
-    "--autoencoder.attention_resolutions=[]", "--autoencoder.nominal_resolution=32",
-    "--autoencoder.latent_channels=4", "--autoencoder.num_groups=4", "--alignment.foundation.name=demo",
-    "--alignment.send.width=32", "--alignment.send.num_heads=2", "--alignment.send.projector_width=32",
-    "--loss.gan_weight=0", "--loop.num_steps=2", "--loop.log_every=1",
+    "--data.image_size=32",
+    "--data.global_batch=8",
+    "--autoencoder.base_channels=8",
+    "--autoencoder.channel_multipliers=[1,2,2]",
+    "--autoencoder.num_res_blocks=1",
+    "--autoencoder.attention_resolutions=[]",
+    "--autoencoder.nominal_resolution=32",
+    "--autoencoder.latent_channels=4",
+    "--autoencoder.num_groups=4",
+    "--alignment.foundation.name=demo",
+    "--alignment.send.width=32",
+    "--alignment.send.num_heads=2",
+    "--alignment.send.projector_width=32",
+    "--loss.gan_weight=0",
+    "--loop.num_steps=2",
+    "--loop.log_every=1",
 ]
 TINY_SIT = [
-    "--data.image_size=32", "--data.global_batch=8", "--generator.preset=null", "--generator.width=32",
-    "--generator.depth=2", "--generator.num_heads=2", "--generator.projector_width=32", "--repa.block=1",
-    "--repa.foundation.name=demo", "--loop.num_steps=2", "--loop.log_every=1", "--preview.num_samples=4",
+    "--data.image_size=32",
+    "--data.global_batch=8",
+    "--generator.preset=null",
+    "--generator.width=32",
+    "--generator.depth=2",
+    "--generator.num_heads=2",
+    "--generator.projector_width=32",
+    "--repa.block=1",
+    "--repa.foundation.name=demo",
+    "--loop.num_steps=2",
+    "--loop.log_every=1",
+    "--preview.num_samples=4",
     "--preview.sampler.num_steps=2",
 ]
 
@@ -38,12 +57,34 @@ def house(tmp_path_factory):
         ["data", "synth", images, "--num-images=24", "--size=32"],
         ["train", "vae", f"--run={vae}", f"--data.root={images}", *TINY_VAE],
         ["cache-latents", f"--autoencoder={vae}", f"--data={images}", f"--out={latents}", "--image_size=32"],
-        ["train", "sit", f"--run={sit}", f"--latents={latents}", f"--data.root={images}", f"--autoencoder={vae}",
-         *TINY_SIT],
-        ["sample", f"--generator={sit}", f"--autoencoder={vae}", f"--out={root / 'samples'}", "--num_samples=6",
-         "--batch_size=4", "--sampler.num_steps=3", "--npz"],
-        ["evaluate", f"--autoencoder={vae}", f"--data={images}", f"--train_data={images}",
-         f"--samples={root / 'samples'}", "--image_size=32", f"--out={root / 'evaluation.json'}"],
+        [
+            "train",
+            "sit",
+            f"--run={sit}",
+            f"--latents={latents}",
+            f"--data.root={images}",
+            f"--autoencoder={vae}",
+            *TINY_SIT,
+        ],
+        [
+            "sample",
+            f"--generator={sit}",
+            f"--autoencoder={vae}",
+            f"--out={root / 'samples'}",
+            "--num_samples=6",
+            "--batch_size=4",
+            "--sampler.num_steps=3",
+            "--npz",
+        ],
+        [
+            "evaluate",
+            f"--autoencoder={vae}",
+            f"--data={images}",
+            f"--train_data={images}",
+            f"--samples={root / 'samples'}",
+            "--image_size=32",
+            f"--out={root / 'evaluation.json'}",
+        ],
         ["report", vae],
         ["report", sit],
     ]
@@ -69,8 +110,14 @@ def test_samples_depend_on_nothing_but_their_ids(house, tmp_path):
     """Another batch size and a restart after two pictures were lost give the same pictures, but for a matrix product's
     rounding, which depends on the batch size and may move a value at the edge of two grey levels.
     """
-    arguments = ["sample", f"--generator={house / 'sit'}", f"--autoencoder={house / 'vae'}", f"--out={tmp_path / 's'}",
-                 "--num_samples=6", "--sampler.num_steps=3"]
+    arguments = [
+        "sample",
+        f"--generator={house / 'sit'}",
+        f"--autoencoder={house / 'vae'}",
+        f"--out={tmp_path / 's'}",
+        "--num_samples=6",
+        "--sampler.num_steps=3",
+    ]
     assert main([*arguments, "--batch_size=6"]) == 0
     for sample_id in (1, 4):
         (tmp_path / "s" / f"{sample_id:06d}.png").unlink()
@@ -157,8 +204,14 @@ def mistakes(tmp_path, house):
         ),
         "nothing to evaluate": (["evaluate", f"--data={house / 'images'}"], "nothing to evaluate"),
         "other latents": (
-            ["cache-latents", f"--autoencoder={house / 'vae'}", f"--data={house / 'images'}",
-             f"--out={house / 'latents'}", "--image_size=16"], "was made with image_size",
+            [
+                "cache-latents",
+                f"--autoencoder={house / 'vae'}",
+                f"--data={house / 'images'}",
+                f"--out={house / 'latents'}",
+                "--image_size=16",
+            ],
+            "was made with image_size",
         ),
     }
 

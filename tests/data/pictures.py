@@ -43,10 +43,12 @@ def write_parquet(path, rows, class_names=None, row_group_size=2):
     """`rows`: (path, bytes, label), as `datasets` lays them out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table({
-        "image": pa.array([{"bytes": data, "path": name} for name, data, _ in rows], struct),
-        "label": pa.array([label for _, _, label in rows], pa.int64()),
-    })
+    table = pa.table(
+        {
+            "image": pa.array([{"bytes": data, "path": name} for name, data, _ in rows], struct),
+            "label": pa.array([label for _, _, label in rows], pa.int64()),
+        }
+    )
     if class_names:
         feature = f'{{"names": {list(class_names)}, "_type": "ClassLabel"}}'.replace("'", '"')
         note = f'{{"info": {{"features": {{"image": {{"_type": "Image"}}, "label": {feature}}}}}}}'

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.decode import UnreadableImage, decode_rgb, examine
-from sendvae_fast.data.index import index_source
+from sendvae_fast.data.indexing.index import index_source
 
 KINDS = broken_files()
 
@@ -42,8 +42,11 @@ def test_verdict_and_pixels(kind):
 
 
 def test_the_verdict_is_the_same_in_a_folder_a_tar_and_a_parquet_file(tmp_path):
-    files = {f"c/{kind.replace(' ', '-').replace('/', '')}-{number}.JPEG": data
-             for kind, (_, kind_files) in KINDS.items() for number, data in enumerate(kind_files)}
+    files = {
+        f"c/{kind.replace(' ', '-').replace('/', '')}-{number}.JPEG": data
+        for kind, (_, kind_files) in KINDS.items()
+        for number, data in enumerate(kind_files)
+    }
     rows = [(os.path.basename(name), data, 0) for name, data in files.items()]
     folder, _ = verdicts(write_folder(tmp_path / "folder", files), tmp_path / "folder.catalog.parquet")
     tar, _ = verdicts(write_tar(tmp_path / "a.tar", files), tmp_path / "tar.catalog.parquet")

@@ -56,19 +56,28 @@ def test_attributes_are_read_by_file_name(tmp_path):
     )
     catalog = Catalog.from_folder(root)
     assert catalog.attributes.names == ("round", "warm")
-    by_name = {os.path.basename(path): row.tolist() for path, row in
-               zip(catalog.names, catalog.attributes.values, strict=True)}
-    assert by_name == {"a.jpg": [False, True], "z.jpeg": [True, True], "x.JpG": [False, False],
-                       "q.Png": [True, False], "b.JPEG": [True, True]}
+    by_name = {
+        os.path.basename(path): row.tolist() for path, row in zip(catalog.names, catalog.attributes.values, strict=True)
+    }
+    assert by_name == {
+        "a.jpg": [False, True],
+        "z.jpeg": [True, True],
+        "x.JpG": [False, False],
+        "q.Png": [True, False],
+        "b.JPEG": [True, True],
+    }
 
 
-@pytest.mark.parametrize("table, message", [
-    ("name,round\n", "must begin with"),
-    ("", "must begin with"),
-    ("file,round\nn01/z.jpeg,2\n", "line 2"),
-    ("file,round\nn01/z.jpeg,1,0\n", "line 2"),
-    ("file,round\nn01/z.jpeg,1\n", "no line for n01/sub/x.JpG .4 images"),
-])
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        ("name,round\n", "must begin with"),
+        ("", "must begin with"),
+        ("file,round\nn01/z.jpeg,2\n", "line 2"),
+        ("file,round\nn01/z.jpeg,1,0\n", "line 2"),
+        ("file,round\nn01/z.jpeg,1\n", "no line for n01/sub/x.JpG .4 images"),
+    ],
+)
 def test_bad_attribute_tables(tmp_path, table, message):
     (tree(tmp_path) / "attributes.csv").write_text(table)
     with pytest.raises(UserError, match=message):
@@ -102,7 +111,8 @@ def test_the_parent_of_train_stands_for_train(tmp_path):
 def test_a_catalog_file_holds_all_there_is(tmp_path):
     files = {f"{name}.jpg": os.fsencode(name) for name in ("n1/b", "n1/a", "n2/bad\udcff", "n2/line\nbreak")}
     sources = [
-        write_folder(tmp_path / "folder", files), write_tar(tmp_path / "tar" / "s.tar", files),
+        write_folder(tmp_path / "folder", files),
+        write_tar(tmp_path / "tar" / "s.tar", files),
         write_parquet(tmp_path / "parquet" / "p.parquet", [("a.jpg", b"0", 0), ("b.jpg", b"1", 2), ("c.jpg", b"2", 1)]),
     ]
     for source in sources:

@@ -14,10 +14,21 @@ def picture(width, height, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
-@pytest.mark.parametrize("mode, extension", [
-    ("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"), ("LA", "PNG"), ("1", "PNG"), ("I;16", "PNG"),
-    ("RGB", "WEBP"), ("P", "GIF"), ("RGB", "BMP"),
-])
+@pytest.mark.parametrize(
+    "mode, extension",
+    [
+        ("L", "JPEG"),
+        ("CMYK", "JPEG"),
+        ("RGBA", "PNG"),
+        ("P", "PNG"),
+        ("LA", "PNG"),
+        ("1", "PNG"),
+        ("I;16", "PNG"),
+        ("RGB", "WEBP"),
+        ("P", "GIF"),
+        ("RGB", "BMP"),
+    ],
+)
 def test_every_mode_becomes_rgb_whatever_the_name(tmp_path, mode, extension):
     image = Image.new("I;16", (9, 7), 300) if mode == "I;16" else picture(9, 7).convert(mode)
     path = tmp_path / "misnamed.JPEG"
@@ -44,10 +55,17 @@ def jpeg_bytes():
     return encoded("JPEG", picture(64, 64))
 
 
-@pytest.mark.parametrize("content, reason", [
-    (b"", "empty"), (b"\xff\xd8", ""), (b"<html>404</html>", "not an image"), (jpeg_bytes()[:2000], "truncated"),
-    (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, ""), (b"\xff\xd8" + jpeg_bytes()[200:], ""),
-])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "empty"),
+        (b"\xff\xd8", ""),
+        (b"<html>404</html>", "not an image"),
+        (jpeg_bytes()[:2000], "truncated"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, ""),
+        (b"\xff\xd8" + jpeg_bytes()[200:], ""),
+    ],
+)
 def test_broken_files_are_named(tmp_path, content, reason):
     path = tmp_path / "broken.jpg"
     path.write_bytes(content)
@@ -75,16 +93,23 @@ def test_what_is_no_regular_file(tmp_path):
 
 def png_header(width, height):
     """A PNG that claims a size and holds next to nothing."""
+
     def chunk(kind, data):
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
     header = chunk(b"IHDR", width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0]))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("data, reason", [
-    (png_header(65500, 65500), "decompression bomb"), (png_header(8193, 8192), "decompression bomb: 8193 x 8192"),
-    (png_header(1, 20000), "too unequal"), (encoded("JPEG", picture(8, 8)) + b"\xff\xda" * 64, "scans"),
-])
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (png_header(65500, 65500), "decompression bomb"),
+        (png_header(8193, 8192), "decompression bomb: 8193 x 8192"),
+        (png_header(1, 20000), "too unequal"),
+        (encoded("JPEG", picture(8, 8)) + b"\xff\xda" * 64, "scans"),
+    ],
+)
 def test_limits(data, reason):
     with pytest.raises(UnreadableImage, match=reason):
         decode_rgb(data)
@@ -95,7 +120,7 @@ def test_what_is_decoded_through_further_buffers_counts_double():
     baseline, progressive = (encoded("JPEG", picture(8, 8), progressive=flag) for flag in (False, True))
     for data, verdict in ((baseline, "ok"), (progressive, "bad: decompression bomb: 8000 x 5000 pixels")):
         frame = data.index(b"\xff\xc2" if data is progressive else b"\xff\xc0")
-        claims = data[:frame + 5] + (5000).to_bytes(2, "big") + (8000).to_bytes(2, "big") + data[frame + 9:]
+        claims = data[: frame + 5] + (5000).to_bytes(2, "big") + (8000).to_bytes(2, "big") + data[frame + 9 :]
         assert examine(claims, "a.jpg", quick=True).verdict == verdict
 
 
@@ -104,13 +129,21 @@ def test_limits_leave_room_for_the_largest_photograph():
     assert decode_rgb(encoded("PNG", picture(1, 100))).size == (1, 100)
 
 
-@pytest.mark.parametrize("mode, form, options, verdict", [
-    ("RGB", "JPEG", {}, "ok"), ("RGB", "JPEG", {"progressive": True}, "ok"), ("RGB", "JPEG", {"subsampling": 0}, "ok"),
-    ("L", "JPEG", {}, "odd: grey"), ("CMYK", "JPEG", {}, "odd: CMYK"),
-    ("RGB", "JPEG", {"keep_rgb": True}, "odd: stored as RGB, not YCbCr"),
-    ("RGB", "PNG", {}, "odd: PNG named .JPEG"), ("RGBA", "PNG", {}, "odd: PNG named .JPEG, RGBA"),
-    ("P", "GIF", {}, "odd: GIF named .JPEG, palette"), ("RGB", "WEBP", {}, "odd: WEBP named .JPEG"),
-])
+@pytest.mark.parametrize(
+    "mode, form, options, verdict",
+    [
+        ("RGB", "JPEG", {}, "ok"),
+        ("RGB", "JPEG", {"progressive": True}, "ok"),
+        ("RGB", "JPEG", {"subsampling": 0}, "ok"),
+        ("L", "JPEG", {}, "odd: grey"),
+        ("CMYK", "JPEG", {}, "odd: CMYK"),
+        ("RGB", "JPEG", {"keep_rgb": True}, "odd: stored as RGB, not YCbCr"),
+        ("RGB", "PNG", {}, "odd: PNG named .JPEG"),
+        ("RGBA", "PNG", {}, "odd: PNG named .JPEG, RGBA"),
+        ("P", "GIF", {}, "odd: GIF named .JPEG, palette"),
+        ("RGB", "WEBP", {}, "odd: WEBP named .JPEG"),
+    ],
+)
 def test_verdicts(mode, form, options, verdict):
     data = encoded(form, picture(9, 7).convert(mode), **options)
     facts = examine(data, "n01/x.JPEG")

@@ -9,7 +9,7 @@ import pytest
 from pictures import encoded, picture, write_tar
 
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.data.index import index_source
+from sendvae_fast.data.indexing.index import index_source
 from sendvae_fast.data.sources.find import list_source
 from sendvae_fast.data.sources.tar_headers import read_tar_headers
 from sendvae_fast.errors import UserError
@@ -109,7 +109,7 @@ def test_a_cut_shard_is_named_with_the_place_and_what_comes_before_is_delivered(
         assert [member.name for member in contents.members] == [name for name, end in ends.items() if end <= offset]
         assert contents.damage.startswith(f"{path}: cut short at byte {offset}")
     out = tmp_path / "c.parquet"
-    path.write_bytes(whole[:ends["07.jpg"] - 1])
+    path.write_bytes(whole[: ends["07.jpg"] - 1])
     index_source(path, out, num_workers=1)
     catalog = Catalog.open(out)
     assert catalog.names == list(files)[:7] and not catalog.is_bad.any() and len(catalog.listing.damage) == 1
@@ -121,9 +121,15 @@ def test_pax_headers_of_a_million_records_take_no_time(tmp_path):
     assert [member.name for member in read_tar_headers(path).members] == ["good.jpg"]
 
 
-@pytest.mark.parametrize("magic, name", [
-    (b"\x1f\x8b\x08", "gzip"), (b"BZh9", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"),
-])
+@pytest.mark.parametrize(
+    "magic, name",
+    [
+        (b"\x1f\x8b\x08", "gzip"),
+        (b"BZh9", "bzip2"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+    ],
+)
 def test_compressed_tars_are_refused(tmp_path, magic, name):
     path = tmp_path / "a.tar"
     path.write_bytes(magic + bytes(2000))

@@ -24,10 +24,24 @@ def picture(width, height, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
-@pytest.mark.parametrize("width, height", [
-    (64, 64), (128, 128), (127, 128), (129, 300), (300, 129), (500, 375), (333, 500), (65, 64), (63, 200), (20, 31),
-    (1, 1), (1, 50), (1000, 257),
-])
+@pytest.mark.parametrize(
+    "width, height",
+    [
+        (64, 64),
+        (128, 128),
+        (127, 128),
+        (129, 300),
+        (300, 129),
+        (500, 375),
+        (333, 500),
+        (65, 64),
+        (63, 200),
+        (20, 31),
+        (1, 1),
+        (1, 50),
+        (1000, 257),
+    ],
+)
 def test_crop_follows_the_adm_protocol(width, height):
     image = picture(width, height)
     crop = center_crop(image, 64)

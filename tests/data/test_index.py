@@ -10,8 +10,8 @@ import pytest
 from pictures import encoded, picture, write_folder, write_parquet, write_tar
 
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.data.index import default_catalog, index_source
-from sendvae_fast.data.parts import Parts
+from sendvae_fast.data.indexing.index import default_catalog, index_source
+from sendvae_fast.data.indexing.resumable_parts import Parts
 from sendvae_fast.errors import UserError
 
 
@@ -28,8 +28,15 @@ def test_facts_are_those_of_the_files(tmp_path):
     assert catalog.names == plain.names and catalog.labels.tolist() == plain.labels.tolist()
     rows = dict(zip(catalog.names, catalog.facts.to_pylist(), strict=True))
     for name, data in files(9).items():
-        expected = {"size": len(data), "sha256": hashlib.sha256(data).digest(), "width": 8 + int(name[3:7]) % 50,
-                    "height": 20, "mode": "RGB", "format": "JPEG", "verdict": "ok"}
+        expected = {
+            "size": len(data),
+            "sha256": hashlib.sha256(data).digest(),
+            "width": 8 + int(name[3:7]) % 50,
+            "height": 20,
+            "mode": "RGB",
+            "format": "JPEG",
+            "verdict": "ok",
+        }
         assert rows[name] == expected
     assert rows["n0/x.png"]["verdict"] == "odd: grey" and rows["n0/x.png"]["mode"] == "L"
     assert rows["n2/bad.jpg"]["verdict"] == "bad: the file is empty"
@@ -113,8 +120,11 @@ def test_a_killed_index_goes_on(tmp_path, monkeypatch, num_parts):
     with pytest.raises(UserError, match="finish that one, or remove the folder"):
         index_source(source, out, quick=True)
     seen = []
-    monkeypatch.setattr(Parts, "remove", lambda self: seen.append(
-        {path.name: path.stat().st_mtime_ns for path in self.folder.glob("part-*.parquet")}))
+    monkeypatch.setattr(
+        Parts,
+        "remove",
+        lambda self: seen.append({path.name: path.stat().st_mtime_ns for path in self.folder.glob("part-*.parquet")}),
+    )
     assert index_source(source, out)
     assert kept.items() <= seen[0].items()  # none was done again
     index_source(source, tmp_path / "whole.parquet")

@@ -3,9 +3,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sendvae_fast.data import latent_rows
-from sendvae_fast.data.latent_format import tensor_places
-from sendvae_fast.data.latent_rows import LatentReader, LatentRows
+from sendvae_fast.data.latents import latent_rows
+from sendvae_fast.data.latents.latent_rows import LatentReader, LatentRows
+from sendvae_fast.data.latents.shard_format import tensor_places
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import library
 
@@ -26,7 +26,7 @@ def shards(request, tmp_path):
     paths = []
     for k, (start, count) in enumerate(zip(np.cumsum((0, *COUNTS[:-1])), COUNTS, strict=True)):
         paths.append(tmp_path / f"part {k}.safetensors")
-        part = {name: value[start:start + count].contiguous() for name, value in whole.items()}
+        part = {name: value[start : start + count].contiguous() for name, value in whole.items()}
         save_file({**part, "labels": torch.arange(count)}, paths[-1])
     return paths, [[whole[name] for name in fields] for fields in VARIANTS]
 
@@ -48,8 +48,8 @@ def test_tensor_places_are_where_the_bytes_are(shards):
         for name, value in zip(fields, values, strict=True):
             place = places[name]
             assert place.shape == (COUNTS[2], *SHAPE) and place.dtype == value.dtype
-            stored = content[place.offset:place.offset + COUNTS[2] * place.row_bytes]
-            assert stored == value[start:start + COUNTS[2]].contiguous().view(torch.uint8).numpy().tobytes()
+            stored = content[place.offset : place.offset + COUNTS[2] * place.row_bytes]
+            assert stored == value[start : start + COUNTS[2]].contiguous().view(torch.uint8).numpy().tobytes()
 
 
 @pytest.mark.parametrize(("num_threads", "read_ahead"), [(1, 0), (2, 1), (7, 20)])

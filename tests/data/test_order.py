@@ -46,7 +46,7 @@ def test_every_id_comes_exactly_once_per_epoch(num_samples, world_size):
     steps = range(-(-num_epochs * num_samples // 24))
     stream = np.concatenate([schedule.ids(step, rank, world_size) for step in steps for rank in range(world_size)])
     for epoch in range(num_epochs):
-        seen = stream[epoch * num_samples:(epoch + 1) * num_samples]
+        seen = stream[epoch * num_samples : (epoch + 1) * num_samples]
         assert sorted(seen.tolist()) == list(range(num_samples))
         assert np.array_equal(seen, schedule.permutation(epoch))
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.images import read_crop
-from sendvae_fast.data.index import index_source
-from sendvae_fast.data.latent_format import file_list_sha256
-from sendvae_fast.data.pack import pack_catalog
+from sendvae_fast.data.indexing.index import index_source
+from sendvae_fast.data.indexing.pack import pack_catalog
+from sendvae_fast.data.latents.shard_format import file_list_sha256
 from sendvae_fast.errors import UserError
 
 

@@ -57,12 +57,19 @@ def test_labels_in_cls_keep_their_numbers(tmp_path):
 
 def test_where_labels_may_come_from(tmp_path):
     files = {f"{name}.jpg": jpeg(k) for k, name in enumerate(("b/2", "a/1", "b/0"))}
-    files |= {f"{name}.json": json.dumps({"wnid": wnid, "number": 7}).encode()
-              for name, wnid in (("b/2", "n9"), ("a/1", "n8"), ("b/0", "n9"))}
+    files |= {
+        f"{name}.json": json.dumps({"wnid": wnid, "number": 7}).encode()
+        for name, wnid in (("b/2", "n9"), ("a/1", "n8"), ("b/0", "n9"))
+    }
     path = str(write_tar(tmp_path / "cats.tar", files))
     found = {label: list_source(path, label) for label in (None, "folder", "shard", "none", "json:wnid", "json:number")}
     assert {label: listing.class_names[-1] for label, listing in found.items()} == {
-        None: "b", "folder": "b", "shard": "cats", "none": tmp_path.name, "json:wnid": "n9", "json:number": "7",
+        None: "b",
+        "folder": "b",
+        "shard": "cats",
+        "none": tmp_path.name,
+        "json:wnid": "n9",
+        "json:number": "7",
     }
     assert found[None].source.names == ["a/1.jpg", "b/0.jpg", "b/2.jpg"] and found[None].labels.tolist() == [0, 1, 1]
     assert found["json:wnid"].labels.tolist() == [0, 1, 1]
@@ -76,20 +83,31 @@ def test_imagenets_own_tars_are_classes(tmp_path):
     assert catalog.names[0] == "n01440764_10.JPEG"
 
 
-@pytest.mark.parametrize("files, label, message", [
-    ({"a.jpg": b"", "a.cls": b"1", "b.jpg": b""}, None, "'b.jpg' has no .cls beside it; add it or give another label"),
-    ({"a.jpg": b"", "a.cls": b"\xff"}, None, "the .cls beside it holds no label"),
-    ({"a.jpg": b"", "a.cls": b""}, None, "the .cls beside it holds no label"),
-    ({"a.jpg": b"", "a.cls": b"-1"}, None, "class number -1"),
-    ({"a.jpg": b"", "a.cls": b"99999999999"}, None, "class number 99999999999"),
-    ({"a.jpg": b"", "a.cls": b"1", "b.jpg": b"", "b.cls": b"n01"}, None, "some classes are names and some are numbers"),
-    ({"a.jpg": b"", "a.json": b'{"x": 1.5}'}, "json:x", "field 'x' holds no label"),
-    ({"a.jpg": b"", "a.json": b"[" * 100000}, "json:x", "field 'x' holds no label"),
-    ({"a.jpg": b""}, "folder", "lies in no folder"),
-    ({"a.jpg": b""}, "json", "label='json' is not a place for labels"),
-    ({"a.txt": b""}, None, "no images in 1 tar shards"),
-    ({"n01.tar": b"", "n02.tar": b""}, None, "they hold 2 further tars: unpack those first"),
-])
+@pytest.mark.parametrize(
+    "files, label, message",
+    [
+        (
+            {"a.jpg": b"", "a.cls": b"1", "b.jpg": b""},
+            None,
+            "'b.jpg' has no .cls beside it; add it or give another label",
+        ),
+        ({"a.jpg": b"", "a.cls": b"\xff"}, None, "the .cls beside it holds no label"),
+        ({"a.jpg": b"", "a.cls": b""}, None, "the .cls beside it holds no label"),
+        ({"a.jpg": b"", "a.cls": b"-1"}, None, "class number -1"),
+        ({"a.jpg": b"", "a.cls": b"99999999999"}, None, "class number 99999999999"),
+        (
+            {"a.jpg": b"", "a.cls": b"1", "b.jpg": b"", "b.cls": b"n01"},
+            None,
+            "some classes are names and some are numbers",
+        ),
+        ({"a.jpg": b"", "a.json": b'{"x": 1.5}'}, "json:x", "field 'x' holds no label"),
+        ({"a.jpg": b"", "a.json": b"[" * 100000}, "json:x", "field 'x' holds no label"),
+        ({"a.jpg": b""}, "folder", "lies in no folder"),
+        ({"a.jpg": b""}, "json", "label='json' is not a place for labels"),
+        ({"a.txt": b""}, None, "no images in 1 tar shards"),
+        ({"n01.tar": b"", "n02.tar": b""}, None, "they hold 2 further tars: unpack those first"),
+    ],
+)
 def test_clear_errors(tmp_path, files, label, message):
     path = write_tar(tmp_path / "a.tar", files)
     with pytest.raises(UserError, match=message):

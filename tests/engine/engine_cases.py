@@ -167,8 +167,9 @@ def save_for_others(kind: str, folder: Path) -> None:
 
 def load_from_others(kind: str, folder: Path) -> None:
     saved = load_file(folder / "truth")
-    truth = {key: {n.split("/", 1)[1]: t for n, t in saved.items() if n.startswith(key + "/")}
-             for key in (*KINDS, "next")}
+    truth = {
+        key: {n.split("/", 1)[1]: t for n, t in saved.items() if n.startswith(key + "/")} for key in (*KINDS, "next")
+    }
     engine = make_engine(kind, make_network(seed=1))
     engine.load_model(truth["model"])
     engine.load(folder / "engine")
@@ -336,6 +337,13 @@ def accumulating_costs_no_communication(kind: str, folder: Path) -> None:
 
 
 CASES = [
-    equals_plain_loop, accumulates, accumulating_costs_no_communication, resumes_bit_for_bit, skips_nan_everywhere,
-    statistics_agree, two_engines_play, autocasts, refuses_wrong_weights,
+    equals_plain_loop,
+    accumulates,
+    accumulating_costs_no_communication,
+    resumes_bit_for_bit,
+    skips_nan_everywhere,
+    statistics_agree,
+    two_engines_play,
+    autocasts,
+    refuses_wrong_weights,
 ]

@@ -30,8 +30,9 @@ def save(checkpointer, step):
 
 def value_of(found):
     step, directory = found
-    values = {load_file(directory / name)["value"][0].item()
-              for name in ("model.safetensors", "engine/state.safetensors")}
+    values = {
+        load_file(directory / name)["value"][0].item() for name in ("model.safetensors", "engine/state.safetensors")
+    }
     assert values == {float(step)}
     return step
 
@@ -74,6 +75,7 @@ def kill_at(event, work):
                 if count == event:
                     os._exit(9)
                 return call(*args, **kwargs)
+
             return wrapped
 
         for name in DISK_CALLS:

@@ -28,7 +28,9 @@ def two_ranks(one_rank, tmp_path_factory):
         engine_cases.save_for_others(kind, folder / f"by_1_{kind}")
     finished = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKER, folder],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True,
+        text=True,
+        timeout=120,
         env={**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
     assert finished.returncode == 0, finished.stderr[-4000:]
@@ -47,7 +49,9 @@ def test_two_ranks(case, kind, two_ranks):
 @pytest.mark.parametrize(
     "case",
     [
-        "checkpoint_of_two_ranks", "checkpoint_while_another_rank_renames", "signal_to_one_rank",
+        "checkpoint_of_two_ranks",
+        "checkpoint_while_another_rank_renames",
+        "signal_to_one_rank",
         "run_directory_of_two_ranks",
     ],
 )

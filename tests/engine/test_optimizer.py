@@ -9,8 +9,10 @@ SETTINGS = {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 
 def parameters(dtype):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-            for shape in [(3, 4), (5,), (1, 1, 2), (0,), ()]]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for shape in [(3, 4), (5,), (1, 1, 2), (0,), ()]
+    ]
 
 
 def set_gradients(params, step):
@@ -106,10 +108,20 @@ def test_ema_starts_as_the_parameter():
     assert optimizer.state[params[0]]["ema"].data_ptr() != params[0].data_ptr()
 
 
-@pytest.mark.parametrize("wrong", [
-    {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"betas": (0.9, 1.0)}, {"betas": (0.9,)}, {"eps": 0.0},
-    {"weight_decay": -1.0}, {"max_grad_norm": -1.0}, {"ema_decay": 0.0}, {"ema_decay": 1.0},
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"betas": (0.9, 1.0)},
+        {"betas": (0.9,)},
+        {"eps": 0.0},
+        {"weight_decay": -1.0},
+        {"max_grad_norm": -1.0},
+        {"ema_decay": 0.0},
+        {"ema_decay": 1.0},
+    ],
+)
 def test_config_names_what_is_wrong(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         OptimizerConfig(**wrong)

@@ -38,7 +38,9 @@ def finish_a_checkpoint(run):
 def test_writes_what_was_asked_and_where_it_ran(tmp_path):
     run = RunDirectory(tmp_path / "runs" / "a", Config())
     assert yaml.safe_load((run.path / "config.yaml").read_text()) == {
-        "model": {"width": 8, "kind": "small", "multipliers": [1, 2]}, "data": "photos", "num_steps": 10,
+        "model": {"width": 8, "kind": "small", "multipliers": [1, 2]},
+        "data": "photos",
+        "num_steps": 10,
     }
     environment = json.loads((run.path / "environment.json").read_text())
     assert environment["packages"]["torch"] and environment["command"] and environment["cpu_cores"] >= 1
@@ -68,8 +70,12 @@ def test_what_may_change_may(tmp_path):
 
 
 def test_hash_follows_every_setting():
-    hashes = {config_hash(Config()), config_hash(Config(num_steps=1)), config_hash(Config(model=Model(width=1))),
-              config_hash(Config(data=Path("x")))}
+    hashes = {
+        config_hash(Config()),
+        config_hash(Config(num_steps=1)),
+        config_hash(Config(model=Model(width=1))),
+        config_hash(Config(data=Path("x"))),
+    }
     assert len(hashes) == 4
     assert config_hash(Config()) == config_hash(Config())
     assert plain(Config())["model"]["kind"] == "small"

@@ -10,12 +10,12 @@ from sendvae_fast.engine import speed
 from sendvae_fast.engine.engine import EngineConfig, build_engine
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig, ResnetBlock
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, ResnetBlock
 from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
-from sendvae_fast.models.foundation import FoundationConfig, load_foundation
-from sendvae_fast.models.mapper import Mapper, MapperConfig
+from sendvae_fast.models.foundation.foundation import FoundationConfig, load_foundation
+from sendvae_fast.models.mappers.mapper import Mapper, MapperConfig
 from sendvae_fast.models.send_vae import SendVAE
-from sendvae_fast.models.sit import SiT, SiTConfig
+from sendvae_fast.models.sit.sit import SiT, SiTConfig
 from sendvae_fast.ops import philox
 
 
@@ -179,8 +179,16 @@ def test_a_compiled_module_lets_its_graph_be_gone_through_twice():
         torch.testing.assert_close(other, plain)
 
 
-@pytest.mark.parametrize("build", [lambda: Mapper(MapperConfig(
-    latent_channels=4, grid_size=2, target_dim=6, width=8, num_heads=2, projector_width=8)), sit, send_vae])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Mapper(
+            MapperConfig(latent_channels=4, grid_size=2, target_dim=6, width=8, num_heads=2, projector_width=8)
+        ),
+        sit,
+        send_vae,
+    ],
+)
 def test_nothing_goes_to_float32_under_autocast(build):
     """Every module between the first and the last layer is given and gives bfloat16, but for the condition."""
     seen = {}

@@ -38,6 +38,7 @@ def checkpoint_of_two_ranks(_, folder: Path) -> None:
             write(directory)
             if ranks.rank == 1:
                 raise error
+
         return write_or_fail
 
     assert checkpointer.save(2, fail_on_rank_1(OSError(28, "No space left on device"))) is None
@@ -107,7 +108,10 @@ def run_directory_of_two_ranks(_, folder: Path) -> None:
 
 
 RANK_CASES = [
-    checkpoint_of_two_ranks, checkpoint_while_another_rank_renames, signal_to_one_rank, run_directory_of_two_ranks,
+    checkpoint_of_two_ranks,
+    checkpoint_while_another_rank_renames,
+    signal_to_one_rank,
+    run_directory_of_two_ranks,
 ]
 
 

@@ -1,6 +1,6 @@
 """Call every CUDA op of the compiled library on small inputs of odd shapes: what compute-sanitizer is run over.
 
-    compute-sanitizer --tool memcheck python tests/gpu/call_every_kernel.py
+compute-sanitizer --tool memcheck python tests/gpu/call_every_kernel.py
 """
 
 import sys

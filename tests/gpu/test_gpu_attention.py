@@ -9,12 +9,12 @@ from sendvae_fast.ops import (
     AttentionShape,
     attention,
     attention_reference,
-    attention_table,
     available_attention,
     tune_attention,
     use_attention,
 )
-from sendvae_fast.ops.attention_backends import BACKENDS
+from sendvae_fast.ops.attention import table as attention_table
+from sendvae_fast.ops.attention.backends import BACKENDS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

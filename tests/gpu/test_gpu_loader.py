@@ -4,7 +4,7 @@ import torch
 
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.loader import ImageLoader, LoaderConfig
-from sendvae_fast.data.synthetic import synth_scenes
+from sendvae_fast.data.scenes.scene_folder import synth_scenes
 
 
 def test_pillows_batches_are_pinned_and_arrive_whole(tmp_path):

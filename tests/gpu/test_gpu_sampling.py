@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sendvae_fast.models.sit import SiT
-from sendvae_fast.models.sit_config import SiTConfig
+from sendvae_fast.models.sit.sit import SiT
+from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.sampling.generate import GenerateConfig, generate
 from sendvae_fast.sampling.samplers import SamplerConfig
 

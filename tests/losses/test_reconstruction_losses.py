@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from sendvae_fast.evaluation.reconstruction import psnr
+from sendvae_fast.evaluation.reconstruction_quality import psnr
 from sendvae_fast.losses.reconstruction import kl_loss, mean_psnr, reconstruction_loss
 from sendvae_fast.models.pixels import to_model_range
 

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig, Posterior
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, Posterior
 
 TINY = dict(base_channels=8, channel_multipliers=(1, 2, 2), num_res_blocks=1, latent_channels=4, num_groups=4)
 
@@ -157,5 +157,6 @@ def test_differences_are_those_of_the_network():
     assert a.differences(AutoencoderConfig(**TINY, attention_resolutions=(128,), nominal_resolution=512)) == []
     other = AutoencoderConfig(**TINY | {"latent_channels": 5}, attention_resolutions=(16, 32), nominal_resolution=64)
     assert a.differences(other) == [
-        "latent_channels 4 instead of 5", "attention in levels [False, False, True] instead of [False, True, True]"
+        "latent_channels 4 instead of 5",
+        "attention in levels [False, False, True] instead of [False, True, True]",
     ]

@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig, Posterior
-from sendvae_fast.models.diffusers_layout import (
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, Posterior
+from sendvae_fast.models.autoencoder.diffusers_layout import (
     from_diffusers,
     from_diffusers_config,
     to_diffusers,
@@ -111,8 +111,16 @@ def test_reads_the_configuration_of_sd_vae():
     # As published: fewer fields than today's diffusers writes.
     blocks = dict(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
     entries = dict(
-        _class_name="AutoencoderKL", _diffusers_version="0.4.2", act_fn="silu", block_out_channels=[128, 256, 512, 512],
-        in_channels=3, latent_channels=4, layers_per_block=2, norm_num_groups=32, out_channels=3, sample_size=256,
+        _class_name="AutoencoderKL",
+        _diffusers_version="0.4.2",
+        act_fn="silu",
+        block_out_channels=[128, 256, 512, 512],
+        in_channels=3,
+        latent_channels=4,
+        layers_per_block=2,
+        norm_num_groups=32,
+        out_channels=3,
+        sample_size=256,
         **blocks,
     )
     assert from_diffusers_config(entries) == AutoencoderConfig.preset("f8d4")

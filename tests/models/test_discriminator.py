@@ -81,12 +81,15 @@ def test_learns_to_tell_two_images_apart():
 def test_loads_from_every_published_place(tmp_path, kind):
     source, target = (Discriminator(DiscriminatorConfig(base_channels=4)) for _ in range(2))
     state, other = source.state_dict(), {"encoder.x": torch.ones(1)}
-    torch.save({
-        "bare": state,
-        "loss module": {"logvar": torch.zeros(()), **{f"discriminator.{k}": v for k, v in state.items()}},
-        "va-vae": {"state_dict": {**other, **{f"loss.discriminator.{k}": v for k, v in state.items()}}},
-        "repa-e checkpoint": {"vae": other, "discriminator": state, "steps": 3},
-    }[kind], tmp_path / "discriminator.pt")
+    torch.save(
+        {
+            "bare": state,
+            "loss module": {"logvar": torch.zeros(()), **{f"discriminator.{k}": v for k, v in state.items()}},
+            "va-vae": {"state_dict": {**other, **{f"loss.discriminator.{k}": v for k, v in state.items()}}},
+            "repa-e checkpoint": {"vae": other, "discriminator": state, "steps": 3},
+        }[kind],
+        tmp_path / "discriminator.pt",
+    )
     load_discriminator_weights(target, tmp_path / "discriminator.pt")
     assert all(torch.equal(value, state[key]) for key, value in target.state_dict().items())
 

@@ -17,9 +17,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.foundation import FoundationConfig, load_foundation
-from sendvae_fast.models.foundation_backbones import DEMO_WEIGHTS
-from sendvae_fast.models.foundation_recipes import RECIPES
+from sendvae_fast.models.foundation.backbones import DEMO_WEIGHTS
+from sendvae_fast.models.foundation.foundation import FoundationConfig, load_foundation
+from sendvae_fast.models.foundation.recipes import RECIPES
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -166,7 +166,10 @@ def test_demo_is_the_vit_its_file_describes():
         h = h + state["pos_embed"]
         for number in range(arguments["depth"]):
             block = timm.models.vision_transformer.Block(
-                width, arguments["num_heads"], qkv_bias=True, init_values=1.0,
+                width,
+                arguments["num_heads"],
+                qkv_bias=True,
+                init_values=1.0,
                 norm_layer=partial(nn.LayerNorm, eps=1e-6),
             ).eval()
             prefix = f"blocks.{number}."

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.foundation import FoundationConfig, load_foundation
-from sendvae_fast.models.foundation_recipes import RECIPES
+from sendvae_fast.models.foundation.foundation import FoundationConfig, load_foundation
+from sendvae_fast.models.foundation.recipes import RECIPES
 
 GRID = 4
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
-from sendvae_fast.models.linear_mapper import LinearMapper
-from sendvae_fast.models.mapper import Mapper, MapperConfig
-from sendvae_fast.models.mlp_mapper import MLPMapper
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.mappers.linear import LinearMapper
+from sendvae_fast.models.mappers.mapper import Mapper, MapperConfig
+from sendvae_fast.models.mappers.mlp import MLPMapper
 from sendvae_fast.models.send_vae import LatentNorm, SendVAE
 from sendvae_fast.ops import noise_inject, philox
 
@@ -56,16 +56,25 @@ def test_kind_none_leaves_latents_alone():
 
 
 TINY = AutoencoderConfig(
-    base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(), latent_channels=4,
+    base_channels=8,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(),
+    latent_channels=4,
     num_groups=4,
 )
 MAPPERS = {
-    "send": lambda: Mapper(MapperConfig(
-        latent_channels=4, grid_size=4, target_dim=10, width=24, num_heads=3, projector_width=16, patch_size=2
-    )),
-    "send without noise": lambda: Mapper(MapperConfig(
-        latent_channels=4, grid_size=4, target_dim=10, width=24, num_heads=3, projector_width=16, patch_size=2
-    ), noise=False),
+    "send": lambda: Mapper(
+        MapperConfig(
+            latent_channels=4, grid_size=4, target_dim=10, width=24, num_heads=3, projector_width=16, patch_size=2
+        )
+    ),
+    "send without noise": lambda: Mapper(
+        MapperConfig(
+            latent_channels=4, grid_size=4, target_dim=10, width=24, num_heads=3, projector_width=16, patch_size=2
+        ),
+        noise=False,
+    ),
     "va": lambda: LinearMapper(4, 10, patch_size=2),
     "reals": lambda: MLPMapper(4, 10, width=16, patch_size=2),
 }

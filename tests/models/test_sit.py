@@ -9,8 +9,8 @@ from plain_sit import plain_sit
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.sit import SiT
-from sendvae_fast.models.sit_config import PRESETS, SiTConfig
+from sendvae_fast.models.sit.sit import SiT
+from sendvae_fast.models.sit.sizes import PRESETS, SiTConfig
 from sendvae_fast.ops import use_backend
 
 TINY = dict(
@@ -98,8 +98,9 @@ def test_xl2_on_f8_has_the_published_size():
 LATENTS = {"f8d4": (4, 8), "f16d16": (16, 16), "f16d32": (32, 16), "f16d64": (64, 16)}  # channels, downsampling
 
 
-@pytest.mark.parametrize("size, parameters", [("S", 32_871_200), ("B", 130_328_096), ("L", 457_857_056),
-                                              ("XL", 674_853_152)])
+@pytest.mark.parametrize(
+    "size, parameters", [("S", 32_871_200), ("B", 130_328_096), ("L", 457_857_056), ("XL", 674_853_152)]
+)
 def test_every_patch_size_latent_and_resolution(size, parameters):
     """Patch size and channels make a difference to the first and the last layer, the resolution to none."""
     for patch, (channels, downsampling), image_size in itertools.product((1, 2, 4, 8), LATENTS.values(), (256, 512)):
@@ -127,8 +128,11 @@ def test_lightningdit_xl1_has_the_published_size():
     # 675.26 M in LightningDiT's published log, where the fixed positions are a parameter.
     assert round(sum(parameter.numel() for parameter in sit.parameters()) + sit.pos_embed.numel(), -4) == 675_260_000
     keys = {name.removeprefix("blocks.0.") for name in sit.state_dict() if name.startswith("blocks.0.")}
-    layers = {f"{name}.{kind}" for name in ("attn.qkv", "attn.proj", "mlp.w12", "mlp.w3", "adaLN_modulation.1")
-              for kind in ("weight", "bias")}
+    layers = {
+        f"{name}.{kind}"
+        for name in ("attn.qkv", "attn.proj", "mlp.w12", "mlp.w3", "adaLN_modulation.1")
+        for kind in ("weight", "bias")
+    }
     assert keys == layers | {"norm1.weight", "norm2.weight"}
     assert sit.blocks[0].mlp.w12.weight.shape == (2 * 3072, 1152)
 

@@ -12,9 +12,9 @@ from torch.testing import assert_close
 
 from sendvae_fast.cli.main import main
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.sit import SiT
-from sendvae_fast.models.sit_config import SiTConfig
-from sendvae_fast.models.sit_io import load_initial_weights, load_sit, save_sit
+from sendvae_fast.models.sit.sit import SiT
+from sendvae_fast.models.sit.sizes import SiTConfig
+from sendvae_fast.models.sit.storage import load_initial_weights, load_sit, save_sit
 
 CHANNELS, PATCH, GRID, CLASSES, DEPTH = 3, 2, 3, 5, 2
 MEAN, STD = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.01, 2.0, 4.0])  # 0.01² is not above REPA-E's eps
@@ -31,13 +31,20 @@ def state_of(kind, seed=0):
     lightning, qk_norm = "lightning" in kind, "norm of queries" in kind
     width, heads = (24, 3) if lightning or qk_norm else (384, 6)  # only published widths tell the heads
     outputs = PATCH**2 * CHANNELS * (2 if kind == "sit" else 1)
-    layers = {"t_embedder.mlp.0": (width, 256), "t_embedder.mlp.2": (width, width),
-              "final_layer.linear": (outputs, width), "final_layer.adaLN_modulation.1": (2 * width, width)}
+    layers = {
+        "t_embedder.mlp.0": (width, 256),
+        "t_embedder.mlp.2": (width, width),
+        "final_layer.linear": (outputs, width),
+        "final_layer.adaLN_modulation.1": (2 * width, width),
+    }
     vectors = {}
     for index in range(DEPTH):
         block = f"blocks.{index}"
-        layers |= {f"{block}.attn.qkv": (3 * width, width), f"{block}.attn.proj": (width, width),
-                   f"{block}.adaLN_modulation.1": (6 * width, width)}
+        layers |= {
+            f"{block}.attn.qkv": (3 * width, width),
+            f"{block}.attn.proj": (width, width),
+            f"{block}.adaLN_modulation.1": (6 * width, width),
+        }
         if lightning:
             layers |= {f"{block}.mlp.w12": (4 * width * 4 // 3, width), f"{block}.mlp.w3": (width, 4 * width * 2 // 3)}
             vectors |= {f"{block}.norm1.weight": width, f"{block}.norm2.weight": width}
@@ -51,8 +58,12 @@ def state_of(kind, seed=0):
     if kind.startswith("repa"):
         layers |= {"projectors.0.0": (20, width), "projectors.0.2": (20, 20), "projectors.0.4": (7, 20)}
         layers |= {"projectors.1.0": (20, width), "projectors.1.2": (20, 20), "projectors.1.4": (9, 20)}
-    shapes = {"x_embedder.proj.weight": (width, CHANNELS, PATCH, PATCH), "x_embedder.proj.bias": (width,),
-              "y_embedder.embedding_table.weight": (CLASSES + 1, width), "pos_embed": (1, GRID**2, width)}
+    shapes = {
+        "x_embedder.proj.weight": (width, CHANNELS, PATCH, PATCH),
+        "x_embedder.proj.bias": (width,),
+        "y_embedder.embedding_table.weight": (CLASSES + 1, width),
+        "pos_embed": (1, GRID**2, width),
+    }
     shapes |= {f"{name}.weight": shape for name, shape in layers.items()}
     shapes |= {f"{name}.bias": shape[:1] for name, shape in layers.items()}
     state = {name: torch.randn(shape, generator=generator) / math.sqrt(shape[-1]) for name, shape in shapes.items()}
@@ -92,8 +103,9 @@ def test_velocity_of_every_layout(tmp_path, kind):
     assert (config.latent_size, config.num_classes, config.repa_dim) == (6, 5, 7 if "repa" in kind else None)
     assert_close(saved.latent_mean, MEAN, rtol=0, atol=0)
     assert_close(saved.latent_std, STD, rtol=1e-6, atol=0)  # REPA-E's variance without its eps
-    assert saved.statistics_origin == ("batch norm bn in sit.pt" if kind == "repa-e" else
-                                       str(tmp_path / "sit-latents-stats.pt"))
+    assert saved.statistics_origin == (
+        "batch norm bn in sit.pt" if kind == "repa-e" else str(tmp_path / "sit-latents-stats.pt")
+    )
 
 
 def files(state, ema):
@@ -103,8 +115,15 @@ def files(state, ema):
     prefixed = {f"module.{key}": value for key, value in ema.items()}
     return {
         "repa": {"model": state, "ema": ema, "opt": optimizer, "args": arguments, "steps": 400_000},
-        "repa-e": {"model": state, "ema": ema, "vae": {"encoder.conv_in.weight": torch.ones(1)},
-                   "discriminator": {}, "opt": optimizer, "args": arguments, "steps": 4_000_000},
+        "repa-e": {
+            "model": state,
+            "ema": ema,
+            "vae": {"encoder.conv_in.weight": torch.ones(1)},
+            "discriminator": {},
+            "opt": optimizer,
+            "args": arguments,
+            "steps": 4_000_000,
+        },
         "lightningdit": {"model": state, "ema": prefixed, "opt": optimizer, "config": {"train": {"max_steps": 80_000}}},
         "compiled": {"model": state, "ema": {f"_orig_mod.{key}": value for key, value in ema.items()}},
         "only ema": {"ema": prefixed},
@@ -203,8 +222,9 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, change, words):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("kind", "to", "advice"), [("lightning", "repa-e", "lightningdit"),
-                                                    ("repa", "lightningdit", "repa or")])
+@pytest.mark.parametrize(
+    ("kind", "to", "advice"), [("lightning", "repa-e", "lightningdit"), ("repa", "lightningdit", "repa or")]
+)
 def test_networks_are_not_written_in_layouts_that_lack_their_parts(tmp_path, capsys, kind, to, advice):
     torch.save(state_of(kind)[0], tmp_path / "sit.pt")
     arguments = ["convert", str(tmp_path / "sit.pt"), f"--to={to}", f"--out={tmp_path / 'out'}", "--scaling_factor=1"]

@@ -30,8 +30,7 @@ class Arguments:
     def to(self, dtype: torch.dtype) -> "Arguments":
         """A copy with all numbers in `dtype`, but for the steps."""
         lists = [
-            tensors and [x.to(dtype, copy=True) for x in tensors]
-            for tensors in (getattr(self, name) for name in LISTS)
+            tensors and [x.to(dtype, copy=True) for x in tensors] for tensors in (getattr(self, name) for name in LISTS)
         ]
         norm = None if self.grad_norm is None else self.grad_norm.to(dtype)
         return Arguments(*lists, [step.clone() for step in self.steps], norm, self.options)
@@ -125,8 +124,11 @@ def check(case: UpdateCase, dtype: torch.dtype, backend: str, device: str) -> No
         arguments = case.arguments(dtype, device, number)
         exact = arguments.to(torch.float64)
         rounded = case.arguments(dtype, device, number)
-        for results, these, name in ((plain, rounded, "reference"), (truth, exact, "reference"),
-                                     (actual, arguments, backend)):
+        for results, these, name in (
+            (plain, rounded, "reference"),
+            (truth, exact, "reference"),
+            (actual, arguments, backend),
+        ):
             before = [step.item() for step in these.steps]
             with use_backend(name):
                 these.update()
@@ -143,7 +145,7 @@ def example(number: int, dtype: torch.dtype, device: str) -> Example:
 
     def function(*tensors):
         """Clones, so that repeated calls find the same values."""
-        lists = [list(x.clone() for x in tensors[i * count:][:count]) for i in range(len(LISTS) + 1)]
+        lists = [list(x.clone() for x in tensors[i * count :][:count]) for i in range(len(LISTS) + 1)]
         Arguments(*lists, tensors[-1], arguments.options).update()
         return tuple(x for part in (0, 2, 3, 4, 5) for x in lists[part])
 
@@ -156,11 +158,27 @@ def raw_calls(backend: str, device: str) -> list[tuple[str, tuple]]:
     for ema, norm, dtype in ((True, 1.0, DTYPES[0]), (False, None, DTYPES[1])):
         case = UpdateCase(((4, 3), (), (0,)), ema=ema, norm=norm)
         these = case.arguments(dtype, device, 0)
-        calls.append((
-            "adamw_ema",
-            (these.params, these.grads, these.exp_avg, these.exp_avg_sq, these.ema or [], these.steps, these.grad_norm,
-             1e-3, 0.9, 0.99, 1e-8, 0.1, 0.99 if ema else 0.0, 0.5 if norm else 0.0),
-        ))
+        calls.append(
+            (
+                "adamw_ema",
+                (
+                    these.params,
+                    these.grads,
+                    these.exp_avg,
+                    these.exp_avg_sq,
+                    these.ema or [],
+                    these.steps,
+                    these.grad_norm,
+                    1e-3,
+                    0.9,
+                    0.99,
+                    1e-8,
+                    0.1,
+                    0.99 if ema else 0.0,
+                    0.5 if norm else 0.0,
+                ),
+            )
+        )
     return calls
 
 

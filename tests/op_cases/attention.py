@@ -86,9 +86,7 @@ def check(case: AttentionCase, dtype: torch.dtype, backend: str, device: str) ->
     assert_op_within(actual, plain, truth)
 
 
-def assert_zero_within_rounding(
-    grad_q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad: torch.Tensor
-) -> None:
+def assert_zero_within_rounding(grad_q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad: torch.Tensor) -> None:
     """The gradient of a lone token's q (or k, given q in its place): (grad.v - grad.out) k / sqrt(D), where out = v.
 
     Plain PyTorch subtracts a number from itself. Who sums the two products over D in different orders, as flash

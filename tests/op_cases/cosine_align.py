@@ -96,9 +96,7 @@ def check(case: CosineCase, dtype: torch.dtype, backend: str, device: str) -> No
                 distance = function(features, target, reduction=case.reduction, margin=case.margin)
             if upstream is None:
                 upstream = torch.randn(distance.shape, generator=torch.Generator().manual_seed(number)).to(device)
-            grad_features, grad_target = torch.autograd.grad(
-                distance, (features, target), upstream.to(distance.dtype)
-            )
+            grad_features, grad_target = torch.autograd.grad(distance, (features, target), upstream.to(distance.dtype))
             results.add({"distance": distance}, {"features": grad_features, "target": grad_target})
     assert_op_within(actual, plain, truth)
 
@@ -120,8 +118,11 @@ def raw_calls(backend: str, device: str) -> list[tuple[str, tuple]]:
     grad = torch.randn(6, device=device)
     return [
         *(("cosine_align", (features, other, 1e-8, margin)) for other in (target, y) for margin in (None, 0.5)),
-        *(("cosine_align_backward", (grad, f, y, stats, 1e-8, margin, need_target))
-          for margin in (None, 0.5) for need_target in (False, True)),
+        *(
+            ("cosine_align_backward", (grad, f, y, stats, 1e-8, margin, need_target))
+            for margin in (None, 0.5)
+            for need_target in (False, True)
+        ),
     ]
 
 

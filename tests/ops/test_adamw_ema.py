@@ -114,8 +114,17 @@ def test_bias_correction_is_exact_at_any_step(backend, step, beta):
 def test_a_moment_without_memory_is_the_gradient(backend):
     """Exactly, though the moment before was 1e8 times larger: what m + (g - m) rounds to is 0."""
     m = [torch.full((3,), 1e8)]
-    adamw_ema_([torch.zeros(3)], [torch.ones(3)], m, [torch.ones(3)], None, [torch.tensor(0)],
-               lr=1.0, betas=(0.0, 0.9), eps=1e-8)
+    adamw_ema_(
+        [torch.zeros(3)],
+        [torch.ones(3)],
+        m,
+        [torch.ones(3)],
+        None,
+        [torch.tensor(0)],
+        lr=1.0,
+        betas=(0.0, 0.9),
+        eps=1e-8,
+    )
     assert m[0].tolist() == [1.0, 1.0, 1.0]
 
 
@@ -143,7 +152,10 @@ def test_the_host_reads_nothing_from_the_device(name):
         adamw_ema_(
             *([mode.from_tensor(torch.empty(x.shape)) for x in arguments.params] for _ in range(5)),
             [mode.from_tensor(torch.tensor(0)) for _ in arguments.params],
-            **SETTINGS, ema_decay=0.9, grad_norm=mode.from_tensor(torch.tensor(1.0)), max_grad_norm=1.0,
+            **SETTINGS,
+            ema_decay=0.9,
+            grad_norm=mode.from_tensor(torch.tensor(1.0)),
+            max_grad_norm=1.0,
         )
 
 
@@ -185,8 +197,22 @@ def test_the_raw_op_refuses_what_would_read_out_of_bounds():
         these = CASE.arguments(torch.float32, "cpu", 0)
         for name, value in changes.items():
             setattr(these, name, value(getattr(these, name)))
-        op(these.params, these.grads, these.exp_avg, these.exp_avg_sq, these.ema, these.steps, these.grad_norm,
-           1e-3, 0.9, 0.99, 1e-8, 0.1, 0.99, 0.5)
+        op(
+            these.params,
+            these.grads,
+            these.exp_avg,
+            these.exp_avg_sq,
+            these.ema,
+            these.steps,
+            these.grad_norm,
+            1e-3,
+            0.9,
+            0.99,
+            1e-8,
+            0.1,
+            0.99,
+            0.5,
+        )
 
     for match, changes in (
         ("grads has 3 tensors, not 4", {"grads": lambda x: x[1:]}),

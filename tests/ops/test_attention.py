@@ -15,15 +15,15 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.ops import (
     AttentionShape,
     attention,
-    attention_backends,
     attention_reference,
-    attention_table,
-    attention_tuning,
     available_attention,
     tune_attention,
     use_attention,
     use_backend,
 )
+from sendvae_fast.ops.attention import backends as attention_backends
+from sendvae_fast.ops.attention import table as attention_table
+from sendvae_fast.ops.attention import tuning as attention_tuning
 
 CPU = torch.device("cpu")
 ON_CPU = ("sdpa", "flash", "math")
@@ -96,8 +96,9 @@ def test_reference_is_the_formula():
 
 
 def test_reference_gradcheck():
-    assert torch.autograd.gradcheck(attention_reference, [x.double().detach().requires_grad_()
-                                                          for x in inputs((1, 2, 4, 3))])
+    assert torch.autograd.gradcheck(
+        attention_reference, [x.double().detach().requires_grad_() for x in inputs((1, 2, 4, 3))]
+    )
 
 
 @pytest.mark.parametrize("backend", ON_CPU)

@@ -37,7 +37,7 @@ def plain_adm_crop(image, size):
     ratio = size / min(width, height)
     image = image.resize((int(np.rint(width * ratio)), int(np.rint(height * ratio))), resample=Image.BICUBIC)
     x, y = (image.size[0] - size) // 2, (image.size[1] - size) // 2
-    return torch.from_numpy(np.array(image)[y:y + size, x:x + size].transpose(2, 0, 1).copy())
+    return torch.from_numpy(np.array(image)[y : y + size, x : x + size].transpose(2, 0, 1).copy())
 
 
 def assert_pillows(image, size, what):

@@ -84,7 +84,14 @@ class Case:
 
     def forward(self):
         return ops.noise_inject(
-            self.mean, self.spread, self.latent_mean, self.latent_std, self.key, self.ids, self.t, self.spread_is_std,
+            self.mean,
+            self.spread,
+            self.latent_mean,
+            self.latent_std,
+            self.key,
+            self.ids,
+            self.t,
+            self.spread_is_std,
             self.patch_size,
         )
 
@@ -268,8 +275,17 @@ def test_every_half_precision_value(dtype):
     """Each of the 2^16 numbers is read and written unchanged: std 0 and t 0 make z the mean."""
     mean = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).view(1, 1, 256, 256)
     one, zero = torch.ones(1), torch.zeros(1)
-    z, z_t, *_ = ops.noise_inject(mean, torch.zeros_like(mean), zero, one, torch.zeros(2, dtype=torch.int64),
-                                  torch.zeros(1, dtype=torch.int64), zero, True, None)
+    z, z_t, *_ = ops.noise_inject(
+        mean,
+        torch.zeros_like(mean),
+        zero,
+        one,
+        torch.zeros(2, dtype=torch.int64),
+        torch.zeros(1, dtype=torch.int64),
+        zero,
+        True,
+        None,
+    )
     assert torch.equal(z.isnan(), mean.isnan())
     numbers = ~mean.isnan()
     assert torch.equal(z[numbers], mean[numbers])
@@ -285,9 +301,18 @@ def test_rounding_is_to_nearest_even(dtype):
     value = torch.where(value.isfinite(), value, torch.zeros_like(value))
     zero = torch.zeros((), dtype=dtype).expand(shape)
     for divisor in (2.0, 3.0, 0.7, 0.99):
-        grad, _ = ops.noise_inject_backward(zero, zero, value, zero, torch.tensor([-divisor]),
-                                            torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64),
-                                            torch.zeros(1), True, None)
+        grad, _ = ops.noise_inject_backward(
+            zero,
+            zero,
+            value,
+            zero,
+            torch.tensor([-divisor]),
+            torch.zeros(2, dtype=torch.int64),
+            torch.zeros(1, dtype=torch.int64),
+            torch.zeros(1),
+            True,
+            None,
+        )
         assert torch.equal(grad, (value.float() / divisor).to(dtype))
 
 

@@ -27,6 +27,7 @@ def test_reference_is_the_formula():
     mean, logvar, latent_mean, latent_std, key, ids, _ = make_inputs()
     out = noise_inject_reference(mean.double(), logvar.double(), latent_mean, latent_std, key, ids)
     for b, sample_id in enumerate(ids):
+
         def scalar_normal(stream, element, sample_id=sample_id):
             words = philox.words(key, stream, sample_id[None], element // 4 * 4 + 4)[0].tolist()
             pair = element // 2 * 2

@@ -9,12 +9,32 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 ATTRIBUTES = (
-    "is_round", "is_red", "is_large", "left_half", "upper_half", "striped", "dotted", "dark_background", "two_objects",
-    "tilted", "has_border", "warm_light", "overlapping", "small_detail", "high_contrast", "has_shadow",
+    "is_round",
+    "is_red",
+    "is_large",
+    "left_half",
+    "upper_half",
+    "striped",
+    "dotted",
+    "dark_background",
+    "two_objects",
+    "tilted",
+    "has_border",
+    "warm_light",
+    "overlapping",
+    "small_detail",
+    "high_contrast",
+    "has_shadow",
 )
 ENVIRONMENT = {
-    "sendvae_fast": "0.1.0", "git_commit": "0123abc", "command": "sendvae demo", "python": "3.11.7",
-    "packages": {"torch": "2.15.0", "deepspeed": "0.19.8"}, "gpus": [], "cpu_cores": 2, "world_size": 1,
+    "sendvae_fast": "0.1.0",
+    "git_commit": "0123abc",
+    "command": "sendvae demo",
+    "python": "3.11.7",
+    "packages": {"torch": "2.15.0", "deepspeed": "0.19.8"},
+    "gpus": [],
+    "cpu_cores": 2,
+    "world_size": 1,
 }
 
 
@@ -46,13 +66,21 @@ def blurred(pictures, sigma):
 def write_run(path, stage, rng, num_steps=1500, final=0.2):
     """A run directory of either stage, with a metrics.jsonl as the metrics logger writes it."""
     path.mkdir(parents=True)
-    (path / "config.yaml").write_text(yaml.safe_dump({
-        "seed": 0, "data": {"root": "scenes", "image_size": 64, "global_batch": 16},
-        "optimizer": {"lr": 5e-4}, "loop": {"num_steps": num_steps},
-    }, sort_keys=False))
+    (path / "config.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "seed": 0,
+                "data": {"root": "scenes", "image_size": 64, "global_batch": 16},
+                "optimizer": {"lr": 5e-4},
+                "loop": {"num_steps": num_steps},
+            },
+            sort_keys=False,
+        )
+    )
     (path / "environment.json").write_text(json.dumps(ENVIRONMENT))
     names = {
-        "autoencoder": ("reconstruction", "kl", "align", "gan", "discriminator"), "generator": ("velocity", "align"),
+        "autoencoder": ("reconstruction", "kl", "align", "gan", "discriminator"),
+        "generator": ("velocity", "align"),
     }[stage]
     lines, time_s = [], 1_700_000_000.0
     for step in range(10, num_steps + 1, 10):
@@ -96,21 +124,39 @@ def write_comparison(root, aligned_gain=0.05):
         runs = [f"{folder}/vae", f"{folder}/sit"]
         for run, stage in zip(runs, ("autoencoder", "generator"), strict=True):
             write_run(root / run, stage, rng, final=0.25 - 0.03 * index)
-        variants.append({
-            "name": name, "description": description, "runs": runs,
-            "reconstructions": f"{folder}/reconstructions.png", "samples": f"{folder}/samples.png",
-            "metrics": {
-                "rfid": [30.1 - index, 29.2 - index, 31.0 - index], "psnr": [19.4, 19.5, 19.3], "lpips": None,
-                "ssim": [0.71, 0.702, 0.705], "gfid": [100 - 200 * gain, 103 - 200 * gain, 98 - 200 * gain],
-            },
-            "attribute_f1": {
-                attribute: [round(0.2 + 0.04 * rank + gain + 0.01 * rng.random(), 4) for _ in range(3)]
-                for rank, attribute in enumerate(ATTRIBUTES)
-            },
-        })
-    (root / "results.json").write_text(json.dumps({
-        "title": "Send-VAE demo", "subtitle": "Synthetic scenes, 64 pixels, 3 seeds", "candidate": "Send-VAE",
-        "control": "Control", "originals": "originals.png", "variants": variants,
-        "notes": ["Distances are on features of the package's own small network: compare them with each other."],
-    }))
+        variants.append(
+            {
+                "name": name,
+                "description": description,
+                "runs": runs,
+                "reconstructions": f"{folder}/reconstructions.png",
+                "samples": f"{folder}/samples.png",
+                "metrics": {
+                    "rfid": [30.1 - index, 29.2 - index, 31.0 - index],
+                    "psnr": [19.4, 19.5, 19.3],
+                    "lpips": None,
+                    "ssim": [0.71, 0.702, 0.705],
+                    "gfid": [100 - 200 * gain, 103 - 200 * gain, 98 - 200 * gain],
+                },
+                "attribute_f1": {
+                    attribute: [round(0.2 + 0.04 * rank + gain + 0.01 * rng.random(), 4) for _ in range(3)]
+                    for rank, attribute in enumerate(ATTRIBUTES)
+                },
+            }
+        )
+    (root / "results.json").write_text(
+        json.dumps(
+            {
+                "title": "Send-VAE demo",
+                "subtitle": "Synthetic scenes, 64 pixels, 3 seeds",
+                "candidate": "Send-VAE",
+                "control": "Control",
+                "originals": "originals.png",
+                "variants": variants,
+                "notes": [
+                    "Distances are on features of the package's own small network: compare them with each other."
+                ],
+            }
+        )
+    )
     return root

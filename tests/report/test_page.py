@@ -71,9 +71,17 @@ def in_chromium(tmp_path):
 def check_page(page):
     outline = Outline(page)
     assert outline.headings == [
-        "Send-VAE demo", "What was seen", "The variants compared", "Reconstructions", "Generated pictures",
-        "Attributes read off the latents", "Training curves", "Stage 1: autoencoder", "Stage 2: generator",
-        "Throughput", "How to get the same again",
+        "Send-VAE demo",
+        "What was seen",
+        "The variants compared",
+        "Reconstructions",
+        "Generated pictures",
+        "Attributes read off the latents",
+        "Training curves",
+        "Stage 1: autoencoder",
+        "Stage 2: generator",
+        "Throughput",
+        "How to get the same again",
     ]
     assert outline.tags.count("table") == 3
     assert outline.tags.count("details") == 12
@@ -103,7 +111,9 @@ def test_chromium_draws_it_light_and_dark(demo_page, in_chromium, tmp_path):
     for scheme in (1, 0):  # Blink's numbers for light and dark
         shot = tmp_path / f"{scheme}.png"
         in_chromium(
-            "--window-size=1000,800", f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}",
+            "--window-size=1000,800",
+            f"--blink-settings=preferredColorScheme={scheme}",
+            f"--screenshot={shot}",
             demo_page.as_uri(),
         )
         pixels = np.array(Image.open(shot).convert("RGB"))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sendvae_fast.report.data import RunRecord, Variant
+from sendvae_fast.report.contents import RunRecord, Variant
 from sendvae_fast.report.summary import compare, comparison_sentences, format_duration, run_tiles, verdict
 
 
@@ -43,10 +43,12 @@ def test_verdict_says_what_came_out(ours, said):
 
 
 def test_sentences_give_numbers_and_seeds():
-    sentences = comparison_sentences(*pair(
-        {"attribute_f1": [0.5, 0.52, 0.51], "gfid": [90, 101, 95], "psnr": [18, 18, 18], "lpips": None},
-        {"attribute_f1": [0.4, 0.42, 0.41], "gfid": [100, 100, 100], "psnr": [19, 19, 19], "lpips": None},
-    ))
+    sentences = comparison_sentences(
+        *pair(
+            {"attribute_f1": [0.5, 0.52, 0.51], "gfid": [90, 101, 95], "psnr": [18, 18, 18], "lpips": None},
+            {"attribute_f1": [0.4, 0.42, 0.41], "gfid": [100, 100, 100], "psnr": [19, 19, 19], "lpips": None},
+        )
+    )
     assert len(sentences) == 3
     assert "0.510 for Send-VAE and 0.410 for Control: better in all 3 seeds" in sentences[0]
     assert "95.33 for Send-VAE and 100.00 for Control: no clear difference (better in 2 of 3 seeds)" in sentences[1]
@@ -67,7 +69,9 @@ def test_durations(seconds, text):
 def test_run_tiles():
     steps = np.array([10, 20, 30])
     run = RunRecord(
-        name="r", stage="generator", duration_s=90.0,
+        name="r",
+        stage="generator",
+        duration_s=90.0,
         series={"loss": (steps, np.array([3.0, 2.0, 1.0])), "img_per_s": (steps, np.array([100.0, 300.0, 110.0]))},
     )
     assert [tile.value for tile in run_tiles(run)] == ["30", "1", "110.0", "1:30"]

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
-from sendvae_fast.models.autoencoder_io import save_autoencoder
-from sendvae_fast.models.sit import SiT, SiTConfig
-from sendvae_fast.models.sit_io import save_sit
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.storage import save_autoencoder
+from sendvae_fast.models.sit.sit import SiT, SiTConfig
+from sendvae_fast.models.sit.storage import save_sit
 
 CHANNELS = 4
 NUM_CLASSES = 3

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_runs import NUM_IMAGES
 
-from sendvae_fast.data.synthetic import synth_scenes
+from sendvae_fast.data.scenes.scene_folder import synth_scenes
 from sendvae_fast.engine.distributed import init_distributed
 
 

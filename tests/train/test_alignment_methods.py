@@ -12,15 +12,15 @@ from tiny_runs import checkpoint_tensors, vae_config
 from sendvae_fast.engine.distributed import current_distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.alignment import vf_loss
-from sendvae_fast.models.autoencoder_io import load_autoencoder, save_autoencoder
-from sendvae_fast.models.foundation_backbones import DEMO_WEIGHTS
-from sendvae_fast.models.linear_mapper import LinearMapper
-from sendvae_fast.models.mlp_mapper import MLPMapper
+from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
+from sendvae_fast.models.foundation.backbones import DEMO_WEIGHTS
+from sendvae_fast.models.mappers.linear import LinearMapper
+from sendvae_fast.models.mappers.mlp import MLPMapper
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.ops import philox
 from sendvae_fast.train.common import TrainingImages
-from sendvae_fast.train.vae import VAEStage, train_vae
-from sendvae_fast.train.vae_networks import build_model
+from sendvae_fast.train.vae.networks import build_model
+from sendvae_fast.train.vae.stage import VAEStage, train_vae
 
 MAPPERS = {"va": LinearMapper, "reals": MLPMapper, "none": type(None)}
 

@@ -8,8 +8,8 @@ from tiny_runs import cache_of, sit_config, vae_config
 
 from sendvae_fast.ops import chosen_backend
 from sendvae_fast.ops.dispatch import ENVIRONMENT_VARIABLE, OPS
-from sendvae_fast.train.sit import train_sit
-from sendvae_fast.train.vae import train_vae
+from sendvae_fast.train.sit.stage import train_sit
+from sendvae_fast.train.vae.stage import train_vae
 
 NUM_STEPS = 100
 # One rounding per step, all the same way. Training that amplifies rounding has no such bound: these runs take small

@@ -5,9 +5,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sendvae_fast.data.synthetic import render_scenes
+from sendvae_fast.data.scenes.scene_folder import render_scenes
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.demo_vit import ConvStem, DemoViT
+from sendvae_fast.models.foundation.demo_vit import ConvStem, DemoViT
 from sendvae_fast.train.demo_foundation import (
     WEIGHTS,
     DemoFoundationRecipe,
@@ -17,7 +17,13 @@ from sendvae_fast.train.demo_foundation import (
 )
 
 TINY = {
-    "embed_dim": 32, "depth": 1, "num_heads": 2, "num_scenes": 48, "num_held_out": 24, "num_steps": 2, "batch_size": 8,
+    "embed_dim": 32,
+    "depth": 1,
+    "num_heads": 2,
+    "num_scenes": 48,
+    "num_held_out": 24,
+    "num_steps": 2,
+    "batch_size": 8,
 }
 
 

@@ -10,16 +10,16 @@ from tiny_runs import cache_of, sit_config, vae_config
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.loader import ImageLoader
 from sendvae_fast.engine.distributed import Distributed, current_distributed
-from sendvae_fast.engine.weights import resolve_weights
+from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder import Posterior
-from sendvae_fast.models.autoencoder_io import load_autoencoder
+from sendvae_fast.models.autoencoder.autoencoder import Posterior
+from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.pixels import to_model_range
-from sendvae_fast.models.sit_io import load_sit
+from sendvae_fast.models.sit.storage import load_sit
 from sendvae_fast.train.common import ImageDataConfig
-from sendvae_fast.train.latent_batches import LatentReaderConfig, TrainingLatents
-from sendvae_fast.train.sit import train_sit
-from sendvae_fast.train.vae import train_vae
+from sendvae_fast.train.sit.latent_batches import LatentReaderConfig, TrainingLatents
+from sendvae_fast.train.sit.stage import train_sit
+from sendvae_fast.train.vae.stage import train_vae
 
 NUM_STEPS = 7
 
@@ -27,9 +27,7 @@ NUM_STEPS = 7
 @pytest.fixture(scope="module")
 def autoencoder(images, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "vae"
-    train_vae(
-        vae_config(run, images, alignment={"method": "none"}, loss={"gan_weight": 0.0}, loop={"num_steps": 1})
-    )
+    train_vae(vae_config(run, images, alignment={"method": "none"}, loss={"gan_weight": 0.0}, loop={"num_steps": 1}))
     return run
 
 
@@ -41,7 +39,12 @@ def latents(autoencoder, images, tmp_path_factory):
 def training_latents(latents, images=None, distributed=None, global_batch=8):
     data = ImageDataConfig(root=None if images is None else str(images), image_size=32, global_batch=global_batch)
     return TrainingLatents(
-        str(latents), data, LatentReaderConfig(), with_images=images is not None, seed=3, accumulation_steps=1,
+        str(latents),
+        data,
+        LatentReaderConfig(),
+        with_images=images is not None,
+        seed=3,
+        accumulation_steps=1,
         distributed=distributed or current_distributed(),
     )
 
@@ -49,8 +52,7 @@ def training_latents(latents, images=None, distributed=None, global_batch=8):
 def first(batches):
     """The first batches; copied, because they hold only until the next one."""
     return [
-        [value if value is None else value.clone() for value in batch]
-        for batch in itertools.islice(batches, NUM_STEPS)
+        [value if value is None else value.clone() for value in batch] for batch in itertools.islice(batches, NUM_STEPS)
     ]
 
 
@@ -116,7 +118,11 @@ def test_published_latents(tmp_path):
 def test_stage_2_trains_on_published_latents_without_pictures(tmp_path):
     publish(tmp_path / "published")
     config = sit_config(
-        tmp_path / "run", None, tmp_path / "published", repa={"weight": 0.0}, data={"root": None},
+        tmp_path / "run",
+        None,
+        tmp_path / "published",
+        repa={"weight": 0.0},
+        data={"root": None},
         loop={"num_steps": 3},
     )
     assert train_sit(config) == 0
@@ -132,12 +138,19 @@ def test_errors(tmp_path, latents, images):
         training_latents(latents, global_batch=9, distributed=Distributed(0, 2, 0, torch.device("cpu")))
     with pytest.raises(UserError, match="data.root is missing"):
         TrainingLatents(
-            str(latents), ImageDataConfig(image_size=32, global_batch=8), LatentReaderConfig(), with_images=True,
-            seed=0, accumulation_steps=1, distributed=current_distributed(),
+            str(latents),
+            ImageDataConfig(image_size=32, global_batch=8),
+            LatentReaderConfig(),
+            with_images=True,
+            seed=0,
+            accumulation_steps=1,
+            distributed=current_distributed(),
         )
     statistics = tmp_path / "published" / "latents_stats.pt"
-    for content, message in (({"mean": torch.zeros(4)}, "does not hold mean and std"),
-                             ({"mean": torch.zeros(4), "std": torch.zeros(4)}, "std of 0")):
+    for content, message in (
+        ({"mean": torch.zeros(4)}, "does not hold mean and std"),
+        ({"mean": torch.zeros(4), "std": torch.zeros(4)}, "std of 0"),
+    ):
         torch.save(content, statistics)
         with pytest.raises(UserError, match=message):
             training_latents(tmp_path / "published")

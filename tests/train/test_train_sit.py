@@ -6,19 +6,19 @@ import pytest
 import torch
 from tiny_runs import COMPARED, NUM_IMAGES, VAE, cache_of, checkpoint_tensors, sit_config, vae_config
 
-import sendvae_fast.train.sit as train_sit_module
-from sendvae_fast.engine.weights import resolve_weights
+import sendvae_fast.train.sit.stage as train_sit_module
+from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
-from sendvae_fast.models.autoencoder_io import load_autoencoder, save_autoencoder
-from sendvae_fast.models.sit import SiT
-from sendvae_fast.models.sit_io import load_sit
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
+from sendvae_fast.models.sit.sit import SiT
+from sendvae_fast.models.sit.storage import load_sit
 from sendvae_fast.ops import noise_inject, philox
 from sendvae_fast.sampling.generate import LatentDecoder, generate
 from sendvae_fast.sampling.writer import save_grid
-from sendvae_fast.train.sit import draw_noise_levels, train_sit
-from sendvae_fast.train.sit_config import FlowConfig
-from sendvae_fast.train.vae import train_vae
+from sendvae_fast.train.sit.settings import FlowConfig
+from sendvae_fast.train.sit.stage import draw_noise_levels, train_sit
+from sendvae_fast.train.vae.stage import train_vae
 
 
 def metrics(run):

@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from tiny_runs import COMPARED, checkpoint_tensors, vae_config
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder import AutoencoderConfig
-from sendvae_fast.models.autoencoder_export import write_diffusers
-from sendvae_fast.models.autoencoder_io import load_autoencoder
-from sendvae_fast.train.vae import train_vae
-from sendvae_fast.train.vae_networks import build_discriminator, build_model
+from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
+from sendvae_fast.models.autoencoder.export import write_diffusers
+from sendvae_fast.models.autoencoder.storage import load_autoencoder
+from sendvae_fast.train.vae.networks import build_discriminator, build_model
+from sendvae_fast.train.vae.stage import train_vae
 
 
 def metrics(run):
@@ -24,7 +24,10 @@ def trained(few_images, tmp_path_factory):
     """A run of 80 steps on 8 pictures with every loss that needs no foreign weights."""
     run = tmp_path_factory.mktemp("runs") / "vae"
     config = vae_config(
-        run, few_images, loop={"num_steps": 80}, loss={"gan_start_step": 30, "gan_weight": 1e-3},
+        run,
+        few_images,
+        loop={"num_steps": 80},
+        loss={"gan_start_step": 30, "gan_weight": 1e-3},
         discriminator_optimizer={"learning_rate": 2e-3},
     )
     assert train_vae(config) == 0
@@ -51,9 +54,18 @@ def test_kl_falls_when_it_weighs_enough(images, tmp_path):
 
 def test_lpips_falls_with_real_weights(images, tmp_path, test_data):
     weights = next((test_data / "weights" / "lpips_squeeze").rglob("squeeze.backbone.pth"))
-    train_vae(vae_config(tmp_path / "run", images, loop={"num_steps": 60}, alignment={"method": "none"}, loss={
-        "gan_weight": 0.0, "perceptual": {"net": "squeeze", "weights": str(weights)},
-    }))
+    train_vae(
+        vae_config(
+            tmp_path / "run",
+            images,
+            loop={"num_steps": 60},
+            alignment={"method": "none"},
+            loss={
+                "gan_weight": 0.0,
+                "perceptual": {"net": "squeeze", "weights": str(weights)},
+            },
+        )
+    )
     logged = metrics(tmp_path / "run")
     assert logged[-1]["lpips"] < 0.8 * logged[0]["lpips"]
 
@@ -103,7 +115,11 @@ def test_accumulation_equals_one_large_batch(images, tmp_path):
 
 def test_finetuning_starts_from_the_given_weights_and_statistics(trained, images, tmp_path):
     config = vae_config(
-        tmp_path / "run", images, init_from=str(trained), discriminator_from=str(trained), loop={"num_steps": 1},
+        tmp_path / "run",
+        images,
+        init_from=str(trained),
+        discriminator_from=str(trained),
+        loop={"num_steps": 1},
         optimizer={"learning_rate": 1e-12},
         alignment={"latent_norm": "fixed"},
     )
@@ -112,9 +128,13 @@ def test_finetuning_starts_from_the_given_weights_and_statistics(trained, images
     after = load_file(tmp_path / "run" / "checkpoints" / "step_00000001" / "model.safetensors")
     for name in before:
         torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-9)
-    statistics = [load_autoencoder(path).latent_std for path in (
-        trained / "checkpoints" / "step_00000080", tmp_path / "run" / "checkpoints" / "step_00000001",
-    )]
+    statistics = [
+        load_autoencoder(path).latent_std
+        for path in (
+            trained / "checkpoints" / "step_00000080",
+            tmp_path / "run" / "checkpoints" / "step_00000001",
+        )
+    ]
     assert torch.equal(*statistics)
 
 

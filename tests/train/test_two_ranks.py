@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_runs import cache_of, checkpoint_tensors, vae_config
 from two_rank_training import ALIGNED_ENGINES, ENGINES, train_aligned, train_all
 
-from sendvae_fast.train.vae import train_vae
+from sendvae_fast.train.vae.stage import train_vae
 
 HERE = Path(__file__).parent
 
@@ -28,8 +28,16 @@ def runs(images, tmp_path_factory):
     train_all(root / "one", images, latents, root / "initial", {"ddp": {"name": "ddp"}})
     train_aligned(root / "one", images, {"ddp": {"name": "ddp"}})
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        str(HERE / "two_rank_training.py"), str(root / "two"), str(images), str(latents), str(root / "initial"),
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(HERE / "two_rank_training.py"),
+        str(root / "two"),
+        str(images),
+        str(latents),
+        str(root / "initial"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -11,12 +11,12 @@ from tiny_runs import VAE, vae_config
 
 from sendvae_fast.engine.distributed import Distributed, current_distributed
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder import Autoencoder, AutoencoderConfig
-from sendvae_fast.models.autoencoder_export import write_diffusers
-from sendvae_fast.models.autoencoder_io import SavedAutoencoder, save_autoencoder
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.export import write_diffusers
+from sendvae_fast.models.autoencoder.storage import SavedAutoencoder, save_autoencoder
 from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
-from sendvae_fast.train import vae_networks
-from sendvae_fast.train.vae import VAEStage, train_vae
+from sendvae_fast.train.vae import networks as vae_networks
+from sendvae_fast.train.vae.stage import VAEStage, train_vae
 
 FINE_TUNED = {"init_from": "vae", "discriminator_from": "discriminator.pt"}
 
@@ -100,32 +100,43 @@ LPIPS = {"loss": {"perceptual": {"net": "squeeze", "weights": "squeeze.pth"}}}
 NO_GAN = {"loss": {"gan_weight": 0.0}}
 CASES = {
     "NaN in the autoencoder": (
-        nan_in(WEIGHTS, "decoder.conv_out.bias"), {},
+        nan_in(WEIGHTS, "decoder.conv_out.bias"),
+        {},
         r"vae/model.safetensors has NaN or inf in 1 weights \(decoder.conv_out.bias\)",
     ),
     "NaN in diffusers' layout": (
-        nan_in("hf/diffusion_pytorch_model.safetensors", "decoder.conv_norm_out.bias"), {"init_from": "hf"},
+        nan_in("hf/diffusion_pytorch_model.safetensors", "decoder.conv_norm_out.bias"),
+        {"init_from": "hf"},
         r"diffusion_pytorch_model.safetensors has NaN or inf in 1 weights \(decoder.norm_out.bias\)",
     ),
     "NaN in the discriminator": (
-        nan_in("discriminator.pt", "main.2.weight"), {}, r"discriminator.pt has NaN or inf in 1 weights \(main.2.weight"
+        nan_in("discriminator.pt", "main.2.weight"),
+        {},
+        r"discriminator.pt has NaN or inf in 1 weights \(main.2.weight",
     ),
     "NaN in the foundation model": (
-        nan_in("squeeze.pth", "3.squeeze.bias"), SQUEEZENET, r"squeeze.pth has NaN or inf in 1 weights \(3.squeeze.bias"
+        nan_in("squeeze.pth", "3.squeeze.bias"),
+        SQUEEZENET,
+        r"squeeze.pth has NaN or inf in 1 weights \(3.squeeze.bias",
     ),
     "NaN in LPIPS": (
-        nan_in("squeeze.pth", "3.squeeze.bias"), LPIPS,
+        nan_in("squeeze.pth", "3.squeeze.bias"),
+        LPIPS,
         r"squeeze.pth has NaN or inf in 1 weights \(slice2.3.squeeze.bias\)",
     ),
     "NaN in the statistics": (
-        changed("vae/latent_stats.safetensors", latent_mean=torch.full((4,), float("nan"))), {}, "hold NaN"
+        changed("vae/latent_stats.safetensors", latent_mean=torch.full((4,), float("nan"))),
+        {},
+        "hold NaN",
     ),
     "statistics of other channels": (
-        changed("vae/latent_stats.safetensors", latent_mean=torch.zeros(5), latent_std=torch.ones(5)), {},
+        changed("vae/latent_stats.safetensors", latent_mean=torch.zeros(5), latent_std=torch.ones(5)),
+        {},
         "5 means and 5 deviations, but the latents have 4 channels",
     ),
     "pictures of four channels": (
-        changed(WEIGHTS, **{"encoder.conv_in.weight": torch.zeros(8, 4, 3, 3)}), {},
+        changed(WEIGHTS, **{"encoder.conv_in.weight": torch.zeros(8, 4, 3, 3)}),
+        {},
         "encoder.conv_in.weight 8x4x3x3 instead of 8x3x3x3",
     ),
     "other latent channels": (nothing, {"autoencoder": {"latent_channels": 5}}, "latent_channels 4 instead of 5"),
@@ -134,10 +145,14 @@ CASES = {
     "no discriminator": (nothing, {"discriminator_from": None}, "discriminator_from is missing: fine-tuning vae"),
     "a run without a discriminator": (nothing, {"discriminator_from": "vae"}, "vae/discriminator.safetensors does not"),
     "no statistics to fix": (
-        nothing, {"init_from": None, "alignment": {"latent_norm": "fixed"}}, "latent_norm=fixed needs init_from"
+        nothing,
+        {"init_from": None, "alignment": {"latent_norm": "fixed"}},
+        "latent_norm=fixed needs init_from",
     ),
     "no statistics": (
-        nothing, {"init_from": "ldm.pt"}, "ldm.pt has no latent statistics: .*--stats=FILE, or --scaling_factor"
+        nothing,
+        {"init_from": "ldm.pt"},
+        "ldm.pt has no latent statistics: .*--stats=FILE, or --scaling_factor",
     ),
     "cut off": (cut(WEIGHTS), {}, "model.safetensors is broken"),
     "cut off checkpoint": (cut("discriminator.pt"), {}, "discriminator.pt is broken"),
@@ -147,10 +162,15 @@ CASES = {
     "code in the foundation model": (code_in("squeeze.pth"), SQUEEZENET, "squeeze.pth is broken or holds more than"),
     "code in LPIPS": (code_in("squeeze.pth"), LPIPS, "squeeze.pth is broken or holds more than"),
     "pictures that do not divide": (
-        nothing, {"data": {"image_size": 34}, "alignment": {"method": "none"}},
+        nothing,
+        {"data": {"image_size": 34}, "alignment": {"method": "none"}},
         "image_size=34 must be a multiple of .* 4",
     ),
-    "pictures too small to judge": (nothing, {"discriminator": {"num_layers": 4}}, "num_layers=4 .* at least 48 pixels")
+    "pictures too small to judge": (
+        nothing,
+        {"discriminator": {"num_layers": 4}},
+        "num_layers=4 .* at least 48 pixels",
+    ),
 }
 
 
@@ -166,8 +186,12 @@ def test_nothing_starts_that_cannot_work(files, images, case):
 def test_a_cold_discriminator_must_be_asked_for_or_eased_in(images):
     fine_tuned = {"init_from": "vae"}
     for allowed in (
-        {"cold_discriminator": True}, {"discriminator_from": "d.pt"}, NO_GAN, {"loss": {"gan_warmup_steps": 100}},
-        {"loss": {"gan_start_step": 100, "discriminator_start_step": 0}}, {"init_from": None},
+        {"cold_discriminator": True},
+        {"discriminator_from": "d.pt"},
+        NO_GAN,
+        {"loss": {"gan_warmup_steps": 100}},
+        {"loss": {"gan_start_step": 100, "discriminator_start_step": 0}},
+        {"init_from": None},
     ):
         vae_config(images, images, **fine_tuned | allowed)
     for refused in ({}, {"loss": {"gan_start_step": 100}}, {"loss": {"gan_warmup_steps": 1}}):
@@ -178,7 +202,8 @@ def test_a_cold_discriminator_must_be_asked_for_or_eased_in(images):
 def test_a_mapper_of_other_sizes_is_refused(files, images):
     stages = [
         VAEStage(
-            vae_config(files / "run", images, alignment={"send": {"width": width}}, engine={"name": "ddp"}), None,
+            vae_config(files / "run", images, alignment={"send": {"width": width}}, engine={"name": "ddp"}),
+            None,
             current_distributed(),
         )
         for width in (32, 64)

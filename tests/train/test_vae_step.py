@@ -15,8 +15,8 @@ from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.distributed import current_distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import philox, use_backend
-from sendvae_fast.train.vae import VAEStage
-from sendvae_fast.train.vae_config import VAELossConfig
+from sendvae_fast.train.vae.settings import VAELossConfig
+from sendvae_fast.train.vae.stage import VAEStage
 
 NUM_STEPS = 4
 
@@ -70,9 +70,7 @@ def plain_steps(settings, stage) -> list[nn.Module]:
     first = settings.get("discriminator_start_step", settings["gan_start_step"])
     optimizers = [
         torch.optim.AdamW(network.parameters(), lr=config.learning_rate, eps=config.eps, weight_decay=0)
-        for network, config in (
-            (model, stage.config.optimizer), (discriminator, stage.config.discriminator_optimizer)
-        )
+        for network, config in ((model, stage.config.optimizer), (discriminator, stage.config.discriminator_optimizer))
     ]
     for step in range(NUM_STEPS):
         batch = batch_of(step)
@@ -93,8 +91,14 @@ def plain_steps(settings, stage) -> list[nn.Module]:
 
 
 SETTINGS = dict(
-    reconstruction_weight=1.5, perceptual_weight=0.7, reduction="mean", kl_weight=1e-3, gan_weight=0.5,
-    gan_adaptive=False, gan_start_step=0, gan_warmup_steps=0,
+    reconstruction_weight=1.5,
+    perceptual_weight=0.7,
+    reduction="mean",
+    kl_weight=1e-3,
+    gan_weight=0.5,
+    gan_adaptive=False,
+    gan_start_step=0,
+    gan_warmup_steps=0,
 )
 
 
@@ -110,10 +114,19 @@ SETTINGS = dict(
 )
 def test_steps_equal_a_plain_version(tmp_path, perceptual, changes, norm, legacy_range):
     settings = SETTINGS | changes | {"perceptual": perceptual | {"legacy_range": legacy_range}}
-    stage = VAEStage(vae_config(
-        tmp_path, tmp_path, loss=settings, alignment={"method": "none", "latent_norm": "none"},
-        discriminator={"norm": norm}, engine={"name": "ddp"}, **COMPARED,
-    ), None, current_distributed())
+    stage = VAEStage(
+        vae_config(
+            tmp_path,
+            tmp_path,
+            loss=settings,
+            alignment={"method": "none", "latent_norm": "none"},
+            discriminator={"norm": norm},
+            engine={"name": "ddp"},
+            **COMPARED,
+        ),
+        None,
+        current_distributed(),
+    )
     networks = [stage.model, stage.discriminator_engine.module]
     before = [copy.deepcopy(network) for network in networks]
     with use_backend("reference"):
@@ -157,10 +170,17 @@ class ReadNotes(TorchDispatchMode):
 def test_micro_batches_do_not_make_the_host_wait(tmp_path, images, perceptual):
     """The step's key goes to the device before them, two gradient norms come back after them; nothing in between."""
     engine = {"name": "ddp", "accumulation_steps": 2, "precision": "bf16"}
-    stage = VAEStage(vae_config(
-        tmp_path, images, loss=SETTINGS | {"gan_adaptive": True, "perceptual": perceptual}, engine=engine,
-        alignment={"method": "va"},
-    ), None, current_distributed())
+    stage = VAEStage(
+        vae_config(
+            tmp_path,
+            images,
+            loss=SETTINGS | {"gan_adaptive": True, "perceptual": perceptual},
+            engine=engine,
+            alignment={"method": "va"},
+        ),
+        None,
+        current_distributed(),
+    )
     with use_backend("reference"), HostNotes() as notes, ReadNotes(notes.found):
         stage.train_step(0, batch_of(0))
     assert notes.found == ["tensor", *2 * ["aten::_local_scalar_dense"]]

@@ -7,16 +7,21 @@ import torch
 from safetensors.torch import load_file
 
 from sendvae_fast.config import build_config, merge
-from sendvae_fast.train.cache import CacheConfig, cache
-from sendvae_fast.train.sit_config import SiTTrainConfig
-from sendvae_fast.train.vae_config import VAETrainConfig
+from sendvae_fast.train.cache_latents import CacheConfig, cache
+from sendvae_fast.train.sit.settings import SiTTrainConfig
+from sendvae_fast.train.vae.settings import VAETrainConfig
 
 NUM_IMAGES = 24  # one of each class
 VAE = {
     "data": {"image_size": 32, "global_batch": 8, "num_threads": 1},
     "autoencoder": {
-        "base_channels": 8, "channel_multipliers": [1, 2, 2], "num_res_blocks": 1, "attention_resolutions": [],
-        "nominal_resolution": 32, "latent_channels": 4, "num_groups": 4,
+        "base_channels": 8,
+        "channel_multipliers": [1, 2, 2],
+        "num_res_blocks": 1,
+        "attention_resolutions": [],
+        "nominal_resolution": 32,
+        "latent_channels": 4,
+        "num_groups": 4,
     },
     "alignment": {
         "foundation": {"name": "demo"},

@@ -7,8 +7,8 @@ import torch
 from tiny_runs import COMPARED, sit_config, vae_config
 
 from sendvae_fast.engine.distributed import current_distributed
-from sendvae_fast.train.sit import train_sit
-from sendvae_fast.train.vae import train_vae
+from sendvae_fast.train.sit.stage import train_sit
+from sendvae_fast.train.vae.stage import train_vae
 
 
 def train_all(out: Path, images: Path, latents: Path, autoencoder: Path, engines: dict[str, dict]) -> None:

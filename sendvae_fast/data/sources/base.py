@@ -67,9 +67,7 @@ class ShardedSource(Source):
 
     def take(self, indices: np.ndarray) -> "ShardedSource":
         names = [self.names[i] for i in indices]
-        return type(self)(
-            self.root, names, self.files, self.file[indices], self.offset[indices], self.size[indices]
-        )
+        return type(self)(self.root, names, self.files, self.file[indices], self.offset[indices], self.size[indices])
 
     def reading_order(self) -> np.ndarray:
         return np.lexsort((self.offset, self.file))

@@ -44,7 +44,8 @@ def shards_in(folder: Path, suffix: str) -> list[Path]:
         UserError: when they are of several splits: which one is meant?
     """
     found = sorted(
-        Path(entry.path) for entry in visible_entries(folder)
+        Path(entry.path)
+        for entry in visible_entries(folder)
         if entry.name.endswith(suffix) and not entry.name.endswith(CATALOG_NAME) and entry.is_file()
     )
     splits = {word for path in found for word in SPLIT_WORDS.findall(path.name.lower())}
@@ -66,5 +67,5 @@ def _expand_braces(pattern: str) -> list[str]:
         options = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     else:
         options = match[1].split(",")
-    head, tail = pattern[:match.start()], pattern[match.end():]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
     return [expanded for option in options for expanded in _expand_braces(head + option + tail)]

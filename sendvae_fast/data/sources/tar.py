@@ -107,7 +107,9 @@ def list_tars(shards: Sequence[Path], label: str | None = None) -> Listing:
     labels, class_names = index_classes(_classes(samples, shards, label, root), str(root))
     names = [sample.picture.name for sample in samples]
     source = TarSource(
-        root, names, [path.relative_to(root).as_posix() for path in shards],
+        root,
+        names,
+        [path.relative_to(root).as_posix() for path in shards],
         np.array([sample.shard for sample in samples], np.int32),
         np.array([sample.picture.offset for sample in samples], np.int64),
         np.array([sample.picture.size for sample in samples], np.int64),

@@ -14,13 +14,17 @@ BLOCK = 512
 MAX_EXTENSION_BYTES = 2**20
 """Room for a long name or a pax header; honest ones take hundreds of bytes."""
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-REGULAR = b"0\0" b"7"
+REGULAR = b"0\07"
 DIRECTORY, SPARSE, GNU_LONG_NAME, PAX = b"5SLx"
 EXTENSIONS = b"LKxg"
 """Headers that say more about the next member, or about all."""
 PASSED_OVER = {
-    ord("1"): "a hard link", ord("2"): "a symbolic link", ord("3"): "a character device", ord("4"): "a block device",
-    ord("6"): "a named pipe", SPARSE: "a sparse file",
+    ord("1"): "a hard link",
+    ord("2"): "a symbolic link",
+    ord("3"): "a character device",
+    ord("4"): "a block device",
+    ord("6"): "a named pipe",
+    SPARSE: "a sparse file",
 }
 WITHOUT_DATA = b"123456"
 
@@ -173,10 +177,10 @@ def _pax_records(payload: bytes, start: int) -> dict[str, bytes]:
     """`length key=value\\n` records, where length counts the whole record."""
     records, position = {}, 0
     while position < len(payload):
-        length, space, _ = payload[position:position + 10].partition(b" ")
+        length, space, _ = payload[position : position + 10].partition(b" ")
         if not space or not length.isdigit() or not len(length) + 1 < int(length) <= len(payload) - position:
             raise _Damaged(f"no valid pax header at byte {start}")
-        key, _, value = payload[position + len(length) + 1:position + int(length) - 1].partition(b"=")
+        key, _, value = payload[position + len(length) + 1 : position + int(length) - 1].partition(b"=")
         records[key.decode(errors="surrogateescape")] = value
         position += int(length)
     return records

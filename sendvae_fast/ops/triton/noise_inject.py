@@ -134,9 +134,7 @@ def _backward_kernel(
     sample_id = tl.load(sample_ids_ptr + sample)
     t = tl.load(t_ptr + sample)
 
-    grad_z = _load(
-        grad_z_ptr, sample, channel, position, grad_z_stride_b, grad_z_stride_c, grad_z_stride_p, mask
-    )
+    grad_z = _load(grad_z_ptr, sample, channel, position, grad_z_stride_b, grad_z_stride_c, grad_z_stride_p, mask)
     if PATCH > 0:
         # Strides of tokens [B, N, C P P] instead: the middle one goes with the token, the last with the feature.
         grad_z_t_at, grad_z_t_in = _token_place(channel, position, width, PATCH)

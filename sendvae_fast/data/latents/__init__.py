@@ -1,0 +1,1 @@
+"""Latents on disk: the cache that we write, and LightningDiT's."""

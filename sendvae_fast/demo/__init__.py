@@ -1,0 +1,1 @@
+"""Everything end to end on a small scale."""

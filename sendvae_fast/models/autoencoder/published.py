@@ -1,0 +1,120 @@
+"""Autoencoders as others publish them: folders of diffusers, and checkpoint files in the LDM layout.
+
+Files may be bare state dicts or training checkpoints that wrap one beside optimizers, losses, discriminators or whole
+generators. Nothing in them is ever run: see `weights.read_weights`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
+from sendvae_fast.models.autoencoder.diffusers_layout import from_diffusers, from_diffusers_config
+from sendvae_fast.models.latent_statistics import (
+    LatentStatistics,
+    statistics_beside,
+    statistics_of_batch_norm,
+    statistics_of_diffusers,
+)
+from sendvae_fast.models.weights import part_of_checkpoint, read_weights
+
+_DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+_WRAPPERS = ("vae", "state_dict", "model", "ema")
+"""Entries of a checkpoint that may hold the weights. REPA-E has generators in its model and ema beside the vae."""
+
+_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+"""What an autoencoder consists of. VA-VAE's checkpoints have loss.*, foundation_model.* and linear_proj beside it."""
+
+_FIRST_WEIGHT = "encoder.conv_in.weight"
+
+
+class PublishedAutoencoder(NamedTuple):
+    """What `read_published` finds."""
+
+    config: AutoencoderConfig
+    state: dict[str, Tensor]  # LDM layout
+    weights: Path
+    """The file that `state` is from."""
+    statistics: LatentStatistics | None
+    """Unchecked; None where the source has none."""
+
+
+def read_published(path: str | Path) -> PublishedAutoencoder:
+    """Read a diffusers folder or a checkpoint file in the LDM layout; `UserError` where it is neither.
+
+    Nobody has yet looked whether the weights are those of the configuration.
+    """
+    path = Path(path)
+    return _read_diffusers(path) if path.is_dir() else _read_ldm(path)
+
+
+def ldm_state(content: dict, path: str | Path) -> dict[str, Tensor]:
+    """The autoencoder's part of a checkpoint in the LDM layout, without wrapper and prefix.
+
+    `UserError` where there is none.
+    """
+    found = part_of_checkpoint(content, _FIRST_WEIGHT, _WRAPPERS)
+    if found:
+        return {key: value for key, value in found.items() if key.startswith(_PARTS)}
+    raise UserError(f"{path} holds no autoencoder, it has no {_FIRST_WEIGHT}: give an autoencoder's checkpoint")
+
+
+def ldm_config(state: dict[str, Tensor], path: str | Path) -> AutoencoderConfig:
+    """Sizes as the shapes of an LDM state dict tell them; latent-diffusion's norms always have 32 groups."""
+
+    def size(key: str, dim: int = 0) -> int:
+        if getattr(state.get(key), "ndim", 0) != 4:
+            raise UserError(f"{path} is not an autoencoder in the LDM layout, it lacks a convolution {key}")
+        return state[key].shape[dim]
+
+    if any(".down_blocks." in key for key in state):
+        raise UserError(f"{path} is in the diffusers layout: give the folder that has it and its config.json")
+    base = size(_FIRST_WEIGHT)
+    levels = 0
+    while f"encoder.down.{levels}.block.0.conv1.weight" in state:
+        levels += 1
+    widths = [size(f"encoder.down.{level}.block.0.conv1.weight") for level in range(levels)]
+    if not widths or base < 1 or any(width % base for width in widths):
+        raise UserError(f"{path} is not an LDM autoencoder: its levels of {widths} channels are no multiples of {base}")
+    blocks = 0
+    while f"encoder.down.0.block.{blocks}.conv1.weight" in state:
+        blocks += 1
+    attention = [level for level in range(levels) if f"encoder.down.{level}.attn.0.norm.weight" in state]
+    return AutoencoderConfig(
+        base_channels=base,
+        channel_multipliers=tuple(width // base for width in widths),
+        num_res_blocks=blocks,
+        attention_resolutions=tuple(AutoencoderConfig.nominal_resolution >> level for level in attention),
+        latent_channels=size("decoder.conv_in.weight", dim=1),
+        mid_attention="encoder.mid.attn_1.norm.weight" in state,
+    )
+
+
+def _read_ldm(path: Path) -> PublishedAutoencoder:
+    content = read_weights(path)
+    state = ldm_state(content, path)
+    config = ldm_config(state, path)
+    statistics = statistics_of_batch_norm(content, path.name) or statistics_beside(path)
+    return PublishedAutoencoder(config, state, path, statistics)
+
+
+def _read_diffusers(directory: Path) -> PublishedAutoencoder:
+    config_file = directory / "config.json"
+    weights = next((directory / name for name in _DIFFUSERS_WEIGHTS if (directory / name).is_file()), None)
+    if weights is None:
+        raise UserError(f"{directory} has none of {', '.join(_DIFFUSERS_WEIGHTS)}: fetch the whole folder again")
+    try:
+        entries = json.loads(config_file.read_text(encoding="utf-8"))
+        config = from_diffusers_config(entries)
+        statistics = statistics_of_diffusers(entries, str(config_file))
+    except KeyError as error:
+        raise UserError(f"{config_file} is not the config of an AutoencoderKL: it lacks {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{config_file} is not the config of an autoencoder of ours: {error}") from error
+    return PublishedAutoencoder(config, from_diffusers(read_weights(weights), config), weights, statistics)

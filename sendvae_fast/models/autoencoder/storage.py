@@ -1,0 +1,115 @@
+"""Autoencoders on disk.
+
+Our format is a plain folder::
+
+    config.json               the fields of AutoencoderConfig
+    model.safetensors         weights in the LDM layout, nothing else
+    latent_stats.safetensors  latent_mean, latent_std: float32 [C], per channel of the posterior's samples
+
+Published weights (SD-VAE, VA-VAE, REPA-E; see `published`) are read in their own form too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.published import PublishedAutoencoder, ldm_state, read_published
+from sendvae_fast.models.latent_statistics import choose_statistics, statistics_of_file
+from sendvae_fast.models.weights import load_weights, read_weights
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+STATS_FILE = "latent_stats.safetensors"
+
+
+class SavedAutoencoder(NamedTuple):
+    """What `load_autoencoder` finds in a folder."""
+
+    autoencoder: Autoencoder
+    latent_mean: Tensor  # [C] float32
+    latent_std: Tensor  # [C] float32
+    statistics_origin: str
+    """Where mean and std come from."""
+
+
+def save_autoencoder(directory: str | Path, autoencoder: Autoencoder, latent_mean: Tensor, latent_std: Tensor) -> None:
+    """Write the folder described above; each file appears whole or not at all, the configuration last.
+
+    `latent_mean` and `latent_std` are [C], of the normalisation that generators apply before they add noise.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu().contiguous() for key, value in autoencoder.state_dict().items()}
+    channels = autoencoder.config.latent_channels
+    stats = {"latent_mean": latent_mean, "latent_std": latent_std}
+    stats = {key: value.detach().float().cpu().reshape(channels) for key, value in stats.items()}
+    config = json.dumps(dataclasses.asdict(autoencoder.config), indent=2) + "\n"
+    _write_whole(directory / WEIGHTS_FILE, lambda path: save_file(state, path, metadata={"format": "pt"}))
+    _write_whole(directory / STATS_FILE, lambda path: save_file(stats, path, metadata={"format": "pt"}))
+    _write_whole(directory / CONFIG_FILE, lambda path: path.write_text(config))
+
+
+def load_autoencoder(
+    path: str | Path, stats: str | Path | None = None, scaling_factor: float | None = None
+) -> SavedAutoencoder:
+    """Read a folder that `save_autoencoder` wrote or anything that `read_published` does, on the CPU in float32 and
+    evaluation mode.
+
+    `stats` (a file) or `scaling_factor` (one number for all channels) replace the latent statistics found there.
+    Raises `UserError` where a file is missing or broken, the weights are not those of the configuration or not finite,
+    or there are no statistics.
+    """
+    path = Path(path)
+    found = read_published(path) if _is_published(path) else _read_own(path)
+    channels = found.config.latent_channels
+    statistics = choose_statistics(path, found.statistics, stats, scaling_factor, channels, layout="sendvae")
+    autoencoder = Autoencoder(found.config)
+    load_weights(autoencoder, found.state, found.weights)
+    return SavedAutoencoder(autoencoder.eval(), *statistics)
+
+
+def load_ldm_weights(autoencoder: Autoencoder, path: str | Path) -> None:
+    """Load a published file in the LDM layout into `autoencoder`; see `published.ldm_state` for what may be around it.
+
+    Anything of the autoencoder that does not match is a `UserError`.
+    """
+    state = ldm_state(read_weights(path), path)
+    load_weights(autoencoder, state, path)
+
+
+def _is_published(path: Path) -> bool:
+    """Whether `path` is a file or a diffusers folder."""
+    if not path.is_dir():
+        return path.exists()
+    config = path / CONFIG_FILE
+    return config.is_file() and '"block_out_channels"' in config.read_text(encoding="utf-8", errors="replace")
+
+
+def _read_own(directory: Path) -> PublishedAutoencoder:
+    config_file, weights, stats = (directory / name for name in (CONFIG_FILE, WEIGHTS_FILE, STATS_FILE))
+    if not config_file.is_file():
+        raise UserError(
+            f"{directory} is not an autoencoder folder, it has no {CONFIG_FILE}: give the folder that stage 1 exported"
+        )
+    try:
+        config = AutoencoderConfig(**json.loads(config_file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{config_file} is not an autoencoder configuration: {error}") from error
+    return PublishedAutoencoder(config, read_weights(weights), weights, statistics_of_file(stats))
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path` and rename, so that a killed run leaves no half file under the real name."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    write(temporary)
+    os.replace(temporary, path)

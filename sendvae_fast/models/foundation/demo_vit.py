@@ -1,0 +1,75 @@
+"""The demo's foundation model: a small vision transformer on a convolutional stem.
+
+A stem of convolutions in place of one large patch embedding ("Early Convolutions Help Transformers See Better", Xiao et
+al., 2021) lets a transformer learn from thousands of pictures rather than millions. Everything else is timm's.
+"""
+
+from __future__ import annotations
+
+import timm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STRIDE = 8
+# (in, out, kernel): even kernels where the stride is 2 keep the map's cells centred on the patches.
+STEM = ((3, 24, 4), (24, 48, 3), (48, 64, 4), (64, 64, 3), (64, 128, 4), (128, 128, 3))
+
+
+class ConvStem(nn.Module):
+    """Images [B, 3, S, S] to tokens [B, (S / 8)², embed_dim], row-major; stands where timm has its PatchEmbed."""
+
+    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: object) -> None:
+        super().__init__()
+        if patch_size != STRIDE or in_chans != 3:
+            raise ValueError(f"the stem is built for patches of {STRIDE} and 3 channels, not {patch_size}, {in_chans}")
+        self.grid_size = (img_size // STRIDE, img_size // STRIDE)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        plan = [*STEM, (STEM[-1][1], embed_dim, 3)]
+        self.layers = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(width_in, width_out, kernel, 2 if kernel == 4 else 1, 1, bias=False),
+                    nn.BatchNorm2d(width_out),
+                    nn.ReLU(),
+                )
+                for width_in, width_out, kernel in plan
+            )
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).flatten(2).transpose(1, 2)
+
+
+class DemoViT(nn.Module):
+    """A timm ViT of 64 px pictures on a `ConvStem`, with mean pooling and a class head.
+
+    LayerScale starts the transformer blocks as almost nothing, so that training begins as a convolutional network's and
+    attention joins in. There is no last norm: on every token it would make empty background as loud as the object.
+    """
+
+    def __init__(self, embed_dim: int, depth: int, num_heads: int, num_classes: int, img_size: int = 64) -> None:
+        super().__init__()
+        self.vit = timm.create_model(
+            "vit_tiny_patch16_224",
+            pretrained=False,
+            img_size=img_size,
+            patch_size=STRIDE,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            num_classes=num_classes,
+            global_pool="avg",
+            init_values=0.01,
+            embed_layer=ConvStem,
+            class_token=False,
+            final_norm=False,
+        )
+        self.img_size, self.embed_dim, self.grid_size = img_size, embed_dim, img_size // STRIDE
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class logits [B, num_classes] of images [B, 3, S, S] in [-1, 1]."""
+        return self.vit(images)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Patch tokens [B, N, embed_dim] after the last block, each normalised to mean 0 and deviation 1."""
+        return F.layer_norm(self.vit.forward_features(images), (self.embed_dim,))

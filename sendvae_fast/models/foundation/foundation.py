@@ -1,0 +1,121 @@
+"""Frozen foundation models: the targets of alignment and the features of evaluation.
+
+Nothing here touches the network. A model is named, its weights are a local file, and what each wants of its input and
+which features are taken from it follow REPA and, for DINOv3 and SigLIP, iREPA (`recipes` says how and why).
+
+Shape letters: B batch, S image size, N patch tokens, D feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.foundation import backbones
+from sendvae_fast.models.pixels import MEMORY_FORMAT
+from sendvae_fast.models.precision import cast_parameters
+
+
+@dataclass(kw_only=True)
+class FoundationConfig:
+    """Which foundation model, from which file, seen at which size."""
+
+    name: str
+    """``demo`` (the package's own small ViT), ``squeezenet`` (torchvision's SqueezeNet-1.1 features),
+    ``dinov2-vit-{s,b,l,g}``, ``dinov2reg-vit-{s,b,l,g}``, ``dinov3-vit-{s,splus,b,l,hplus,7b}``, ``clip-vit-l``,
+    ``ijepa-vit-h``, ``mae-vit-{b,l}``, ``siglip-{b,l,so400m}``, ``siglip2-{b,l,so400m,g}``, or the timm name of any
+    vision transformer."""
+    weights: str | None = None
+    """Local weight file: timm's .safetensors, or the original release's. Only ``demo`` brings its own."""
+    image_size: int | None = None
+    """Side in pixels to which images are resized; by default 224 for patches of 14, 256 for patches of 16, 64 for
+    ``demo``, 224 for ``squeezenet``."""
+    grid_size: int | None = None
+    """Patch tokens wanted per side, in place of `image_size`, which follows from it. Match it to the latents: 16 for
+    images of 256 and f16 latents, 32 for 512."""
+    layer: int | None = None
+    """``squeezenet`` only: which of its 13 feature modules (0 to 12, default 12) gives the tokens. 4, 7 and 12 give
+    128, 256 and 512 channels at 1/4, 1/8 and 1/16 of `image_size`."""
+    random_weights: bool = False
+    """Leave the network as initialised, without a file. For tests of the machinery: the features mean nothing."""
+
+    def __post_init__(self):
+        if self.image_size is not None and self.grid_size is not None:
+            raise UserError("foundation image_size and grid_size are both set: give one, the other follows from it")
+        for name in ("image_size", "grid_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"foundation {name} is {getattr(self, name)}: it must be at least 1")
+        if self.layer is not None and self.name != "squeezenet":
+            raise UserError(f"foundation layer={self.layer} is only for squeezenet, not for {self.name}: leave it out")
+        if self.random_weights and self.weights is not None:
+            raise UserError("foundation random_weights and weights are both set: give one")
+
+
+class Foundation(nn.Module):
+    """A frozen network from uint8 images [B, 3, S, S] to patch tokens [B, N, D], row-major, without class or register
+    tokens.
+
+    It stays in evaluation mode and gives no gradient. Images of another size than `image_size` are resized.
+    """
+
+    def __init__(self, name: str, backbone: backbones.Backbone):
+        super().__init__()
+        self.name = name
+        self.tokens = backbone.tokens.eval().requires_grad_(False)
+        self.image_size = backbone.image_size
+        self.grid_size = backbone.grid_size
+        self.dim = backbone.dim
+        self.preprocessing = backbone.preprocessing
+        for key in ("mean", "std"):
+            values = torch.tensor(getattr(self.preprocessing, key))
+            self.register_buffer(key, values.reshape(1, 3, 1, 1), persistent=False)
+        self.dtype = torch.float32
+
+    def compute_in(self, dtype: torch.dtype) -> Foundation:
+        """Hold the weights in `dtype`, compute in it and give tokens of it; call it outside autocast."""
+        cast_parameters(self.tokens, dtype)
+        self.dtype = dtype
+        return self
+
+    def train(self, mode: bool = True) -> Foundation:
+        """Frozen: part of a module that trains, it stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Patch tokens [B, N, dim] of uint8 images [B, 3, S, S] (TypeError for another dtype)."""
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8 in 0..255, got {images.dtype}")
+        # Normalising before or after resizing is the same: the weights of the resampling sum to one.
+        x = (images.float() / 255 - self.mean) / self.std
+        if x.shape[-2:] != (self.image_size, self.image_size):
+            resampling = dict(mode=self.preprocessing.interpolation, antialias=self.preprocessing.antialias)
+            x = F.interpolate(x, size=(self.image_size, self.image_size), **resampling)
+        return self.tokens(x.to(self.dtype, memory_format=MEMORY_FORMAT))
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Mean of the patch tokens, [B, dim], of uint8 images [B, 3, S, S]."""
+        return self(images).mean(dim=1)
+
+    def check_grid(self, grid_size: int) -> None:
+        """`UserError` unless the model gives `grid_size` x `grid_size` tokens, as what is aligned with it does."""
+        if grid_size != self.grid_size:
+            raise UserError(
+                f"foundation model {self.name} gives {self.grid_size} x {self.grid_size} patch tokens (images of "
+                f"{self.image_size}) but the latents give {grid_size} x {grid_size}: set the foundation's "
+                f"grid_size={grid_size}, or change the patch size on the latents"
+            )
+
+
+def load_foundation(config: FoundationConfig) -> Foundation:
+    """Build the named model and load its local weights, on the CPU in float32.
+
+    Raises `UserError` for an unknown name, a weight file that is not given, missing or of another network, and an image
+    size that the model cannot take.
+    """
+    build = {"demo": backbones.demo, "squeezenet": backbones.squeezenet}.get(config.name, backbones.timm_transformer)
+    return Foundation(config.name, build(config))

@@ -1,0 +1,219 @@
+"""SiT, the flow transformer of stage 2, with the REPA projector.
+
+The network of REPA and REPA-E (SiT without learned sigma) with their state-dict layout, and by its switches that of
+LightningDiT (Yao et al., 2025) with its parameter names. It predicts the velocity
+``v = ε - z`` at ``z_t = (1 - t) z + t ε``; `t` is the noise level in [0, 1] and is embedded as it is, not times 1000.
+
+Shape letters: B batch, C latent channels, H latent size, P patch size, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.positions import RotaryEmbedding, sincos_2d
+from sendvae_fast.models.sit.sizes import SiTConfig
+from sendvae_fast.models.transformer import (
+    Attention,
+    Mlp,
+    PatchEmbed,
+    RMSNorm,
+    SwiGLU,
+    init_transformer,
+    projector,
+)
+from sendvae_fast.ops import adaln
+
+FREQUENCIES = 256
+"""Width of the sinusoid that embeds t: cosines, then sines."""
+
+
+class SiT(nn.Module):
+    """Velocity of noised latents, conditioned on noise level and class."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.x_embedder = PatchEmbed(config.patch_size, config.latent_channels, width)
+        self.t_embedder = TimestepEmbedder(width)
+        self.y_embedder = LabelEmbedder(config.num_classes, width)
+        # Never trained, but part of the published layout; see `_fill_pos_embed`.
+        self.register_buffer("pos_embed", sincos_2d(width, config.grid_size).unsqueeze(0))  # [1, N, D]
+        self.rope = RotaryEmbedding(config.head_dim, config.grid_size) if config.rope else None
+        self.blocks = nn.ModuleList(SiTBlock(config) for _ in range(config.depth))
+        if config.repa_dim is not None:
+            # A list, because REPA allows several foundation models.
+            self.projectors = nn.ModuleList([projector(width, config.projector_width, config.repa_dim)])
+        self.final_layer = FinalLayer(config)
+        self._initialise()
+        self.register_load_state_dict_pre_hook(_fill_pos_embed)
+
+    def _initialise(self) -> None:
+        init_transformer(self)
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        # Zero: every block starts as the identity and the predicted velocity as zero (adaLN-Zero).
+        zero_layers = [block.adaLN_modulation[1] for block in self.blocks]
+        zero_layers += [self.final_layer.adaLN_modulation[1], self.final_layer.linear]
+        for layer in zero_layers:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, z_t: Tensor, t: Tensor, labels: Tensor, drop: Tensor | None = None, *, return_features: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predict the velocity.
+
+        Args:
+            z_t: noised latents [B, C, H, H], or their flattened patches [B, N, C P P] (see `PatchEmbed`).
+            t: noise levels [B] in [0, 1].
+            labels: classes int64 [B] in [0, num_classes]; num_classes is the null class.
+            drop: bool [B], which labels become the null class; none when not given.
+            return_features: also run the REPA projector (needs `repa_dim`). Sampling leaves it off.
+
+        Returns:
+            velocity [B, C, H, H] and, with `return_features`, the projected tokens [B, N, repa_dim] (else None).
+        """
+        config = self.config
+        expected = (config.latent_channels, config.latent_size, config.latent_size)
+        if z_t.dim() == 3:
+            expected = (config.grid_size**2, config.latent_channels * config.patch_size**2)
+        if z_t.shape[1:] != expected:
+            raise UserError(
+                f"SiT was built for latents of {' x '.join(map(str, expected))} but got "
+                f"{' x '.join(map(str, z_t.shape[1:]))}: match latent_channels and latent_size to the data"
+            )
+        if return_features and config.repa_dim is None:
+            raise ValueError("return_features needs a SiT with repa_dim")
+        x = self.x_embedder(z_t)
+        stream = Stream(x + self.pos_embed.to(x.dtype))
+        condition = self.t_embedder(t) + self.y_embedder(labels, drop)  # [B, D]
+        features = None
+        for i, block in enumerate(self.blocks, start=1):
+            stream = block(stream, condition, self.rope)
+            if return_features and i == config.repa_block:
+                features = self.projectors[0](stream.tokens())
+        return self._unpatchify(self.final_layer(stream, condition)), features
+
+    def _unpatchify(self, x: Tensor) -> Tensor:
+        """Tokens [B, N, P P C] to latents [B, C, H, H]."""
+        grid, patch = self.config.grid_size, self.config.patch_size
+        x = x.unflatten(2, (patch, patch, -1)).unflatten(1, (grid, grid))  # [B, row, column, P, P, C]
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+class TimestepEmbedder(nn.Module):
+    """Noise levels [B] to [B, D]: a sinusoid (cosines, then sines) and a two-layer MLP."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        # In fp32 whatever the network's precision.
+        angles = t.float().unsqueeze(1) * timestep_frequencies(t.device)  # [B, FREQUENCIES / 2]
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.mlp[0].weight.dtype))
+
+
+def timestep_frequencies(device: torch.device | str = "cpu") -> Tensor:
+    """The angular frequencies at which `t` is embedded, float32 [FREQUENCIES / 2]."""
+    half = FREQUENCIES // 2
+    return torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=torch.float32, device=device))
+
+
+class LabelEmbedder(nn.Module):
+    """Classes [B] to [B, D]; the last row of the table is the null class."""
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__()
+        self.null_class = num_classes
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, labels: Tensor, drop: Tensor | None) -> Tensor:
+        if drop is not None:
+            labels = labels.masked_fill(drop, self.null_class)
+        return self.embedding_table(labels)
+
+
+class Stream(NamedTuple):
+    """The residual stream between two layers. What the last layer gave is added in the op of the next norm, `adaln`."""
+
+    x: Tensor
+    """Tokens [B, N, D] before the last layer."""
+    branch: Tensor | None = None
+    """What the last layer gave [B, N, D]; None before the first layer."""
+    gate: Tensor | None = None
+    """Its factor [B, D]."""
+
+    def tokens(self) -> Tensor:
+        """The tokens [B, N, D] with everything added."""
+        return self.x if self.branch is None else self.x + self.gate.unsqueeze(1) * self.branch
+
+
+class AdaLayerNorm(nn.Module):
+    """The last layer's part added, LayerNorm without weights, and modulation: (y, tokens), in one op."""
+
+    def forward(self, stream: Stream, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        return adaln(stream.x, shift, scale, branch=stream.branch, gate=stream.gate)
+
+
+class AdaRMSNorm(RMSNorm):
+    """`AdaLayerNorm` with RMSNorm and its weight. In plain PyTorch: the op's statistics are LayerNorm's."""
+
+    def forward(self, stream: Stream, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        x = stream.tokens()
+        y = super().forward(x) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+        return y.to(x.dtype), x
+
+
+def _norm(config: SiTConfig) -> nn.Module:
+    return AdaRMSNorm(config.width) if config.rms_norm else AdaLayerNorm()
+
+
+def _qk_norm(config: SiTConfig) -> nn.Module | None:
+    if not config.qk_norm:
+        return None
+    return RMSNorm(config.head_dim) if config.rms_norm else nn.LayerNorm(config.head_dim)
+
+
+class SiTBlock(nn.Module):
+    """Transformer layer on a stream of [B, N, D], whose norms and branches are modulated by the condition [B, D]."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        self.norm1, self.norm2 = _norm(config), _norm(config)
+        self.attn = Attention(config.width, config.num_heads, q_norm=_qk_norm(config), k_norm=_qk_norm(config))
+        self.mlp = SwiGLU(config.width) if config.swiglu else Mlp(config.width, approximate="tanh")
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
+
+    def forward(self, stream: Stream, condition: Tensor, rope: RotaryEmbedding | None = None) -> Stream:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, dim=1)
+        y, x = self.norm1(stream, shift1, scale1)
+        y, x = self.norm2(Stream(x, self.attn(y, rope), gate1), shift2, scale2)
+        return Stream(x, self.mlp(y), gate2)
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and a linear layer from a stream of [B, N, D] to patches [B, N, P P C]."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        self.norm_final = _norm(config)
+        self.linear = nn.Linear(config.width, config.patch_size**2 * config.latent_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
+
+    def forward(self, stream: Stream, condition: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
+        return self.linear(self.norm_final(stream, shift, scale)[0])
+
+
+def _fill_pos_embed(module: SiT, state_dict: dict, prefix: str, *_) -> None:
+    """Weights collected by parameter name (an EMA, for one) lack this constant buffer: take the module's own."""
+    state_dict.setdefault(prefix + "pos_embed", module.pos_embed)

@@ -1,0 +1,161 @@
+"""SiT generators on disk.
+
+Our format is a plain folder::
+
+    config.json               the fields of SiTConfig
+    model.safetensors         weights in the SiT / REPA layout
+    ema.safetensors           their moving average, same keys: what samples are drawn from
+    latent_stats.safetensors  latent_mean, latent_std: float32 [C], the normalisation of the latents it was trained on
+
+Published checkpoints (SiT, REPA, REPA-E, LightningDiT; see `published_layouts`) are read in their own form too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.autoencoder.storage import CONFIG_FILE, STATS_FILE, WEIGHTS_FILE
+from sendvae_fast.models.latent_statistics import (
+    LatentStatistics,
+    choose_statistics,
+    save_repa_e_statistics,
+    statistics_beside,
+    statistics_of_batch_norm,
+    statistics_of_file,
+)
+from sendvae_fast.models.sit.published_layouts import FIRST_WEIGHT, from_published, to_lightningdit, to_repa
+from sendvae_fast.models.sit.sit import SiT
+from sendvae_fast.models.sit.sizes import SiTConfig
+from sendvae_fast.models.weights import load_weights, part_of_checkpoint, read_weights
+
+EMA_FILE = "ema.safetensors"
+PUBLISHED_FILE = "generator.pt"
+_SAME_SIZES = (
+    "latent_channels", "latent_size", "patch_size", "width", "depth", "num_heads", "num_classes", "swiglu", "rms_norm",
+    "rope", "qk_norm",
+)  # fmt: skip
+
+
+class SavedSiT(NamedTuple):
+    """What `load_sit` finds."""
+
+    sit: SiT
+    latent_mean: Tensor  # [C] float32
+    latent_std: Tensor  # [C] float32
+    statistics_origin: str
+    """Where mean and std come from."""
+
+
+class _Found(NamedTuple):
+    config: SiTConfig
+    state: dict[str, Tensor]
+    weights: Path
+    statistics: LatentStatistics | None
+
+
+def save_sit(
+    directory: Path,
+    config: SiTConfig,
+    weights: dict[str, Tensor],
+    ema: dict[str, Tensor],
+    latent_mean: Tensor,
+    latent_std: Tensor,
+) -> None:
+    """Write the folder described above from full CPU state dicts."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(ema, directory / EMA_FILE, metadata={"format": "pt"})
+    stats = {"latent_mean": latent_mean.float().cpu(), "latent_std": latent_std.float().cpu()}
+    save_file(stats, directory / STATS_FILE, metadata={"format": "pt"})
+    (directory / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def load_sit(
+    path: str | Path, ema: bool = True, stats: str | Path | None = None, scaling_factor: float | None = None
+) -> SavedSiT:
+    """Read a folder that `save_sit` wrote or a published checkpoint file, on the CPU in float32 and evaluation mode.
+
+    EMA weights unless `ema` is off; a file with one set of weights gives that. The latents' statistics are `stats` (a
+    file), `scaling_factor` (one number for all channels), or what is found: in our folder, in REPA-E's batch norm
+    (its variance as it is, without the eps it trains with, as REPA-E decodes), or in a file beside the checkpoint.
+
+    Raises `UserError` where a file is missing or broken, the weights are not those of the configuration or not finite,
+    or there are no statistics.
+    """
+    path = Path(path)
+    sit, found = _read(path, ema)
+    channels = sit.config.latent_channels
+    return SavedSiT(sit, *choose_statistics(path, found, stats, scaling_factor, channels, layout="generator"))
+
+
+def load_initial_weights(sit: SiT, path: str | Path) -> None:
+    """Give `sit` the (EMA) weights of a generator that `load_sit` reads; `UserError` where its sizes are others.
+
+    Its latents' statistics are not needed. A REPA projector of other sizes than the generator's, or none there, stays
+    what it is.
+    """
+    saved, _ = _read(Path(path), ema=True)
+    for name in _SAME_SIZES:
+        theirs, ours = getattr(saved.config, name), getattr(sit.config, name)
+        if theirs != ours:
+            raise UserError(
+                f"init_from={path} has a generator of {name}={theirs}, but this run's has {name}={ours}: change the "
+                "generator's settings or the latents to fit, or start from other weights"
+            )
+    own, state = sit.state_dict(), saved.state_dict()
+    projector = {key: value for key, value in own.items() if key.startswith("projectors.")}
+    if any(getattr(state.get(key), "shape", None) != value.shape for key, value in projector.items()):
+        state.update(projector)
+    load_weights(sit, {key: value for key, value in state.items() if key in own}, path)
+
+
+def write_published(directory: Path, raw: SavedSiT, ema: SavedSiT, layout: str) -> None:
+    """Put into `directory` a checkpoint with model and ema as "repa", "repa-e" or "lightningdit" has them, and the
+    statistics in a file as it reads them.
+    """
+    mean, std = ema.latent_mean, ema.latent_std
+    if layout == "lightningdit":
+        content = {"model": to_lightningdit(raw.sit), "ema": to_lightningdit(ema.sit)}
+        stats = {"mean": mean.view(1, -1, 1, 1), "std": std.view(1, -1, 1, 1)}
+        torch.save(stats, directory / "latents_stats.pt")
+    else:
+        has_batch_norm = layout == "repa-e"
+        content = {name: to_repa(part.sit, mean, std, has_batch_norm) for name, part in (("model", raw), ("ema", ema))}
+        save_repa_e_statistics(directory / PUBLISHED_FILE, mean, std)
+    torch.save(content, directory / PUBLISHED_FILE)
+
+
+def _read(path: Path, ema: bool) -> tuple[SiT, LatentStatistics | None]:
+    found = _read_published(path, ema) if path.is_file() else _read_own(path, ema)
+    sit = SiT(found.config)
+    load_weights(sit, found.state, found.weights)
+    return sit.eval(), found.statistics
+
+
+def _read_published(path: Path, ema: bool) -> _Found:
+    wrappers = ("ema", "model", "state_dict") if ema else ("model", "state_dict", "ema")
+    state = part_of_checkpoint(read_weights(path), FIRST_WEIGHT, wrappers)
+    if not state:
+        raise UserError(f"{path} holds no SiT, it has no {FIRST_WEIGHT}: give a generator's checkpoint")
+    config, own = from_published(state, str(path))
+    statistics = statistics_of_batch_norm(state, path.name, eps=0.0) or statistics_beside(path)
+    return _Found(config, own, path, statistics)
+
+
+def _read_own(directory: Path, ema: bool) -> _Found:
+    if not (directory / CONFIG_FILE).is_file():
+        raise UserError(f"{directory} is not a SiT folder (no {CONFIG_FILE}); give a `train sit` run or checkpoint")
+    try:
+        config = SiTConfig(**json.loads((directory / CONFIG_FILE).read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{directory / CONFIG_FILE} is not a SiT configuration: {error}") from error
+    weights = directory / (EMA_FILE if ema else WEIGHTS_FILE)
+    return _Found(config, read_weights(weights), weights, statistics_of_file(directory / STATS_FILE))

@@ -1,0 +1,96 @@
+"""Between the stages: encode every training image once."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sendvae_fast.data.catalog import Catalog
+from sendvae_fast.data.latents.latent_cache import (
+    LatentCache,
+    LatentCacheWriter,
+    LatentSource,
+    cache_latents,
+    weights_sha256,
+)
+from sendvae_fast.data.loader import ImageLoader, LoaderConfig
+from sendvae_fast.engine.distributed import init_distributed
+from sendvae_fast.engine.run_weights import resolve_weights
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.autoencoder.autoencoder import Posterior
+from sendvae_fast.models.autoencoder.storage import load_autoencoder
+from sendvae_fast.models.pixels import to_model_range
+
+
+@dataclass(kw_only=True)
+class CacheConfig:
+    """Which images, through which autoencoder, into which folder."""
+
+    out: str
+    """Folder of the latent shards; an interrupted job goes on in it."""
+    autoencoder: str
+    """Autoencoder folder or stage 1 run."""
+    data: str
+    """The pictures to encode: an ImageFolder, tar shards, parquet files or a catalog."""
+    image_size: int = 256
+    """Side of the ADM centre crop in pixels."""
+    batch_size: int = 64
+    """Images encoded at once on a rank."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Storage of mean and standard deviation."""
+    shard_size: int = 4096
+    """Samples per shard."""
+    flips: bool = False
+    """Also encode the mirrored images; training then flips half of the samples."""
+    loader: LoaderConfig = dataclasses.field(default_factory=lambda: LoaderConfig(cache_mb=0))
+    """How images are read."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+
+
+def cache(config: CacheConfig) -> LatentCache:
+    """Fill the cache on all ranks and open it. Safe to run again: what is there is kept. Collective.
+
+    Raises:
+        UserError: the folder holds latents of another autoencoder or of other images.
+    """
+    distributed = init_distributed()
+    catalog = Catalog.open(config.data)
+    autoencoder = load_autoencoder(resolve_weights(config.autoencoder)).autoencoder
+    source = LatentSource.of_catalog(
+        catalog,
+        config.image_size,
+        weights_sha256(autoencoder.state_dict()),
+        dataclasses.asdict(autoencoder.config),
+        dtype=config.dtype,
+        shard_size=config.shard_size,
+        flips=config.flips,
+    )
+    writer = LatentCacheWriter(config.out, source)
+    if not writer.is_complete:
+        autoencoder = autoencoder.to(distributed.device, memory_format=torch.channels_last)
+
+        def encode(images: Tensor) -> tuple[Tensor, Tensor]:
+            posterior = Posterior.from_moments(autoencoder.encode(to_model_range(images.to(distributed.device))))
+            return posterior.mean, posterior.std
+
+        cache_latents(
+            encode,
+            ImageLoader(catalog, config.image_size, config.loader, distributed.device),
+            writer,
+            batch_size=config.batch_size,
+            rank=distributed.rank,
+            world_size=distributed.world_size,
+        )
+        distributed.barrier()
+        if distributed.is_main:
+            writer.finish()
+        distributed.barrier()
+    return LatentCache.open(config.out)

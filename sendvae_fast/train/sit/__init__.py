@@ -1,0 +1,1 @@
+"""Stage 2: settings, latents by step, the step."""

@@ -1,0 +1,134 @@
+"""Stage 2's training data: cached latents in the order of the schedule, with the photographs of the same samples beside
+them when REPA looks at them.
+
+Shape letters: B batch, C latent channels, H W latent size, S image size.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sendvae_fast.data.latents.latent_cache import LatentCache
+from sendvae_fast.data.latents.latent_rows import LatentReader
+from sendvae_fast.data.latents.lightningdit import PublishedLatents
+from sendvae_fast.data.order import BatchSchedule
+from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.errors import UserError
+from sendvae_fast.ops import philox
+from sendvae_fast.train.common import ImageDataConfig, TrainingImages, check_global_batch
+
+
+@dataclass(kw_only=True)
+class LatentReaderConfig:
+    """How latents are read; none of it changes what comes out."""
+
+    num_threads: int = 4
+    """Threads that read shards in the background."""
+    read_ahead: int = 8
+    """Batches read beyond the one in use."""
+    verify_hashes: bool = False
+    """Compare every shard of a cache with its sha256 before training; reads all of it once."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_threads", 1), ("read_ahead", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"reader.{name} is {getattr(self, name)}, but must be at least {least}")
+
+
+class LatentBatch(NamedTuple):
+    """One rank's share of a step."""
+
+    ids: Tensor  # int64 [B]
+    mean: Tensor  # [B, C, H, W]
+    std: Tensor  # [B, C, H, W]
+    labels: Tensor  # int64 [B]
+    images: Tensor | None  # uint8 [B, 3, S, S]
+
+
+class TrainingLatents:
+    """This rank's share of the latents of every step.
+
+    Where the cache has flipped latents too, half of the samples come flipped, with their images, drawn by (seed, step,
+    sample id).
+
+    Args:
+        directory: a latent cache of `sendvae cache-latents`, or a folder of LightningDiT's published latents.
+        data: the photographs, of which only `global_batch` matters without REPA.
+        with_images: whether REPA looks at the photographs.
+
+    Raises:
+        UserError: the latents are missing, damaged or of other images; the global batch does not divide among ranks and
+            accumulation steps; images are wanted beside published latents.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        data: ImageDataConfig,
+        reader: LatentReaderConfig,
+        *,
+        with_images: bool,
+        seed: int,
+        accumulation_steps: int,
+        distributed: Distributed,
+    ) -> None:
+        check_global_batch(data, accumulation_steps, distributed)
+        self.cache: LatentCache | PublishedLatents
+        if PublishedLatents.is_here(Path(directory)):
+            self.cache = PublishedLatents.open(directory)
+        else:
+            self.cache = LatentCache.open(directory, reader.verify_hashes)
+        self._images = self._open_images(data, seed, accumulation_steps, distributed) if with_images else None
+        self._schedule = BatchSchedule(len(self.cache), data.global_batch, seed)
+        self._reader = LatentReader(
+            self.cache.rows,
+            num_threads=reader.num_threads,
+            read_ahead=reader.read_ahead,
+            pin_memory=distributed.device.type == "cuda",
+        )
+        self._seed, self._ranks = seed, distributed
+
+    def _open_images(self, data: ImageDataConfig, *rest: Any) -> TrainingImages:
+        if isinstance(self.cache, PublishedLatents):
+            raise UserError(
+                f"the published latents in {self.cache.directory} do not say which picture each is of, so REPA cannot "
+                "look at it: set repa.weight=0, or make latents of your own with `sendvae cache-latents`"
+            )
+        images = TrainingImages(data, *rest)
+        self.cache.check_catalog(images.catalog, data.image_size)
+        return images
+
+    @property
+    def num_classes(self) -> int:
+        """Of the photographs' folder; without it, as many as the labels name."""
+        return len(self._images.catalog.class_names) if self._images else int(self.cache.labels.max()) + 1
+
+    def batches(self, start_step: int) -> Iterator[LatentBatch]:
+        """From `start_step` on, for ever. A batch's latents hold until the next one is asked for (`LatentReader`)."""
+        for (mean, *rest), (ids, images) in self._reader.read(self._plan(start_step)):
+            std = rest[0] if rest else torch.zeros_like(mean)  # published latents are samples already
+            yield LatentBatch(ids, mean, std, self.cache.labels[ids], images)
+
+    def _plan(self, start_step: int) -> Iterator[tuple[Tensor, Tensor | None, tuple[Tensor, Tensor | None]]]:
+        """(ids, variants, (ids, images)) of every step; the ids are the images', some of them replaced."""
+        batches = self._images.batches(start_step) if self._images else map(self._ids, itertools.count(start_step))
+        for step, ids, *rest in batches:
+            images = rest[0] if rest else None
+            flips = None
+            if self.cache.rows.num_variants == 2:
+                key = philox.make_key(self._seed, step)
+                flips = philox.uniform(key, philox.Stream.FLIP, ids, 1)[:, 0] < 0.5
+                if images is not None:
+                    mirrored = flips.to(images.device)[:, None, None, None]
+                    images = torch.where(mirrored, images.flip(-1), images)
+            yield ids, None if flips is None else flips.long(), (ids, images)
+
+    def _ids(self, step: int) -> tuple[int, Tensor]:
+        return step, torch.from_numpy(self._schedule.ids(step, self._ranks.rank, self._ranks.world_size))

@@ -1,0 +1,180 @@
+"""Stage 2: train a SiT flow transformer with REPA on cached latents.
+
+L = |v̂ - v|² + λ_direction (1 - cos(v̂, v)) + λ_repa (1 - cos(projected tokens, foundation features)). REPA trains it
+without the second term, LightningDiT without the third. Shape letters: B batch, C latent channels, H W latent size,
+N tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sendvae_fast.engine.distributed import Distributed, init_distributed
+from sendvae_fast.engine.engine import build_engine
+from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.run_weights import resolve_weights
+from sendvae_fast.errors import UserError
+from sendvae_fast.losses.alignment import alignment_loss
+from sendvae_fast.losses.velocity import velocity_direction_loss, velocity_loss
+from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, load_autoencoder
+from sendvae_fast.models.latent_statistics import LatentStatistics, statistics_of_file
+from sendvae_fast.models.sit.sit import SiT
+from sendvae_fast.models.sit.storage import load_initial_weights, save_sit
+from sendvae_fast.models.weights import read_weights
+from sendvae_fast.ops import noise_inject, philox
+from sendvae_fast.sampling.generate import LatentDecoder, generate
+from sendvae_fast.sampling.writer import save_grid
+from sendvae_fast.train.common import HOW_IMAGES_ARE_READ, add_means, build_foundation, micro_batches
+from sendvae_fast.train.loop import fit
+from sendvae_fast.train.sit.latent_batches import LatentBatch, TrainingLatents
+from sendvae_fast.train.sit.settings import FlowConfig, SiTTrainConfig
+
+
+class SiTStage:
+    """Stage 2 behind the loop's interface (`train.loop.Stage`)."""
+
+    title = "train sit"
+
+    def __init__(self, config: SiTTrainConfig, latents: TrainingLatents, distributed: Distributed) -> None:
+        self.config, self.latents, self.distributed = config, latents, distributed
+        self.device = distributed.device
+        self.foundation = build_foundation(config.repa.weight, config.repa.foundation, config.engine, self.device)
+        torch.manual_seed(config.seed)
+        repa_dim = self.foundation.dim if self.foundation else None
+        cache = latents.cache
+        self.model = SiT(config.generator.build(cache.rows.shape, latents.num_classes, repa_dim, config.repa.block))
+        if self.foundation is not None:
+            self.foundation.check_grid(self.model.config.grid_size)
+        if config.init_from is not None:
+            load_initial_weights(self.model, resolve_weights(config.init_from))
+        self.engine = build_engine(self.model, config.optimizer, config.engine)
+        statistics = LatentStatistics(cache.latent_mean, cache.latent_std, config.latents)
+        if config.latent_stats is not None:
+            statistics = statistics_of_file(config.latent_stats).checked(cache.rows.shape[0])
+        self.latent_mean, self.latent_std = statistics.mean.to(self.device), statistics.std.to(self.device)
+        self.decoder = self._open_decoder()
+
+    def _open_decoder(self) -> LatentDecoder | None:
+        """For previews. On every rank, and now, so that what is wrong with it ends the run before its first step."""
+        if self.config.autoencoder is None:
+            return None
+        channels = self.model.config.latent_channels
+        self.config.preview.check_channels(channels)
+        autoencoder = load_autoencoder(resolve_weights(self.config.autoencoder)).autoencoder
+        if autoencoder.config.latent_channels != channels:
+            raise UserError(
+                f"autoencoder {self.config.autoencoder} decodes latents of {autoencoder.config.latent_channels} "
+                f"channels, but those of {self.config.latents} have {channels}: give the one that made them"
+            )
+        device = self.device if self.distributed.is_main else "cpu"
+        return LatentDecoder(autoencoder.to(device), self.latent_mean, self.latent_std)
+
+    # -- one step, read aloud ------------------------------------------------------------------------------------
+
+    def train_step(self, step: int, batch: LatentBatch) -> dict[str, Tensor | float]:
+        """One optimizer step over the accumulated micro-batches."""
+        key = philox.make_key(self.config.seed, step, self.device)
+        logged: dict[str, Tensor | float] = {}
+        for micro in micro_batches(batch, self.config.engine.accumulation_steps, self.device):
+            target = None if self.foundation is None else self.foundation(micro.images)
+            t = draw_noise_levels(self.config.flow, step, key, micro.ids)
+            losses = self._losses(micro, key, t, target)
+            self.engine.backward(losses["loss"])
+            add_means(logged, losses, self.config.engine.accumulation_steps)
+        return {**logged, "grad_norm": self.engine.step().grad_norm}
+
+    def _losses(self, batch: LatentBatch, key: Tensor, t: Tensor | None, target: Tensor | None) -> dict[str, Tensor]:
+        noised = noise_inject(
+            batch.mean.float(), batch.std.float(), self.latent_mean, self.latent_std, key, batch.ids, t,
+            spread_is_std=True, patch_size=self.model.config.patch_size,
+        )  # fmt: skip
+        draw = philox.uniform(key, philox.Stream.LABEL_DROPOUT, batch.ids, 1)[:, 0]
+        drop = draw < self.config.generator.label_dropout
+        velocity, features = self.engine(noised.z_t, noised.t, batch.labels, drop, return_features=target is not None)
+        losses = {"velocity": velocity_loss(velocity, noised.velocity)}
+        loss = losses["velocity"]
+        if self.config.flow.direction_weight > 0:
+            losses["direction"] = velocity_direction_loss(velocity, noised.velocity)
+            loss = loss + self.config.flow.direction_weight * losses["direction"]
+        if target is not None:
+            losses["align"] = alignment_loss(features, target)
+            loss = loss + self.config.repa.weight * losses["align"]
+        return {"loss": loss, **losses}
+
+    # -- the rest of the loop's interface ------------------------------------------------------------------------
+
+    def batches(self, start_step: int) -> Iterator[LatentBatch]:
+        """This rank's latents from `start_step` on, with the images of the same ids when REPA looks at them."""
+        return self.latents.batches(start_step)
+
+    def save(self, directory: Path) -> None:
+        """A SiT folder (see `models.sit.storage`) with the engine's state beside it."""
+        weights = self.engine.full_state("model")
+        ema = self.engine.full_state("ema") if "ema" in self.engine.state_keys else weights
+        self.engine.save(directory / "engine" / "sit")
+        if self.distributed.is_main:
+            save_sit(directory, self.model.config, weights, ema, self.latent_mean, self.latent_std)
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote."""
+        self.engine.load_model(read_weights(directory / WEIGHTS_FILE))
+        self.engine.load(directory / "engine" / "sit")
+
+    def preview(self, step: int, directory: Path) -> None:
+        """A grid of samples from the EMA weights, as `samples_<step>.png`, decoded by the cache's autoencoder.
+
+        Drawn on rank 0 by a second network, which lives in the memory that the step's activations have left.
+        """
+        if self.decoder is None:
+            return
+        ema = self.engine.full_state("ema" if "ema" in self.engine.state_keys else "model")
+        if not self.distributed.is_main:
+            return
+        sit = SiT(self.model.config)
+        sit.load_state_dict(ema)
+        ids = torch.arange(self.config.preview.num_samples, device=self.device)
+        batches = generate(sit.to(self.device), self.decoder, ids, self.config.preview)
+        pictures = torch.cat([batch.images for batch in batches])
+        save_grid(directory / f"samples_{step:08d}.png", pictures, columns=math.isqrt(len(pictures)))
+
+
+def draw_noise_levels(flow: FlowConfig, step: int, key: Tensor, sample_ids: Tensor) -> Tensor | None:
+    """Noise levels of the samples, float32 [B], or None: uniform, which `noise_inject` draws in passing."""
+    return None if flow.is_uniform(step) else philox.normal(key, philox.Stream.TIME, sample_ids, ()).sigmoid()
+
+
+def train_sit(config: SiTTrainConfig) -> int:
+    """Run or resume stage 2; returns the exit code (see `train.loop.fit`). Collective."""
+    distributed = init_distributed()
+    latents = TrainingLatents(
+        config.latents,
+        config.data,
+        config.reader,
+        with_images=config.repa.weight > 0,
+        seed=config.seed,
+        accumulation_steps=config.engine.accumulation_steps,
+        distributed=distributed,
+    )
+    run = RunDirectory(
+        config.run,
+        config,
+        may_change=(
+            "run",
+            "loop",
+            "engine",
+            *HOW_IMAGES_ARE_READ,
+            "preview",
+            "latents",
+            "autoencoder",
+            "reader",
+            "init_from",
+            "repa.foundation.weights",
+        ),
+    )
+    stage = SiTStage(config, latents, distributed)
+    return fit(stage, config.loop, run, config.data.global_batch, distributed)

@@ -1,0 +1,1 @@
+"""Stage 1: settings, networks, the step."""

@@ -1,0 +1,179 @@
+"""How stage 1 aligns latents with a foundation model: settings, network and loss of each method.
+
+A method is a mapper (see `models.send_vae.SendVAE` for what it promises) and a loss of its features [B, N, D] and the
+foundation model's [B, N, D].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from torch import Tensor, nn
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.losses.alignment import alignment_loss, reals_loss, vf_loss
+from sendvae_fast.models.foundation.foundation import Foundation, FoundationConfig
+from sendvae_fast.models.mappers.linear import LinearMapper
+from sendvae_fast.models.mappers.mapper import Mapper, MapperConfig
+from sendvae_fast.models.mappers.mlp import MLPMapper
+
+DEFAULT_WEIGHT = {"send": 1.0, "va": 0.1, "reals": 1.0, "none": 0.0}
+
+
+@dataclass(kw_only=True)
+class SendConfig:
+    """Send-VAE: noised latents through a small transformer (Section 3.2 of the paper)."""
+
+    noise: bool = True
+    """Whether the mapper sees noised latents (Equation 1). The paper's Table 3 switches it off."""
+    width: int = 768
+    """Mapper width. The paper: the foundation model's, 768 or 1024."""
+    depth: int = 1
+    """Transformer layers in the mapper. The paper's best: 1."""
+    num_heads: int = 12
+    """Attention heads in the mapper. The paper: 12 for width 768, 16 for 1024."""
+    projector_width: int = 2048
+    """Hidden width of the mapper's MLP projector."""
+
+
+@dataclass(kw_only=True)
+class VAConfig:
+    """VA-VAE: its VF loss of a linear map of the posterior's samples. Defaults are those of its last stage."""
+
+    cos_margin: float = 0.5
+    """Cosine distance of a patch that counts as none."""
+    distmat_margin: float = 0.25
+    """Difference between two patches' cosine in the latents and in the foundation model that counts as none."""
+    cos_weight: float = 1.0
+    """Weight of the cosine term within the VF loss."""
+    distmat_weight: float = 1.0
+    """Weight of the distance matrix term within the VF loss."""
+    adaptive: bool = True
+    """Scale the weight by how much stronger reconstruction and LPIPS pull at the encoder's last layer than the VF loss
+    does. Costs one more backward pass through the decoder, without weight gradients; not with engine.zero_stage=3."""
+
+    def __post_init__(self) -> None:
+        for name in ("cos_margin", "distmat_margin", "cos_weight", "distmat_weight"):
+            _check_not_negative(f"alignment.va.{name}", getattr(self, name))
+        if self.cos_weight == self.distmat_weight == 0:
+            raise UserError("alignment.va.cos_weight and distmat_weight are both 0: give one, or alignment.method=none")
+
+
+@dataclass(kw_only=True)
+class RealsConfig:
+    """ReaLS: an MLP, at patch level and at global level. Only that much is published; every number here is ours."""
+
+    noise: bool = False
+    """Whether the MLP sees noised latents."""
+    width: int = 2048
+    """Hidden width of the MLP."""
+    patch_weight: float = 1.0
+    """Weight of the patch level within the loss."""
+    global_weight: float = 1.0
+    """Weight of the global level (the mean over patches) within the loss."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise UserError(f"alignment.reals.width is {self.width}: it must be at least 1")
+        for name in ("patch_weight", "global_weight"):
+            _check_not_negative(f"alignment.reals.{name}", getattr(self, name))
+        if self.patch_weight == self.global_weight == 0:
+            raise UserError("alignment.reals.patch_weight and global_weight are both 0: give one, or method=none")
+
+
+@dataclass(kw_only=True)
+class AlignmentConfig:
+    """The alignment with a foundation model: by which method, with which model, of which latents."""
+
+    method: Literal["send", "va", "reals", "none"] = "send"
+    """send: the paper's. va: VA-VAE's VF loss. reals: ReaLS. none: neither mapper nor foundation model is built."""
+    weight: float | None = None
+    """λ_align, by default the method's own: 1.0 for send (the paper) and reals, 0.1 for va. 0 is like method none."""
+    foundation: FoundationConfig = field(default_factory=lambda: FoundationConfig(name="dinov2-vit-b"))
+    """The frozen foundation model f."""
+    latent_norm: Literal["running", "fixed", "scale", "none"] = "running"
+    """How latents are normalised before noising, and for generators afterwards: by running statistics, by those loaded
+    with the weights, by `latent_scale` alone, or not at all. VA-VAE's mapper sees latents as they are in any case."""
+    latent_scale: float = 0.18215
+    """With latent_norm=scale: what latents are multiplied by. The default is SD-VAE's."""
+    patch_size: int = 1
+    """Latent positions per mapper token and side: 1 for f16 latents, 2 for f8."""
+    send: SendConfig = field(default_factory=SendConfig)
+    """Settings of method send."""
+    va: VAConfig = field(default_factory=VAConfig)
+    """Settings of method va."""
+    reals: RealsConfig = field(default_factory=RealsConfig)
+    """Settings of method reals."""
+
+    def __post_init__(self) -> None:
+        _check_not_negative("alignment.weight", self.lambda_align)
+        if self.method == "none" and self.lambda_align > 0:
+            raise UserError(f"alignment.weight={self.weight:g} has nothing to weigh with method none: leave it out")
+        if self.patch_size < 1:
+            raise UserError(f"alignment.patch_size is {self.patch_size}: it must be at least 1")
+        if not 0 < self.latent_scale < float("inf"):
+            raise UserError(f"alignment.latent_scale is {self.latent_scale}: it must be above 0, as SD-VAE's 0.18215")
+
+    @property
+    def lambda_align(self) -> float:
+        """`weight`, or the method's own where it is not given."""
+        return DEFAULT_WEIGHT[self.method] if self.weight is None else self.weight
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the weight follows gradients at the encoder's last layer."""
+        return self.method == "va" and self.va.adaptive and self.lambda_align > 0
+
+
+def build_mapper(config: AlignmentConfig, latent_channels: int, grid_size: int, foundation: Foundation) -> nn.Module:
+    """The method's network from latents of `grid_size` patches per side to features of the foundation model.
+
+    Raises UserError where the foundation model has another grid.
+    """
+    foundation.check_grid(grid_size)
+    if config.method == "va":
+        return LinearMapper(latent_channels, foundation.dim, config.patch_size)
+    if config.method == "reals":
+        reals = config.reals
+        return MLPMapper(
+            latent_channels, foundation.dim, width=reals.width, patch_size=config.patch_size, noise=reals.noise
+        )
+    send = config.send
+    return Mapper(
+        MapperConfig(
+            latent_channels=latent_channels,
+            grid_size=grid_size,
+            target_dim=foundation.dim,
+            width=send.width,
+            depth=send.depth,
+            num_heads=send.num_heads,
+            patch_size=config.patch_size,
+            projector_width=send.projector_width,
+        ),
+        send.noise,
+    )
+
+
+def build_alignment_loss(config: AlignmentConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """The method's loss: features and target, [B, N, D] each, to a float32 scalar, λ_align not yet in it."""
+    if config.method == "va":
+        va = config.va
+        return partial(
+            vf_loss,
+            cos_margin=va.cos_margin,
+            distmat_margin=va.distmat_margin,
+            cos_weight=va.cos_weight,
+            distmat_weight=va.distmat_weight,
+        )
+    if config.method == "reals":
+        reals = config.reals
+        return partial(reals_loss, patch_weight=reals.patch_weight, global_weight=reals.global_weight)
+    return alignment_loss
+
+
+def _check_not_negative(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise UserError(f"{name} is {value}: it must be 0 or more")

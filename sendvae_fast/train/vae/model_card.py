@@ -1,0 +1,54 @@
+"""What a stage 1 checkpoint's run says about its weights, for a model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from sendvae_fast import __version__
+from sendvae_fast.train.vae.alignment_methods import DEFAULT_WEIGHT
+
+_MEASURED = ("reconstruction", "lpips", "kl", "align")
+
+
+def facts_of_checkpoint(checkpoint: Path) -> dict[str, object]:
+    """Settings and last logged losses of the run that a checkpoint directory lies in; empty for other weights.
+
+    Paths of the training machine are cut down to their names.
+    """
+    run = checkpoint.parent.parent
+    config_file, manifest = run / "config.yaml", checkpoint / "manifest.json"
+    if not (config_file.is_file() and manifest.is_file()):
+        return {}
+    step = json.loads(manifest.read_text(encoding="utf-8"))["step"]
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    data, alignment = config["data"], config["alignment"]
+    method, weight = alignment["method"], alignment["weight"]
+    weight = DEFAULT_WEIGHT[method] if weight is None else weight
+    facts = {
+        "trained by": f"sendvae_fast {__version__}, {step} steps of {data['global_batch']} pictures of "
+        f"{data['image_size']} x {data['image_size']}",
+        "started from": "random weights" if config["init_from"] is None else Path(config["init_from"]).name,
+        "aligned with": "nothing"
+        if weight == 0
+        else f"{alignment['foundation']['name']}, method {method}, weight {weight}",
+    }
+    losses = _losses_at(run / "metrics.jsonl", step)
+    if losses:
+        facts["losses in training"] = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    return facts
+
+
+def _losses_at(metrics: Path, step: int) -> dict[str, float]:
+    """The last of each that was logged by `step`."""
+    losses = {}
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # a killed run may leave half a line
+            continue
+        if entry["step"] <= step:
+            losses |= {name: entry[name] for name in _MEASURED if entry.get(name) is not None}
+    return losses

@@ -1,0 +1,82 @@
+"""The networks of a stage 1 run, from its settings and the weights they name."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from sendvae_fast.engine.distributed import current_distributed
+from sendvae_fast.engine.run_weights import resolve_weights
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.storage import load_autoencoder
+from sendvae_fast.models.discriminator import Discriminator, load_discriminator_weights
+from sendvae_fast.models.foundation.foundation import Foundation
+from sendvae_fast.models.latent_statistics import statistics_of_factor
+from sendvae_fast.models.send_vae import SendVAE
+from sendvae_fast.train.vae.alignment_methods import build_mapper
+from sendvae_fast.train.vae.settings import VAETrainConfig
+
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+
+
+def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVAE:
+    """Autoencoder (from `init_from` or fresh) and, with a foundation model, the mapper to its features.
+
+    Raises UserError for sizes that do not fit together.
+    """
+    alignment = config.alignment
+    scale = alignment.latent_scale if alignment.latent_norm == "scale" else None
+    initial = (
+        None if config.init_from is None else load_autoencoder(resolve_weights(config.init_from), scaling_factor=scale)
+    )
+    autoencoder = Autoencoder(config.autoencoder) if initial is None else initial.autoencoder
+    differences = autoencoder.config.differences(config.autoencoder)
+    if differences and config.autoencoder != AutoencoderConfig():
+        raise UserError(
+            f"init_from={config.init_from} is not what `autoencoder` describes: {'; '.join(differences)}. Leave its "
+            "settings out, or give weights of these sizes"
+        )
+    patch_size = 1 if foundation is None else alignment.patch_size
+    grid_size, remainder = divmod(config.data.image_size, autoencoder.downsampling * patch_size)
+    if remainder:
+        raise UserError(
+            f"data.image_size={config.data.image_size} must be a multiple of the autoencoder's downsampling "
+            f"{autoencoder.downsampling} times alignment.patch_size={patch_size}"
+        )
+    channels = autoencoder.config.latent_channels
+    mapper = None if foundation is None else build_mapper(alignment, channels, grid_size, foundation)
+    model = SendVAE(autoencoder, mapper, "fixed" if scale is not None else alignment.latent_norm)
+    if initial is not None:
+        model.latent_norm.set_statistics(initial.latent_mean, initial.latent_std)
+    elif scale is not None:
+        model.latent_norm.set_statistics(*statistics_of_factor(scale, channels)[:2])
+    elif alignment.latent_norm == "fixed":
+        raise UserError("alignment.latent_norm=fixed needs init_from, whose latent statistics it keeps; use running")
+    return model
+
+
+def build_discriminator(config: VAETrainConfig) -> Discriminator:
+    """The discriminator, from `discriminator_from` or fresh, synchronised over ranks where that is asked for.
+
+    Raises UserError where the weights do not fit, or its batch norm cannot be synchronised on this device.
+    """
+    num_layers = config.discriminator.num_layers
+    if config.data.image_size < (smallest := 3 * 2**num_layers):
+        raise UserError(
+            f"discriminator.num_layers={num_layers} judges pictures of at least {smallest} pixels, data.image_size is "
+            f"{config.data.image_size}: take fewer layers"
+        )
+    discriminator = Discriminator(config.discriminator)
+    if config.discriminator_from is not None:
+        weights = resolve_weights(config.discriminator_from)
+        load_discriminator_weights(discriminator, weights / DISCRIMINATOR_FILE if weights.is_dir() else weights)
+    distributed = current_distributed()
+    if not config.discriminator.sync_batch_norm or distributed.world_size == 1:
+        return discriminator
+    if distributed.device.type != "cuda":
+        # PyTorch has it for GPUs alone. Several ranks on a CPU are for trials: not worth one of our own.
+        raise UserError(
+            f"discriminator.sync_batch_norm works on GPUs, and {distributed.world_size} ranks are on "
+            f"{distributed.device.type}: leave it out, or use discriminator.norm=group, which needs no other rank"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)

@@ -1,0 +1,90 @@
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from pictures import encoded, picture
+
+from sendvae_fast.data.indexing.sandbox import MEMORY_LIMIT, examine_parts, limits
+from sendvae_fast.data.sources.base import Source
+from sendvae_fast.errors import UserError
+
+
+class TrapNames(list):
+    """Names that do harm when they are looked at, which a worker does while its limits hold."""
+
+    def __getitem__(self, index):
+        name = super().__getitem__(index)
+        if name == "slow":
+            while True:
+                pass
+        elif name == "waits":
+            time.sleep(3)
+        elif name in ("SIGSEGV", "SIGABRT", "SIGKILL"):
+            os.kill(os.getpid(), getattr(signal, name))
+        return name
+
+
+class TrapSource(Source):
+    kind = "trap"
+
+    def __init__(self, names):
+        super().__init__(None, TrapNames(names))
+
+    def read(self, index):
+        return encoded(picture())
+
+    def locate(self, index):
+        return ""
+
+    def take(self, indices):
+        return TrapSource([list.__getitem__(self.names, i) for i in indices])
+
+    def reading_order(self):
+        return np.arange(len(self))
+
+    def _arguments(self):
+        return (list(self.names),)
+
+
+def examined(names, part_size=100, num_workers=2):
+    source = TrapSource(names)
+    parts = [(start, np.arange(start, min(start + part_size, len(names)))) for start in range(0, len(names), part_size)]
+    seen = []
+    found = dict(examine_parts(source, parts, num_workers=num_workers, on_sample=seen.append))
+    assert found.keys() == {number for number, _ in parts} and len(seen) == len(names)
+    return [facts.verdict for number in sorted(found) for facts in found[number]]
+
+
+def test_a_picture_that_kills_its_process_costs_only_itself():
+    names = ["a", "SIGSEGV", "b", "c", "SIGABRT", "SIGSEGV", "d", "SIGSEGV"]
+    for part_size in (100, 1, 3):
+        expected = ["ok" if len(name) == 1 else f"bad: crashes the decoder ({name})" for name in names]
+        assert examined(names, part_size) == expected
+
+
+def test_a_picture_that_takes_too_long_is_bad():
+    assert examined(["a", "slow", "b"]) == ["ok", "bad: takes more than 2 s to decode", "ok"]
+
+
+def test_waiting_is_not_held_against_a_picture():
+    assert examined(["a", "waits"]) == ["ok", "ok"]
+
+
+def test_a_worker_killed_from_outside_is_no_picture_s_fault():
+    with pytest.raises(UserError, match="exit code -9, which is no picture's fault"):
+        examined(["a", "SIGKILL", "b"])
+
+
+def test_memory_is_limited_and_given_back():
+    with limits():
+        assert len(bytearray(MEMORY_LIMIT // 2)) > 0
+        with pytest.raises(MemoryError):
+            bytearray(MEMORY_LIMIT + 2**20)
+    assert len(bytearray(MEMORY_LIMIT + 2**20)) > 0
+
+
+def test_more_workers_than_parts_and_none_at_all():
+    assert examined(["a"], num_workers=5) == ["ok"]
+    assert list(examine_parts(TrapSource([]), [], num_workers=2)) == []
