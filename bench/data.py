@@ -37,7 +37,7 @@ from sendvae_fast.data.latents.latent_rows import LatentReader, LatentRows
 from sendvae_fast.data.scenes.scene_folder import synth_scenes
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.errors import UserError
-from sendvae_fast.train.common import TrainingImages
+from sendvae_fast.train.training_images import TrainingImages
 from sendvae_fast.train.vae.settings import VAETrainConfig
 from sendvae_fast.train.vae.stage import VAEStage
 

@@ -32,7 +32,7 @@ from sendvae_fast.models import send_vae, transformer
 from sendvae_fast.models.autoencoder import autoencoder
 from sendvae_fast.models.foundation.foundation import Foundation
 from sendvae_fast.models.sit import sit
-from sendvae_fast.train import common
+from sendvae_fast.train import frozen_networks
 from sendvae_fast.train.sit import stage as sit_stage
 from sendvae_fast.train.vae import stage as vae_stage
 
@@ -118,7 +118,7 @@ def plain_code(channels_last: bool, same_noise: bool) -> Iterator[None]:
     ]
     if not channels_last:
         replaced += [(vae_stage, "to_model_range", to_model_range), (autoencoder, "attention", attention)]
-        replaced += [(owner, "MEMORY_FORMAT", torch.contiguous_format) for owner in (ddp_engine, common)]
+        replaced += [(owner, "MEMORY_FORMAT", torch.contiguous_format) for owner in (ddp_engine, frozen_networks)]
     if not same_noise:
         replaced += [(send_vae, "noise_inject", noise_inject), (sit_stage, "noise_inject", noise_inject)]
     with contextlib.ExitStack() as stack:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sendvae_fast.models.autoencoder.autoencoder import LOGVAR_RANGE, Autoencoder
 from sendvae_fast.ops import noise_inject
 
+_AUTOENCODER = "autoencoder."
 LatentNormKind = Literal["running", "fixed", "none"]
 
 
@@ -111,3 +112,15 @@ class SendVAE(nn.Module):
         # Aliases, as engines hang hooks on outputs: gradients from inside to inside (`losses.adaptive`) meet none.
         outputs = (self.autoencoder.decode(latents.z), moments, features)
         return SendVAEOutput(*(None if part is None else part.view_as(part) for part in outputs))
+
+
+def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The state of a `SendVAE` as its autoencoder's own, and the rest: mapper and latent statistics."""
+    own = {name: value for name, value in state.items() if name.startswith(_AUTOENCODER)}
+    rest = {name: value for name, value in state.items() if name not in own}
+    return {name.removeprefix(_AUTOENCODER): value for name, value in own.items()}, rest
+
+
+def join_state(autoencoder: dict[str, Tensor], rest: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a `SendVAE` from what `split_state` made of it."""
+    return {**{f"{_AUTOENCODER}{name}": value for name, value in autoencoder.items()}, **rest}

@@ -80,7 +80,7 @@ def test_parts_of_a_step(case, names, tmp_path):
 
 
 def test_compiled_forms_compute_the_same_step(tiny, tmp_path, monkeypatch):
-    for owner in ("sendvae_fast.engine.engine", "sendvae_fast.train.common"):
+    for owner in ("sendvae_fast.engine.engine", "sendvae_fast.train.frozen_networks"):
         monkeypatch.setattr(f"{owner}.compile_blocks", partial(speed.compile_blocks, backend="aot_eager"))
     small = replace(SIT, settings={**SIT.settings, "repa": {"weight": 0.0}})
     row = step.measure(small, tmp_path, init_distributed("cpu"), 0.01)

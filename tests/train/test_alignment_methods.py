@@ -18,7 +18,7 @@ from sendvae_fast.models.mappers.linear import LinearMapper
 from sendvae_fast.models.mappers.mlp import MLPMapper
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.ops import philox
-from sendvae_fast.train.common import TrainingImages
+from sendvae_fast.train.training_images import TrainingImages
 from sendvae_fast.train.vae.networks import build_model
 from sendvae_fast.train.vae.stage import VAEStage, train_vae
 

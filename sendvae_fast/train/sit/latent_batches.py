@@ -22,7 +22,7 @@ from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import philox
-from sendvae_fast.train.common import ImageDataConfig, TrainingImages, check_global_batch
+from sendvae_fast.train.training_images import ImageDataConfig, TrainingImages, check_global_batch
 
 
 @dataclass(kw_only=True)

@@ -12,9 +12,9 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.models.foundation.foundation import FoundationConfig
 from sendvae_fast.models.sit.sizes import SiTConfig, preset_sizes
 from sendvae_fast.sampling.generate import GenerateConfig
-from sendvae_fast.train.common import ImageDataConfig
 from sendvae_fast.train.loop import LoopConfig
 from sendvae_fast.train.sit.latent_batches import LatentReaderConfig
+from sendvae_fast.train.training_images import ImageDataConfig
 
 _OWN_SIZES = ("patch_size", "width", "depth", "num_heads", "swiglu", "rms_norm", "rope", "qk_norm")
 

@@ -29,10 +29,12 @@ from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import noise_inject, philox
 from sendvae_fast.sampling.generate import LatentDecoder, generate
 from sendvae_fast.sampling.writer import save_grid
-from sendvae_fast.train.common import HOW_IMAGES_ARE_READ, add_means, build_foundation, micro_batches
+from sendvae_fast.train.accumulation import add_means, micro_batches
+from sendvae_fast.train.frozen_networks import build_foundation
 from sendvae_fast.train.loop import fit
 from sendvae_fast.train.sit.latent_batches import LatentBatch, TrainingLatents
 from sendvae_fast.train.sit.settings import FlowConfig, SiTTrainConfig
+from sendvae_fast.train.training_images import HOW_IMAGES_ARE_READ
 
 
 class SiTStage:

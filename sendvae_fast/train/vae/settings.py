@@ -12,8 +12,8 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.losses.perceptual import PerceptualConfig
 from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
 from sendvae_fast.models.discriminator import DiscriminatorConfig
-from sendvae_fast.train.common import ImageDataConfig
 from sendvae_fast.train.loop import LoopConfig
+from sendvae_fast.train.training_images import ImageDataConfig
 from sendvae_fast.train.vae.alignment_methods import AlignmentConfig
 
 

@@ -25,20 +25,14 @@ from sendvae_fast.losses.reconstruction import kl_loss, mean_psnr, reconstructio
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, save_autoencoder
 from sendvae_fast.models.pixels import to_model_range
+from sendvae_fast.models.send_vae import join_state, split_state
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import philox
 from sendvae_fast.sampling.writer import save_grid, to_uint8
-from sendvae_fast.train.common import (
-    HOW_IMAGES_ARE_READ,
-    TrainingImages,
-    add_means,
-    build_foundation,
-    frozen_network,
-    micro_batches,
-    part_of,
-    without,
-)
+from sendvae_fast.train.accumulation import add_means, micro_batches
+from sendvae_fast.train.frozen_networks import build_foundation, frozen_network
 from sendvae_fast.train.loop import fit
+from sendvae_fast.train.training_images import HOW_IMAGES_ARE_READ, TrainingImages
 from sendvae_fast.train.vae.alignment_methods import build_alignment_loss
 from sendvae_fast.train.vae.balance import GradientBalance
 from sendvae_fast.train.vae.networks import DISCRIMINATOR_FILE, build_discriminator, build_model
@@ -156,16 +150,18 @@ class VAEStage:
         if not self.distributed.is_main:
             return
         autoencoder = Autoencoder(self.model.autoencoder.config)
-        autoencoder.load_state_dict(part_of(state, "autoencoder"))
+        autoencoder_state, rest = split_state(state)
+        autoencoder.load_state_dict(autoencoder_state)
         save_autoencoder(directory, autoencoder, *self.model.latent_norm.statistics())
-        save_file(without(state, "autoencoder"), directory / MAPPER_FILE)
+        save_file(rest, directory / MAPPER_FILE)
         if discriminator_state is not None:
             save_file(discriminator_state, directory / DISCRIMINATOR_FILE)
 
     def load(self, directory: Path) -> None:
         """Read what `save` wrote."""
-        autoencoder = {f"autoencoder.{name}": value for name, value in read_weights(directory / WEIGHTS_FILE).items()}
-        self.engine.load_model({**autoencoder, **read_weights(directory / MAPPER_FILE)})
+        self.engine.load_model(
+            join_state(read_weights(directory / WEIGHTS_FILE), read_weights(directory / MAPPER_FILE))
+        )
         self.engine.load(directory / "engine" / "vae")
         if self.discriminator_engine is not None:
             self.discriminator_engine.load_model(read_weights(directory / DISCRIMINATOR_FILE))

@@ -1,11 +1,10 @@
-"""What both stages need: training images by step, micro-batches, and small helpers on tensors and state dicts."""
+"""The images a stage trains on: which, how many make a step, and this rank's share of every step."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,15 +14,8 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.loader import ImageBatch, ImageLoader, LoaderConfig
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.engine import EngineConfig
-from sendvae_fast.engine.speed import compile_blocks
 from sendvae_fast.errors import UserError
-from sendvae_fast.losses.perceptual import Perceptual
-from sendvae_fast.models.foundation.foundation import Foundation, FoundationConfig, load_foundation
-from sendvae_fast.models.pixels import MEMORY_FORMAT
 
-Batch = TypeVar("Batch", bound=tuple)
-Frozen = TypeVar("Frozen", Foundation, Perceptual)
 HOW_IMAGES_ARE_READ = ("data.root", *(f"data.{field.name}" for field in dataclasses.fields(LoaderConfig)))
 """Settings of both stages that decide where and how images are read, not which: they may change when a run resumes."""
 
@@ -82,43 +74,3 @@ class TrainingImages:
         """`num` images spread evenly over the catalog, for previews: uint8 [num, 3, S, S]."""
         ids = np.linspace(0, len(self.catalog) - 1, min(num, len(self.catalog)), dtype=np.int64)
         return torch.cat([batch.images for i in ids for batch in self._loader.in_order(1, start=i, stop=i + 1)])
-
-
-def micro_batches(batch: Batch, num: int, device: torch.device) -> Iterator[Batch]:
-    """Split a named tuple of tensors (None stays None) into `num` equal parts on `device`."""
-    parts = [
-        part.to(device, non_blocking=True).chunk(num) if isinstance(part, Tensor) else [part] * num for part in batch
-    ]
-    return (type(batch)(*micro) for micro in zip(*parts, strict=True))
-
-
-def add_means(logged: dict[str, Tensor | float], values: dict[str, Tensor], num: int) -> None:
-    """Add `values` / `num` to the scalars in `logged`: after `num` calls it holds their means."""
-    for name, value in values.items():
-        logged[name] = logged.get(name, 0.0) + value.detach() / num
-
-
-def build_foundation(
-    weight: float, config: FoundationConfig, engine: EngineConfig, device: torch.device
-) -> Foundation | None:
-    """The frozen foundation model on `device`, or None when the alignment weight is 0 and nothing would look at it."""
-    return frozen_network(load_foundation(config), engine, device) if weight > 0 else None
-
-
-def frozen_network(network: Frozen, engine: EngineConfig, device: torch.device) -> Frozen:
-    """A frozen network on `device`, with the engine's precision and compilation."""
-    network = network.to(device, memory_format=MEMORY_FORMAT).compute_in(engine.dtype)
-    if engine.compile:
-        compile_blocks(network)
-    return network
-
-
-def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries under `prefix.`, without it."""
-    start = f"{prefix}."
-    return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
-
-
-def without(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries not under `prefix.`."""
-    return {name: value for name, value in state.items() if not name.startswith(f"{prefix}.")}

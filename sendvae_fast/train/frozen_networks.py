@@ -1,0 +1,30 @@
+"""Networks that judge and do not learn (foundation model, LPIPS), placed and compiled as the engine's settings say."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+
+from sendvae_fast.engine.engine import EngineConfig
+from sendvae_fast.engine.speed import compile_blocks
+from sendvae_fast.losses.perceptual import Perceptual
+from sendvae_fast.models.foundation.foundation import Foundation, FoundationConfig, load_foundation
+from sendvae_fast.models.pixels import MEMORY_FORMAT
+
+Frozen = TypeVar("Frozen", Foundation, Perceptual)
+
+
+def build_foundation(
+    weight: float, config: FoundationConfig, engine: EngineConfig, device: torch.device
+) -> Foundation | None:
+    """The frozen foundation model on `device`, or None when the alignment weight is 0 and nothing would look at it."""
+    return frozen_network(load_foundation(config), engine, device) if weight > 0 else None
+
+
+def frozen_network(network: Frozen, engine: EngineConfig, device: torch.device) -> Frozen:
+    """A frozen network on `device`, with the engine's precision and compilation."""
+    network = network.to(device, memory_format=MEMORY_FORMAT).compute_in(engine.dtype)
+    if engine.compile:
+        compile_blocks(network)
+    return network
