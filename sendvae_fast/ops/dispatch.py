@@ -21,6 +21,7 @@ import torch
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import library
+from sendvae_fast.ops.tracing import constant_when_traced
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 # The backends that each op was written for; its docstring says why one is missing.
@@ -111,7 +112,7 @@ def has_triton() -> bool:
 
 
 # Dynamo calls these while tracing and burns the answer into the graph; `forced` is an argument so that it is guarded.
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _forced_by(forced: str | None) -> tuple[str | None, str]:
     """The forced backend, if there is one, and what forces it, given what `use_backend` has set."""
     if forced is not None:
@@ -122,7 +123,7 @@ def _forced_by(forced: str | None) -> tuple[str | None, str]:
     return forced, ENVIRONMENT_VARIABLE
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _choose(op: str, device_type: str, forced: str | None) -> str:
     forced, source = _forced_by(forced)
     reasons = available_backends(op)

@@ -1,23 +1,31 @@
 """Giving the ops of both namespaces, which share one schema, their fake implementations and autograd formulas.
 
-The compiled libraries define `torch.ops.sendvae.<op>`, the Triton modules `torch.ops.sendvae_triton.<op>`.
+The compiled libraries define `torch.ops.sendvae.<op>`, the Triton modules `torch.ops.sendvae_triton.<op>`. These are
+imported, and Triton with them, when the first op runs on Triton.
 """
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
 
 from sendvae_fast.ops import library
-from sendvae_fast.ops.dispatch import OPS, compiled_op_is_defined, has_triton
+from sendvae_fast.ops.dispatch import compiled_op_is_defined
+from sendvae_fast.ops.tracing import constant_when_traced
+
+_register_triton: dict[str, Callable[[], None]] = {}  # by op; gone once it has run
+_one_at_a_time = Lock()
 
 
 def op_of(name: str, backend: str) -> Any:
     """`torch.ops.<namespace>.<name>` of a backend that is not the reference."""
-    namespace = torch.ops.sendvae_triton if backend == "triton" else torch.ops.sendvae
-    return getattr(namespace, name)
+    if backend == "triton":
+        _define_triton_op(name)
+        return getattr(torch.ops.sendvae_triton, name)
+    return getattr(torch.ops.sendvae, name)
 
 
 def register(
@@ -28,26 +36,32 @@ def register(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
-    """Register `op`, and `<op>_backward` if it has a gradient, in every namespace that defines it here.
+    """Register `op`, and `<op>_backward` if it has a gradient, in every namespace that has it, now or when it is needed.
 
     fake, fake_backward: the outputs' metadata, with the arguments of the op and of its backward op.
     setup_context, backward: as for `torch.library.register_autograd`, but `backward` takes the backward op of the
         namespace as its first argument, so that a gradient is computed by the backend of its forward pass.
     """
-    for namespace in _namespaces(op):
+
+    def register_in(namespace: str) -> None:
         torch.library.register_fake(f"{namespace}::{op}", fake)
         if backward is None:
-            continue
+            return
         torch.library.register_fake(f"{namespace}::{op}_backward", fake_backward)
         backward_op = getattr(getattr(torch.ops, namespace), f"{op}_backward")
         torch.library.register_autograd(
             f"{namespace}::{op}", partial(backward, backward_op), setup_context=setup_context
         )
 
-
-def _namespaces(op: str) -> Iterator[str]:
     if library.load() and compiled_op_is_defined(op):
-        yield "sendvae"
-    if "triton" in OPS[op] and has_triton():
-        importlib.import_module(f"sendvae_fast.ops.triton.{op}")  # defines the ops
-        yield "sendvae_triton"
+        register_in("sendvae")
+    _register_triton[op] = partial(register_in, "sendvae_triton")
+
+
+# Dynamo calls this while tracing, where an import would not be followed.
+@constant_when_traced
+def _define_triton_op(op: str) -> None:
+    with _one_at_a_time:
+        if op in _register_triton:
+            importlib.import_module(f"sendvae_fast.ops.triton.{op}")
+            _register_triton.pop(op)()

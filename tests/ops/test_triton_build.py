@@ -29,7 +29,6 @@ def record_launches() -> dict[str, tuple[Any, list[dict[str, Any]]]]:
     from sendvae_fast.ops import dispatch, use_backend
     from sendvae_fast.ops.registration import op_of
 
-    os.environ["TRITON_INTERPRET"] = "1"  # the kernels are defined: this only lets CPU tensors through
     launches, kernels = {}, {}
     ops = [tests for tests in ALL if "triton" in dispatch.OPS[tests.op]]
     for tests in ops:
@@ -37,6 +36,7 @@ def record_launches() -> dict[str, tuple[Any, list[dict[str, Any]]]]:
         functions = {name: value for name, value in vars(module).items() if isinstance(value, JITFunction)}
         # The others are functions that kernels call.
         kernels |= {f"{tests.op} {name}": value for name, value in functions.items() if name.endswith("_kernel")}
+    os.environ["TRITON_INTERPRET"] = "1"  # the kernels are defined: this only lets CPU tensors through
     names = {id(kernel): name for name, kernel in kernels.items()}
 
     def record(kernel, *arguments, grid, warmup, **keywords):

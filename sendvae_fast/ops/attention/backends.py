@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sendvae_fast.ops.tracing import constant_when_traced
+
 HALF = (torch.float16, torch.bfloat16)
 
 _modules: dict[str, ModuleType] = {}  # imported so far
@@ -107,7 +109,7 @@ def _module(name: str) -> ModuleType:
 
 
 # Dynamo calls this while tracing, where an import statement would not be followed.
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _ensure_imported(name: str) -> bool:
     return import_module(name) is None
 

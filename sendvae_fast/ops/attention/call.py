@@ -14,6 +14,7 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.ops import dispatch
 from sendvae_fast.ops.attention import table as attention_table
 from sendvae_fast.ops.attention.backends import BACKENDS, unavailable, unsupported
+from sendvae_fast.ops.tracing import constant_when_traced
 
 ENVIRONMENT_VARIABLE = "SENDVAE_ATTENTION"
 
@@ -116,17 +117,17 @@ def _choose(q: Tensor, k: Tensor, v: Tensor) -> str:
 
 
 # Dynamo calls these three while tracing and burns the answers into the graph.
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _choices(device_type: str, device_index: int | None) -> tuple[attention_table.Choice, ...]:
     return attention_table.choices(device_type, device_index)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _unavailable(name: str, device_type: str, device_index: int | None) -> str | None:
     return unavailable(name, device_type, device_index)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _forced_backend(forced: str | None) -> tuple[str | None, str]:
     """The name of the forced backend, if there is one, and what forces it."""
     if forced is not None:
