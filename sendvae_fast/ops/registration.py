@@ -36,7 +36,7 @@ def register(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
-    """Register `op`, and `<op>_backward` if it has a gradient, in every namespace that has it, now or when it is needed.
+    """Register `op`, and `<op>_backward` if it has a gradient, in every namespace: in Triton's when first needed.
 
     fake, fake_backward: the outputs' metadata, with the arguments of the op and of its backward op.
     setup_context, backward: as for `torch.library.register_autograd`, but `backward` takes the backward op of the

@@ -7,7 +7,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def constant_when_traced(function: Function) -> Function:
-    """`torch.compiler.assume_constant_result`: Dynamo calls `function` while tracing and burns its result into the graph.
+    """`torch.compiler.assume_constant_result`: Dynamo calls it while tracing and burns its result into the graph.
 
     The mark is the one that PyTorch's decorator leaves, which imports all of `torch._dynamo` to do so.
     """
