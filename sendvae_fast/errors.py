@@ -1,5 +1,8 @@
 """The one exception a user is meant to see."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A failure the user can mend: one line saying what, where, and what to do.
@@ -8,3 +11,22 @@ class UserError(Exception):
     """
 
     exit_code = 2
+
+
+@contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Around imports of packages that the base install lacks: one that is missing is a `UserError` with the command.
+
+    Args:
+        extra: the extra, or several with commas, of `pyproject.toml` that installs them: "train".
+        what: what needs them: "`sendvae report`".
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "sendvae_fast"):
+            raise
+        raise UserError(
+            f"{what} needs {package}, which is not installed: pip install 'sendvae_fast[{extra}]'"
+        ) from error

@@ -31,11 +31,12 @@ from sendvae_fast.ops import available_attention, dispatch, library, tune_attent
 from sendvae_fast.ops.attention.table import load, table_path
 from sendvae_fast.ops.attention.tuning import model_shapes
 
+REQUIRED_PACKAGES = ("torch", "numpy", "pillow", "safetensors")
 OPTIONAL_PACKAGES = {
     "nvidia-dali-cuda130": "GPU image decoding",
     "flash-attn": "flash attention 2 and 3",
     "xformers": "attention kernels",
-    "wandb": "logging to Weights & Biases",
+    "tensorboard": "training curves",
 }
 MIN_OPEN_FILES = 4096
 MIN_FREE_GIB = 10.0
@@ -132,7 +133,8 @@ def look_at_packages(findings: Findings) -> None:
     """Versions of what is needed and of the extras."""
     findings.add("packages", "sendvae_fast", __version__)
     for name, version in environment()["packages"].items():
-        findings.add("packages", name, version or "not installed", "ok" if version else "broken")
+        missing: Verdict = "broken" if name in REQUIRED_PACKAGES else "warning"
+        findings.add("packages", name, version or "not installed", "ok" if version else missing)
     for name, purpose in OPTIONAL_PACKAGES.items():
         try:
             findings.add("packages", name, importlib.metadata.version(name))

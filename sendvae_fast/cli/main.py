@@ -9,12 +9,13 @@ import importlib
 import re
 import sys
 import traceback
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 
 from sendvae_fast import __version__
 from sendvae_fast.config import config_parser, flag_keys, load_config, optional_groups, parse_overrides
-from sendvae_fast.errors import UserError
+from sendvae_fast.errors import UserError, needs_extra
 
 VERBS = {
     "demo": "run everything end to end on a small scale and write a report",
@@ -32,6 +33,8 @@ VERBS = {
     "report": "write a run's offline HTML report",
     "config show": "print a fully resolved config",
 }
+EXTRAS = {"demo": "train,eval", "data": "data", "evaluate": "eval", "report": "eval"}
+"""The extra of pyproject.toml that a verb needs, by the verb's first word; the others need `train`."""
 NESTED_FILE_OPTION = re.compile(r"^ +--\S+ CONFIG\s+Path to a configuration file\.\n", re.MULTILINE)
 NESTED_HELP_OPTION = re.compile(r"^ +--\S+\.help\s+Show the help for \S+ and exit\.\n", re.MULTILINE)
 USAGE = "usage: sendvae VERB [--config FILE.yaml ...] [--key.subkey=value ...] [--debug] [--help]"
@@ -75,7 +78,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(_help(verb, _module(verb)))
         return 0
     module = _module(verb)
-    return module.run(load_config(*_read_arguments(module, rest))) or 0
+    with _needs_extra_of(verb):
+        return module.run(load_config(*_read_arguments(module, rest))) or 0
 
 
 def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:
@@ -92,7 +96,12 @@ def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:
 
 def _module(verb: str) -> ModuleType:
     # Imported only now: torch and its friends take seconds, and no verb needs the others' imports.
-    return importlib.import_module("sendvae_fast.cli." + verb.replace(" ", "_").replace("-", "_"))
+    with _needs_extra_of(verb):
+        return importlib.import_module("sendvae_fast.cli." + verb.replace(" ", "_").replace("-", "_"))
+
+
+def _needs_extra_of(verb: str) -> AbstractContextManager[None]:
+    return needs_extra(EXTRAS.get(verb.split()[0], "train"), f"`sendvae {verb}`")
 
 
 def _read_arguments(module: ModuleType, arguments: list[str]) -> tuple[type, list[Path], dict]:

@@ -1,5 +1,6 @@
 """Named numbers over steps, in `metrics.jsonl` and TensorBoard. A failing logger never stops training."""
 
+import importlib.util
 import json
 import math
 import sys
@@ -46,6 +47,9 @@ class MetricsLogger:
             write_atomic(run.metrics, "".join(line + "\n" for line in lines if _is_up_to(line, last_step)))
         # Buffered by line: a line is in the file as soon as it is logged.
         self._file = open(run.metrics, "a", encoding="utf-8", buffering=1)
+        if importlib.util.find_spec("tensorboard") is None:
+            print("note: no TensorBoard curves without pip install 'sendvae_fast[logging]'", file=sys.stderr)
+            return
         # Here, because it takes a second to import.
         from torch.utils.tensorboard import SummaryWriter
 

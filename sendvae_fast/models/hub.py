@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sendvae_fast.errors import UserError
+from sendvae_fast.errors import UserError, needs_extra
 
 
 def check_push(repo: str) -> None:
     """`UserError` unless `repo` can name a repository, the hub's library is installed and the user logged in."""
-    try:
+    with needs_extra("train", "--push"):
         from huggingface_hub import get_token
         from huggingface_hub.utils import validate_repo_id
-    except ImportError as error:
-        raise UserError("--push needs the hub's library: pip install huggingface_hub") from error
     user, _, name = repo.partition("/")
     try:
         validate_repo_id(repo)

@@ -116,7 +116,8 @@ def test_push_without_login_or_library(folder, tmp_path, capsys, hub, monkeypatc
     assert code == 2 and "--push needs a login: run `hf auth login`" in err
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     code, _, err = convert(capsys, folder, "diffusers", tmp_path / "out", "--push=me/vae")
-    assert code == 2 and "pip install huggingface_hub" in err and not (tmp_path / "out").exists()
+    assert code == 2 and "needs huggingface_hub" in err and "sendvae_fast[train]" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_push_finds_the_library_in_a_fresh_process():
