@@ -5,6 +5,7 @@
 Resumable; refuses to mix autoencoders, crops or pictures.
 """
 
+from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.train.cache_latents import CacheConfig, cache
 
 Config = CacheConfig
@@ -12,6 +13,8 @@ Config = CacheConfig
 
 def run(config: CacheConfig) -> None:
     """Fill the cache and say what is in it."""
-    latents = cache(config)
+    distributed = init_distributed()
+    latents = cache(config, distributed)
     channels, height, width = latents.latent_shape
-    print(f"{config.out}: {len(latents)} latents of {channels} x {height} x {width}")
+    if distributed.is_main:
+        print(f"{config.out}: {len(latents)} latents of {channels} x {height} x {width}")

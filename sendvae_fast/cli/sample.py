@@ -7,7 +7,7 @@ On several ranks: torchrun --nproc-per-node 8 -m -- sendvae_fast sample ... A pi
 Run the same command again to go on where it stopped; more --num_samples add to what is there.
 """
 
-from sendvae_fast.engine.distributed import current_distributed
+from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.sampling.sample_to_folder import SampleConfig, npz_path, sample_to_folder
 
 Config = SampleConfig
@@ -15,6 +15,7 @@ Config = SampleConfig
 
 def run(config: SampleConfig) -> None:
     """Draw what is missing and say where it is."""
-    folder = sample_to_folder(config)
-    if current_distributed().is_main:
+    distributed = init_distributed()
+    folder = sample_to_folder(config, distributed)
+    if distributed.is_main:
         print(f"{folder.root}: {config.num_samples} pictures" + (f", {npz_path(config.out)}" if config.npz else ""))

@@ -162,10 +162,11 @@ class GeneratorJob:
 
     def run(self) -> int:
         """Do it all; returns the exit code of the training."""
-        cache(self.cache)
+        distributed = init_distributed()
+        cache(self.cache, distributed)
         code = train_sit(self.sit)
         if code == 0:
-            sample_to_folder(self.sample)
+            sample_to_folder(self.sample, distributed)
         return code
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from sendvae_fast import __version__
-from sendvae_fast.engine.distributed import Distributed, current_distributed
+from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import fsync_path, write_atomic
 
@@ -38,14 +38,16 @@ class Checkpointer:
 
     Args:
         directory: where the `step_*` directories are; on a file system all ranks see.
+        distributed: the ranks that save.
         keep: number of newest checkpoints kept.
         config_hash: fingerprint of the settings a checkpoint belongs to; see `run.config_hash`.
     """
 
-    def __init__(self, directory: Path, keep: int = 2, config_hash: str = "") -> None:
+    def __init__(self, directory: Path, distributed: Distributed, keep: int = 2, config_hash: str = "") -> None:
         if keep < 1:
             raise UserError(f"keep is {keep}: at least 1 checkpoint must be kept")
         self.directory, self.keep, self.config_hash = Path(directory), keep, config_hash
+        self._distributed = distributed
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path | None:
         """Write one checkpoint. Collective.
@@ -60,18 +62,18 @@ class Checkpointer:
         Raises:
             whatever `write` raises, other than a failure of the disk; RuntimeError on the other ranks.
         """
-        ranks = current_distributed()
+        ranks = self._distributed
         final = self.directory / f"step_{step:08d}"
         if ranks.broadcast_object(ranks.is_main and _is_valid(final)):
             return final
         staged = ranks.broadcast_object(self.directory / f"{final.name}.tmp-{uuid.uuid4().hex}")
 
-        if not self._all_succeed(ranks, step, lambda: self._write_share(staged, write)):
+        if not self._all_succeed(step, lambda: self._write_share(staged, write)):
             return None
         # Not before all have written: a rank that looks earlier sees another's temporary files come and go.
-        if not self._all_succeed(ranks, step, lambda: self._flush(staged)):
+        if not self._all_succeed(step, lambda: self._flush(staged)):
             return None
-        if not self._all_succeed(ranks, step, lambda: self._finish(staged, final, step, ranks)):
+        if not self._all_succeed(step, lambda: self._finish(staged, final, step)):
             return None
         return final
 
@@ -83,7 +85,7 @@ class Checkpointer:
         Raises:
             UserError: the newest sound checkpoint was written with another configuration.
         """
-        ranks = current_distributed()
+        ranks = self._distributed
         found, problem = ranks.broadcast_object(self._find_latest() if ranks.is_main else None)
         if problem is not None:
             raise UserError(problem)
@@ -97,11 +99,12 @@ class Checkpointer:
         for path in _files(staged):
             fsync_path(path)
 
-    def _finish(self, staged: Path, final: Path, step: int, ranks: Distributed) -> None:
+    def _finish(self, staged: Path, final: Path, step: int) -> None:
         """Rank 0, once every rank's files are on the disk: manifest, rename, verify, purge."""
-        if not ranks.is_main:
+        if not self._distributed.is_main:
             return
-        write_manifest(staged, step=step, config_hash=self.config_hash, world_size=ranks.world_size)
+        world_size = self._distributed.world_size
+        write_manifest(staged, step=step, config_hash=self.config_hash, world_size=world_size)
         for directory in [path for path in staged.rglob("*") if path.is_dir()]:
             fsync_path(directory)
         if final.exists():
@@ -140,7 +143,7 @@ class Checkpointer:
             return (step, directory), None
         return None, None
 
-    def _all_succeed(self, ranks: Distributed, step: int, work: Callable[[], None]) -> bool:
+    def _all_succeed(self, step: int, work: Callable[[], None]) -> bool:
         """Run `work` on every rank; True when all did it, False when a disk failed somewhere."""
         failure: Exception | None = None
         try:
@@ -148,7 +151,7 @@ class Checkpointer:
         except Exception as error:
             failure = error
         disk_failed = isinstance(failure, (OSError, SafetensorError))
-        outcomes = ranks.gather_objects((failure is None, disk_failed, str(failure)))
+        outcomes = self._distributed.gather_objects((failure is None, disk_failed, str(failure)))
         if failure is not None and not disk_failed:
             raise failure
         for rank, (succeeded, was_disk, message) in enumerate(outcomes):
@@ -156,7 +159,7 @@ class Checkpointer:
                 continue
             if not was_disk:
                 raise RuntimeError(f"rank {rank} failed to save the checkpoint of step {step}: {message}")
-            if ranks.is_main:
+            if self._distributed.is_main:
                 _warn(f"the checkpoint of step {step} was not saved (rank {rank}: {message}); training goes on")
             return False
         return True

@@ -30,26 +30,17 @@ class DDPEngine(Engine):
         super().__init__(module.to(memory_format=MEMORY_FORMAT), optimizer_config, config, distributed)
         self._forward = _distributed(self.module) if distributed.world_size > 1 else self.module
         self.optimizer.init_state(self.trained.values())
-        self._num_backward = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # DDP decides in the forward whether the coming backward will reduce.
-        accumulating = self._num_backward + 1 < self.config.accumulation_steps
-        no_sync = accumulating and isinstance(self._forward, DistributedDataParallel)
+        no_sync = self._accumulates and isinstance(self._forward, DistributedDataParallel)
         with self._forward.no_sync() if no_sync else nullcontext(), self.autocast():
             return self._forward(*args, **kwargs)
 
-    def backward(self, loss: Tensor) -> None:
+    def _backward(self, loss: Tensor) -> None:
         (loss / self.config.accumulation_steps).backward()
-        self._num_backward += 1
 
     def _apply_gradients(self) -> float:
-        if self._num_backward != self.config.accumulation_steps:
-            raise RuntimeError(
-                f"step after {self._num_backward} backward passes; accumulation_steps is "
-                f"{self.config.accumulation_steps}"
-            )
-        self._num_backward = 0
         self.optimizer.step()
         self.optimizer.zero_grad()
         return self.optimizer.wait_for_grad_norm()

@@ -73,7 +73,6 @@ class DeepSpeedEngine(Engine):
         self.optimizer.init_state(self.optimizer_params())
         if config.zero_stage in (1, 2):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-        self._num_backward = 0
 
     def _deepspeed_config(self) -> dict[str, Any]:
         stage = self.config.zero_stage
@@ -96,20 +95,13 @@ class DeepSpeedEngine(Engine):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._engine(*args, **kwargs)
 
-    def backward(self, loss: Tensor) -> None:
+    def _backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)
-        self._num_backward += 1
-        if self._num_backward < self.config.accumulation_steps:
+        if self._accumulates:
             # Counts the micro-batch, no more.
             self._engine.step()
 
     def _apply_gradients(self) -> float:
-        if self._num_backward != self.config.accumulation_steps:
-            raise RuntimeError(
-                f"step after {self._num_backward} backward passes; accumulation_steps is "
-                f"{self.config.accumulation_steps}"
-            )
-        self._num_backward = 0
         self._engine.step()
         if self.config.zero_stage == 0:
             return self.optimizer.wait_for_grad_norm()

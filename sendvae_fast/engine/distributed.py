@@ -19,12 +19,16 @@ from sendvae_fast.errors import UserError
 
 @dataclass(frozen=True)
 class Distributed:
-    """This process among its peers. Every method but `close` is a collective: all ranks must call it."""
+    """This process among its peers; by default alone, on the CPU.
 
-    rank: int
-    world_size: int
-    local_rank: int
-    device: torch.device
+    Whoever starts a job makes one with `init_distributed` and passes it on. Every method but `close` is a collective:
+    all ranks must call it.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
 
     @property
     def is_main(self) -> bool:
@@ -119,10 +123,3 @@ def _leave() -> None:
     gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def current_distributed() -> Distributed:
-    """The group this process is in, or a group of one when `init_distributed` has not been called."""
-    if dist.is_initialized():
-        return init_distributed()
-    return Distributed(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))

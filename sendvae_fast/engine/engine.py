@@ -1,20 +1,19 @@
 """What a trainer sees of an engine, whichever engine it is."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sendvae_fast.engine import state
-from sendvae_fast.engine.distributed import Distributed, init_distributed
+from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.optimizer import AdamWEMA, OptimizerConfig
 from sendvae_fast.engine.running_statistics import RunningStatistics
 from sendvae_fast.engine.speed import compile_blocks, recompute_blocks
+from sendvae_fast.engine.state import TrainingState, trained_parameters
 from sendvae_fast.errors import UserError
 
 
@@ -82,7 +81,7 @@ class StepResult(NamedTuple):
     """True when a gradient was not finite on any rank: parameters, state and EMA are as before on all ranks."""
 
 
-class Engine(ABC):
+class Engine(TrainingState):
     """A module in training: forward, backward, step, and its state as full tensors by parameter name.
 
     The loss given to `backward` is a mean over the local batch; gradients are averaged over ranks, so ranks with equal
@@ -91,26 +90,22 @@ class Engine(ABC):
     Parameters stay fp32. Which parameters are trained is read from `requires_grad` when the engine is built.
     """
 
-    module: nn.Module
-
     def __init__(
         self, module: nn.Module, optimizer_config: OptimizerConfig, config: EngineConfig, distributed: Distributed
     ) -> None:
-        self.module = module.to(distributed.device)
+        module = module.to(distributed.device)
         if config.compile:
-            compile_blocks(self.module)
+            compile_blocks(module)
         if config.recompute:
-            recompute_blocks(self.module)
-        self.config, self.distributed, self.optimizer_config = config, distributed, optimizer_config
-        self.trained = {name: param for name, param in self.module.named_parameters() if param.requires_grad}
-        if not self.trained:
-            raise ValueError("the module has no parameter to train: every requires_grad is False")
-        self.optimizer = AdamWEMA.from_config(
-            self.trained.values(), optimizer_config, whole_gradients=config.has_whole_gradients
+            recompute_blocks(module)
+        optimizer = AdamWEMA.from_config(
+            trained_parameters(module).values(), optimizer_config, whole_gradients=config.has_whole_gradients
         )
+        super().__init__(module, optimizer, distributed)
+        self.config, self.optimizer_config = config, optimizer_config
         for buffer in self.module.buffers():
             distributed.broadcast(buffer)
-        self.num_skipped = 0
+        self._num_backward = 0
         self._running_statistics = RunningStatistics(self.module, distributed)
 
     @abstractmethod
@@ -118,27 +113,22 @@ class Engine(ABC):
         """The module's forward, at the engine's precision."""
 
     @abstractmethod
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss` (a scalar, mean over the local batch). `accumulation_steps` calls per step."""
+    def _backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss` / `accumulation_steps`, averaged over ranks by the last of a step."""
 
     @abstractmethod
     def _apply_gradients(self) -> float:
         """Clip and update unless the averaged gradients are not finite, drop them, return their norm."""
 
-    @abstractmethod
-    def gather(self, name: str, kind: str) -> Tensor:
-        """The full tensor behind one parameter name, on the device; kind "model" or one of `state_keys`. Collective.
+    @property
+    def _accumulates(self) -> bool:
+        """Whether the coming backward pass is not the last before a step."""
+        return self._num_backward + 1 < self.config.accumulation_steps
 
-        The result may share memory with the parameter. State exists for trained parameters only.
-        """
-
-    @abstractmethod
-    def scatter(self, name: str, kind: str, value: Tensor) -> None:
-        """Store a full tensor behind one parameter name: the inverse of `gather`, with the value on every rank."""
-
-    @abstractmethod
-    def optimizer_params(self) -> list[Tensor]:
-        """The tensors the optimizer updates: the parameters, or this rank's flat partitions of them."""
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss` (a scalar, mean over the local batch). `accumulation_steps` calls per step."""
+        self._backward(loss)
+        self._num_backward += 1
 
     def step(self) -> StepResult:
         """Update the parameters with the averaged, clipped gradients, then drop the gradients.
@@ -147,7 +137,16 @@ class Engine(ABC):
         `num_skipped` counts. Batch-norm running statistics go back to what they were after the last good step.
         The host waits for the norm once, as DeepSpeed does in any case; the update is under way by then, unless it is
         DeepSpeed's at ZeRO 1 to 3.
+
+        Raises:
+            RuntimeError: `backward` was not called `accumulation_steps` times.
         """
+        if self._num_backward != self.config.accumulation_steps:
+            raise RuntimeError(
+                f"step after {self._num_backward} backward passes; accumulation_steps is "
+                f"{self.config.accumulation_steps}"
+            )
+        self._num_backward = 0
         grad_norm = self._apply_gradients()
         skipped = not math.isfinite(grad_norm)
         if skipped:
@@ -185,63 +184,11 @@ class Engine(ABC):
         (gradient,) = torch.autograd.grad(loss(output), leaf, retain_graph=True)
         return output, gradient
 
-    @property
-    def state_keys(self) -> tuple[str, ...]:
-        """Optimizer state tensors there are: exp_avg, exp_avg_sq and, with ema_decay, ema."""
-        return self.optimizer.state_keys
-
-    @property
-    def num_updates(self) -> int:
-        """Optimizer steps applied so far (skipped ones not counted)."""
-        return int(self.optimizer.state[self.optimizer_params()[0]]["step"])
-
-    def full_state(self, kind: str) -> dict[str, Tensor]:
-        """All tensors of one kind by name, on the CPU of every rank. Collective.
-
-        "model": the module's state dict (parameters fp32, buffers in their dtype). "ema": the same keys with the
-        moving average in place of every trained parameter. "exp_avg", "exp_avg_sq": trained parameters only.
-        """
-        return state.full_state(self, kind)
-
     def load_model(self, tensors: dict[str, Tensor]) -> None:
-        """Load a full state dict, the same on every rank, into the module; the EMA, if any, restarts from it.
-
-        Raises:
-            UserError: names or shapes differ from the module's.
-        """
-        state.load_model(self, tensors)
+        """Load a full state dict, see `TrainingState.load_model`."""
+        super().load_model(tensors)
         self._running_statistics.commit()
-
-    def save(self, directory: Path) -> None:
-        """Write moments, EMA and step counts into `directory`, every rank its share. Collective; see `engine.state`.
-
-        Weights are not in it: they are `full_state("model")`, which the caller writes in the stock layout.
-        """
-        state.save_optimizer(self, directory)
-
-    def load(self, directory: Path) -> None:
-        """Read what `save` wrote, by any number of ranks, any ZeRO stage, either engine. Call `load_model` first.
-
-        Raises:
-            UserError: the directory is not such a save, or belongs to another module.
-        """
-        state.load_optimizer(self, directory)
 
     @abstractmethod
     def close(self) -> None:
         """Let go of hooks and buffers; the engine cannot be used afterwards."""
-
-
-def build_engine(module: nn.Module, optimizer_config: OptimizerConfig, config: EngineConfig) -> Engine:
-    """Move `module` to this rank's device, copy rank 0's weights to all ranks, and make it trainable.
-
-    Joins the process group if need be. DeepSpeed is imported here, on first use (it takes seconds).
-    """
-    distributed = init_distributed()
-    if config.name == "ddp":
-        from sendvae_fast.engine.ddp_engine import DDPEngine
-
-        return DDPEngine(module, optimizer_config, config, distributed)
-    from sendvae_fast.engine.deepspeed_engine import DeepSpeedEngine
-
-    return DeepSpeedEngine(module, optimizer_config, config, distributed)

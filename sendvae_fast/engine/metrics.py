@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sendvae_fast.engine.distributed import current_distributed
+from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.files import write_atomic
 
@@ -20,14 +20,15 @@ class MetricsLogger:
 
     Args:
         run: whose directory is written to.
+        distributed: the ranks that train.
         last_step: the step training resumes from (0 for a new run): what an interrupted run logged after it is
             dropped, so that no curve has a step twice.
     """
 
-    def __init__(self, run: RunDirectory, last_step: int = 0) -> None:
+    def __init__(self, run: RunDirectory, distributed: Distributed, last_step: int = 0) -> None:
         self._file = self._writer = None
         self._warned = False
-        self._is_main = current_distributed().is_main
+        self._is_main = distributed.is_main
         if self._is_main:
             self._attempt(lambda: self._open(run, last_step))
 

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from sendvae_fast import __version__
-from sendvae_fast.engine.distributed import current_distributed
+from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic
 
@@ -34,6 +34,7 @@ class RunDirectory:
     Args:
         path: the directory.
         config: the resolved configuration, a dataclass of plain values and further dataclasses.
+        distributed: the ranks of the run.
         may_change: dotted keys (or whole sections) that may differ when resuming, such as "num_steps" or "engine":
             what decides how or how long to compute rather than what.
 
@@ -41,18 +42,20 @@ class RunDirectory:
         UserError: the directory holds checkpoints of another configuration, or cannot be written.
     """
 
-    def __init__(self, path: Path | str, config: Any, may_change: Collection[str] = ()) -> None:
+    def __init__(
+        self, path: Path | str, config: Any, distributed: Distributed, may_change: Collection[str] = ()
+    ) -> None:
         self.path = Path(path)
         self.checkpoints, self.samples = self.path / "checkpoints", self.path / "samples"
         self.metrics, self.tensorboard = self.path / "metrics.jsonl", self.path / "tensorboard"
         self.config = plain(config)
         self.config_hash = config_hash(config, may_change)
-        ranks = current_distributed()
-        problem = ranks.broadcast_object(self._prepare(may_change) if ranks.is_main else None)
+        problem = self._prepare(may_change, distributed.world_size) if distributed.is_main else None
+        problem = distributed.broadcast_object(problem)
         if problem is not None:
             raise UserError(problem)
 
-    def _prepare(self, may_change: Collection[str]) -> str | None:
+    def _prepare(self, may_change: Collection[str], world_size: int) -> str | None:
         """Rank 0: make and fill the directory; returns what is wrong, for the user."""
         try:
             for directory in (self.checkpoints, self.samples):
@@ -66,7 +69,8 @@ class RunDirectory:
                         f"{recorded}, or start a new run directory"
                     )
             write_atomic(recorded, yaml.safe_dump(self.config, sort_keys=False))
-            write_atomic(self.path / "environment.json", json.dumps(environment(), indent=1) + "\n")
+            facts = {**environment(), "world_size": world_size}
+            write_atomic(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
         except OSError as error:
             return f"cannot use run directory {self.path} ({error.strerror}): choose another place"
         except yaml.YAMLError:
@@ -121,7 +125,6 @@ def environment() -> dict[str, Any]:
         "cpu_cores": len(os.sched_getaffinity(0)),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "num_threads": torch.get_num_threads(),
-        "world_size": current_distributed().world_size,
     }
 
 

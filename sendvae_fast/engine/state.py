@@ -8,96 +8,160 @@ a time, so a rank never holds more than its share.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.optimizer import AdamWEMA
 from sendvae_fast.errors import UserError
-
-if TYPE_CHECKING:
-    from sendvae_fast.engine.engine import Engine
 
 NUM_NAMES_SHOWN = 5
 
 
-def full_state(engine: "Engine", kind: str) -> dict[str, Tensor]:
-    """See `Engine.full_state`."""
-    if kind not in ("model", *engine.state_keys):
-        raise ValueError(f"there is no {kind!r} state: this engine has model, {', '.join(engine.state_keys)}")
-    if kind in ("exp_avg", "exp_avg_sq"):
-        return {name: _to_cpu(engine.gather(name, kind)) for name in engine.trained}
-    tensors = {}
-    for name, value in engine.module.state_dict(keep_vars=True).items():
-        if isinstance(value, nn.Parameter):
-            value = engine.gather(name, kind if name in engine.trained else "model")
-        tensors[name] = _to_cpu(value)
-    return tensors
+class TrainingState(ABC):
+    """The half of an engine that holds state: a module, its optimizer, and how to reach both by parameter name.
 
+    Args:
+        module: on the device already, every parameter whole. Those that require a gradient are trained.
+        optimizer: of the parameters that are trained.
+        distributed: the ranks.
+    """
 
-def load_model(engine: "Engine", tensors: dict[str, Tensor]) -> None:
-    """See `Engine.load_model`."""
-    own = engine.module.state_dict(keep_vars=True)
-    _check_names("weights", wanted=own.keys(), found=tensors.keys())
-    for name, value in own.items():
-        # ZeRO 3 leaves an empty tensor in the module and the true shape in ds_shape.
-        shape = torch.Size(getattr(value, "ds_shape", value.shape))
-        if tensors[name].shape != shape:
+    def __init__(self, module: nn.Module, optimizer: AdamWEMA, distributed: Distributed) -> None:
+        self.module, self.optimizer, self.distributed = module, optimizer, distributed
+        self.trained = trained_parameters(module)
+        # As they are now: an engine may leave parts or nothing in the module.
+        self._shapes = {name: value.shape for name, value in module.state_dict().items()}
+        self.num_skipped = 0
+
+    @abstractmethod
+    def gather(self, name: str, kind: str) -> Tensor:
+        """The full tensor behind one parameter name, on the device; kind "model" or one of `state_keys`. Collective.
+
+        The result may share memory with the parameter. State exists for trained parameters only.
+        """
+
+    @abstractmethod
+    def scatter(self, name: str, kind: str, value: Tensor) -> None:
+        """Store a full tensor behind one parameter name: the inverse of `gather`, with the value on every rank."""
+
+    @abstractmethod
+    def optimizer_params(self) -> list[Tensor]:
+        """The tensors the optimizer updates: the parameters, or this rank's flat partitions of them."""
+
+    @property
+    def state_keys(self) -> tuple[str, ...]:
+        """Optimizer state tensors there are: exp_avg, exp_avg_sq and, with ema_decay, ema."""
+        return self.optimizer.state_keys
+
+    @property
+    def num_updates(self) -> int:
+        """Optimizer steps applied so far (skipped ones not counted)."""
+        return int(self.optimizer.state[self.optimizer_params()[0]]["step"])
+
+    def full_state(self, kind: str) -> dict[str, Tensor]:
+        """All tensors of one kind by name, on the CPU of every rank. Collective.
+
+        "model": the module's state dict (parameters fp32, buffers in their dtype). "ema": the same keys with the
+        moving average in place of every trained parameter. "exp_avg", "exp_avg_sq": trained parameters only.
+        """
+        if kind not in ("model", *self.state_keys):
+            raise ValueError(f"there is no {kind!r} state: this engine has model, {', '.join(self.state_keys)}")
+        if kind in ("exp_avg", "exp_avg_sq"):
+            return {name: _to_cpu(self.gather(name, kind)) for name in self.trained}
+        tensors = {}
+        for name, value in self.module.state_dict(keep_vars=True).items():
+            if isinstance(value, nn.Parameter):
+                value = self.gather(name, kind if name in self.trained else "model")
+            tensors[name] = _to_cpu(value)
+        return tensors
+
+    def load_model(self, tensors: dict[str, Tensor]) -> None:
+        """Load a full state dict, the same on every rank, into the module; the EMA, if any, restarts from it.
+
+        Raises:
+            UserError: names or shapes differ from the module's.
+        """
+        _check_names("weights", wanted=self._shapes, found=tensors)
+        for name, shape in self._shapes.items():
+            if tensors[name].shape != shape:
+                raise UserError(
+                    f"weight {name} has shape {list(tensors[name].shape)} and the model wants {list(shape)}: "
+                    "load it with the model settings it was made with"
+                )
+        for name, value in self.module.state_dict(keep_vars=True).items():
+            if not isinstance(value, nn.Parameter):
+                value.detach().copy_(tensors[name])
+                continue
+            full = tensors[name].to(self.distributed.device, torch.float32)
+            self.scatter(name, "model", full)
+            if name in self.trained and "ema" in self.state_keys:
+                self.scatter(name, "ema", full)
+
+    def save(self, directory: Path) -> None:
+        """Write moments, EMA and step counts into `directory`, every rank its share. Collective.
+
+        Weights are not in it: they are `full_state("model")`, which the caller writes in the stock layout.
+        """
+        rank, world_size = self.distributed.rank, self.distributed.world_size
+        share = {}
+        for index, name in enumerate(self.trained):
+            for key in self.state_keys:
+                full = self.gather(name, key)
+                if index % world_size == rank:
+                    share[f"{key}/{name}"] = _to_cpu(full)
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(share, directory / f"optimizer_rank{rank}.safetensors")
+        if self.distributed.is_main:
+            counts = {"num_updates": self.num_updates, "num_skipped": self.num_skipped, "world_size": world_size}
+            (directory / "state.json").write_text(json.dumps(counts) + "\n")
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote, by any number of ranks, any ZeRO stage, either engine. Call `load_model` first.
+
+        Raises:
+            UserError: the directory is not such a save, or belongs to another module.
+        """
+        try:
+            counts = json.loads((directory / "state.json").read_text())
+            with ExitStack() as files:
+                where = {}
+                for rank in range(counts["world_size"]):
+                    path = directory / f"optimizer_rank{rank}.safetensors"
+                    file = files.enter_context(safe_open(path, framework="pt"))
+                    where.update(dict.fromkeys(file.keys(), file))
+                wanted = [f"{key}/{name}" for name in self.trained for key in self.state_keys]
+                _check_names(f"optimizer state in {directory}", wanted=wanted, found=where)
+                for name in self.trained:
+                    for key in self.state_keys:
+                        full = where[f"{key}/{name}"].get_tensor(f"{key}/{name}")
+                        self.scatter(name, key, full.to(self.distributed.device))
+            num_updates, self.num_skipped = int(counts["num_updates"]), int(counts["num_skipped"])
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(
-                f"weight {name} has shape {list(tensors[name].shape)} and the model wants {list(shape)}: "
-                "load it with the model settings it was made with"
-            )
-    for name, value in own.items():
-        if not isinstance(value, nn.Parameter):
-            value.detach().copy_(tensors[name])
-            continue
-        full = tensors[name].to(engine.distributed.device, torch.float32)
-        engine.scatter(name, "model", full)
-        if name in engine.trained and "ema" in engine.state_keys:
-            engine.scatter(name, "ema", full)
+                f"cannot read optimizer state from {directory} ({error}): use another checkpoint"
+            ) from error
+        for param in self.optimizer_params():
+            self.optimizer.state[param]["step"].fill_(num_updates)
 
 
-def save_optimizer(engine: "Engine", directory: Path) -> None:
-    """See `Engine.save`."""
-    rank, world_size = engine.distributed.rank, engine.distributed.world_size
-    share = {}
-    for index, name in enumerate(engine.trained):
-        for key in engine.state_keys:
-            full = engine.gather(name, key)
-            if index % world_size == rank:
-                share[f"{key}/{name}"] = _to_cpu(full)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(share, directory / f"optimizer_rank{rank}.safetensors")
-    if engine.distributed.is_main:
-        counts = {"num_updates": engine.num_updates, "num_skipped": engine.num_skipped, "world_size": world_size}
-        (directory / "state.json").write_text(json.dumps(counts) + "\n")
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require a gradient, by name.
 
-
-def load_optimizer(engine: "Engine", directory: Path) -> None:
-    """See `Engine.load`."""
-    try:
-        counts = json.loads((directory / "state.json").read_text())
-        with ExitStack() as files:
-            where = {}
-            for rank in range(counts["world_size"]):
-                file = files.enter_context(safe_open(directory / f"optimizer_rank{rank}.safetensors", framework="pt"))
-                where.update(dict.fromkeys(file.keys(), file))
-            wanted = [f"{key}/{name}" for name in engine.trained for key in engine.state_keys]
-            _check_names(f"optimizer state in {directory}", wanted=wanted, found=where)
-            for name in engine.trained:
-                for key in engine.state_keys:
-                    full = where[f"{key}/{name}"].get_tensor(f"{key}/{name}")
-                    engine.scatter(name, key, full.to(engine.distributed.device))
-        num_updates, engine.num_skipped = int(counts["num_updates"]), int(counts["num_skipped"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"cannot read optimizer state from {directory} ({error}): use another checkpoint") from error
-    for param in engine.optimizer_params():
-        engine.optimizer.state[param]["step"].fill_(num_updates)
+    Raises:
+        ValueError: there is none.
+    """
+    trained = {name: param for name, param in module.named_parameters() if param.requires_grad}
+    if not trained:
+        raise ValueError("the module has no parameter to train: every requires_grad is False")
+    return trained
 
 
 def _to_cpu(value: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from sendvae_fast.data.latents.latent_cache import weights_sha256
-from sendvae_fast.engine.distributed import Distributed, init_distributed
+from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run import describe_changes, plain
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
@@ -48,14 +48,13 @@ class SampleConfig(GenerateConfig):
     """Also write `<out>.npz`, the sample file of the ADM evaluator."""
 
 
-def sample_to_folder(config: SampleConfig) -> PngFolder:
+def sample_to_folder(config: SampleConfig, distributed: Distributed) -> PngFolder:
     """Draw the pictures that are missing in `config.out`, then write the grid and, if wanted, the npz. Collective.
 
     Raises:
         UserError: a weight folder is missing or broken, the two do not belong together, the folder holds pictures drawn
             with other settings, or the disk is full.
     """
-    distributed = init_distributed()
     saved = load_sit(resolve_weights(config.generator), ema=config.ema)
     autoencoder = load_autoencoder(resolve_weights(config.autoencoder)).autoencoder
     _check_fit(saved, autoencoder, config)

@@ -18,7 +18,7 @@ from sendvae_fast.data.latents.latent_cache import (
     weights_sha256,
 )
 from sendvae_fast.data.loader import ImageLoader, LoaderConfig
-from sendvae_fast.engine.distributed import init_distributed
+from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import Posterior
@@ -55,13 +55,12 @@ class CacheConfig:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
 
-def cache(config: CacheConfig) -> LatentCache:
+def cache(config: CacheConfig, distributed: Distributed) -> LatentCache:
     """Fill the cache on all ranks and open it. Safe to run again: what is there is kept. Collective.
 
     Raises:
         UserError: the folder holds latents of another autoencoder or of other images.
     """
-    distributed = init_distributed()
     catalog = Catalog.open(config.data)
     autoencoder = load_autoencoder(resolve_weights(config.autoencoder)).autoencoder
     source = LatentSource.of_catalog(

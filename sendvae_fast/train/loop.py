@@ -74,11 +74,12 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
     `UserError` after `MAX_SKIPPED_STEPS` skipped steps in a row, without another checkpoint: the weights that led there
     are not worth pushing an older one out.
     """
-    checkpointer = Checkpointer(run.checkpoints, config.keep_checkpoints, run.config_hash)
+    checkpointer = Checkpointer(run.checkpoints, distributed, config.keep_checkpoints, run.config_hash)
     step = resume(stage, checkpointer)
     if step >= config.num_steps:
         return 0
-    logger, window, batches = MetricsLogger(run, last_step=step), MetricsWindow(), stage.batches(step)
+    logger = MetricsLogger(run, distributed, last_step=step)
+    window, batches = MetricsWindow(), stage.batches(step)
     shown: dict[str, float] = {}
     skipped = SkippedSteps()
     with StopOnSignal(distributed) as stop, Progress(stage.title, config.num_steps, "step", start=step) as progress:

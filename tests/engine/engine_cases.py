@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sendvae_fast.engine.distributed import current_distributed
-from sendvae_fast.engine.engine import Engine, EngineConfig, build_engine
+from sendvae_fast.engine.build import build_engine
+from sendvae_fast.engine.distributed import init_distributed
+from sendvae_fast.engine.engine import Engine, EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.errors import UserError
 
@@ -45,7 +46,8 @@ def make_network(seed: int = 0, **options) -> Network:
 
 
 def make_engine(kind: str, network: nn.Module, optimizer: dict = OPTIMIZER, **options) -> Engine:
-    return build_engine(network, OptimizerConfig(**optimizer), EngineConfig(**ENGINES[kind], **options))
+    config = EngineConfig(**ENGINES[kind], **options)
+    return build_engine(network, OptimizerConfig(**optimizer), config, init_distributed("cpu"))
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,7 +59,7 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def local(tensor: torch.Tensor, parts: int = 1, part: int = 0) -> torch.Tensor:
     """This rank's share of one micro-batch of the whole batch."""
-    ranks = current_distributed()
+    ranks = init_distributed("cpu")
     return tensor.chunk(parts)[part].chunk(ranks.world_size)[ranks.rank].float().to(ranks.device)
 
 
@@ -128,6 +130,20 @@ def equals_plain_loop(kind: str, folder: Path, accumulation_steps: int = 1) -> N
     engine.close()
 
 
+def counts_backward_passes(kind: str, folder: Path) -> None:
+    """A step needs as many backward passes as the configuration says, no fewer and no more."""
+    engine = make_engine(kind, make_network(), accumulation_steps=2)
+    x, y = (local(tensor) for tensor in batch(0))
+    for num_backward in (1, 3):
+        for _ in range(num_backward):
+            engine.backward((engine(x) - y).square().mean())
+        with pytest.raises(RuntimeError, match=f"step after {num_backward} backward passes; accumulation_steps is 2"):
+            engine.step()
+        engine.close()
+        engine = make_engine(kind, make_network(), accumulation_steps=2)
+    engine.close()
+
+
 def accumulates(kind: str, folder: Path) -> None:
     equals_plain_loop(kind, folder, accumulation_steps=2)
 
@@ -137,7 +153,7 @@ def resumes_bit_for_bit(kind: str, folder: Path) -> None:
     train(straight, range(2))
     weights = straight.full_state("model")
     straight.save(folder / "half")
-    current_distributed().barrier()
+    init_distributed("cpu").barrier()
     results = train(straight, range(2, 5))
 
     resumed = make_engine(kind, make_network(seed=1, batch_norm=True))
@@ -159,9 +175,9 @@ def save_for_others(kind: str, folder: Path) -> None:
     truth = states(engine)
     train(engine, range(2, 3))
     truth["next"] = engine.full_state("model")
-    if current_distributed().is_main:
+    if init_distributed("cpu").is_main:
         save_file({f"{key}/{name}": t for key, part in truth.items() for name, t in part.items()}, folder / "truth")
-    current_distributed().barrier()
+    init_distributed("cpu").barrier()
     engine.close()
 
 
@@ -185,7 +201,7 @@ def load_from_others(kind: str, folder: Path) -> None:
 def skips_nan_everywhere(kind: str, folder: Path) -> None:
     engine = make_engine(kind, make_network(batch_norm=True))
     train(engine, range(2))
-    before, ranks = states(engine), current_distributed()
+    before, ranks = states(engine), init_distributed("cpu")
     x, y = batch(2)
     x, y = local(x), local(y)
     if ranks.rank == ranks.world_size - 1:
@@ -208,14 +224,14 @@ def statistics_agree(kind: str, folder: Path) -> None:
     """Batch-norm running statistics are the average of the ranks'."""
     network = make_network(batch_norm=True)
     means = []
-    for part in range(current_distributed().world_size):
+    for part in range(init_distributed("cpu").world_size):
         one = copy.deepcopy(network)
-        one(batch(0)[0].chunk(current_distributed().world_size)[part].float())
+        one(batch(0)[0].chunk(init_distributed("cpu").world_size)[part].float())
         means.append(one.norm.running_mean)
     engine = make_engine(kind, network)
     train(engine, range(1))
     torch.testing.assert_close(engine.full_state("model")["norm.running_mean"], torch.stack(means).mean(0))
-    everyone = current_distributed().gather_objects(engine.full_state("model"))
+    everyone = init_distributed("cpu").gather_objects(engine.full_state("model"))
     assert all(torch.equal(everyone[0][name], other[name]) for other in everyone for name in other)
     engine.close()
 
@@ -333,12 +349,13 @@ def accumulating_costs_no_communication(kind: str, folder: Path) -> None:
             step()
         counts.append(sum(event.name.startswith("c10d::") for event in profiler.events()))
         engine.close()
-    assert counts[0] == counts[1] and (counts[0] > 0 or current_distributed().world_size == 1), counts
+    assert counts[0] == counts[1] and (counts[0] > 0 or init_distributed("cpu").world_size == 1), counts
 
 
 CASES = [
     equals_plain_loop,
     accumulates,
+    counts_backward_passes,
     accumulating_costs_no_communication,
     resumes_bit_for_bit,
     skips_nan_everywhere,

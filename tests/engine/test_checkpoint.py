@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sendvae_fast.engine import checkpoint
 from sendvae_fast.engine.checkpoint import Checkpointer
+from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 
 # Every call that changes the disk but for writing itself; a kill comes before each, which is after the one before.
@@ -42,7 +43,7 @@ def names(directory):
 
 
 def test_saves_finds_and_keeps_the_newest(tmp_path):
-    checkpointer = Checkpointer(tmp_path / "checkpoints", keep=2, config_hash="abc")
+    checkpointer = Checkpointer(tmp_path / "checkpoints", Distributed(), keep=2, config_hash="abc")
     assert checkpointer.load_latest() is None
     for step in (5, 100, 20_000, 123_456_789):
         directory = save(checkpointer, step)
@@ -55,7 +56,7 @@ def test_saves_finds_and_keeps_the_newest(tmp_path):
 
 
 def test_saving_a_step_again_keeps_the_valid_checkpoint(tmp_path):
-    checkpointer = Checkpointer(tmp_path)
+    checkpointer = Checkpointer(tmp_path, Distributed())
     first = save(checkpointer, 7)
     before = (first / "manifest.json").stat().st_ino
     assert checkpointer.save(7, lambda directory: pytest.fail("written twice")) == first
@@ -93,7 +94,7 @@ def test_kill_at_every_point_of_a_save(tmp_path):
     while killed:
         event += 1
         folder = tmp_path / str(event)
-        checkpointer = Checkpointer(folder, keep=1)
+        checkpointer = Checkpointer(folder, Distributed(), keep=1)
         save(checkpointer, 1)
         killed = kill_at(event, lambda checkpointer=checkpointer: save(checkpointer, 2))
         step = value_of(checkpointer.load_latest())
@@ -110,7 +111,7 @@ def test_kill_while_replacing_a_damaged_checkpoint_of_the_same_step(tmp_path):
     killed, event = True, 0
     while killed:
         event += 1
-        checkpointer = Checkpointer(tmp_path / str(event), keep=2)
+        checkpointer = Checkpointer(tmp_path / str(event), Distributed(), keep=2)
         save(checkpointer, 1)
         damaged = save(checkpointer, 2)
         (damaged / "model.safetensors").write_bytes(b"")
@@ -124,7 +125,7 @@ def test_kill_while_replacing_a_damaged_checkpoint_of_the_same_step(tmp_path):
 
 @pytest.mark.parametrize("call", ["fsync", "rename", "replace", "mkdir"])
 def test_a_failing_disk_does_not_stop_training(tmp_path, monkeypatch, capsys, call):
-    checkpointer = Checkpointer(tmp_path, keep=1)
+    checkpointer = Checkpointer(tmp_path, Distributed(), keep=1)
     save(checkpointer, 1)
 
     def fail(*args, **kwargs):
@@ -141,11 +142,11 @@ def test_a_failing_disk_does_not_stop_training(tmp_path, monkeypatch, capsys, ca
 
 def test_what_is_not_the_disk_is_raised(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        Checkpointer(tmp_path).save(1, lambda directory: 1 / 0)
+        Checkpointer(tmp_path, Distributed()).save(1, lambda directory: 1 / 0)
 
 
 def test_the_old_one_goes_only_after_the_new_one_reads_back(tmp_path, monkeypatch, capsys):
-    checkpointer = Checkpointer(tmp_path, keep=1)
+    checkpointer = Checkpointer(tmp_path, Distributed(), keep=1)
     save(checkpointer, 1)
     rename = os.rename
 
@@ -160,7 +161,7 @@ def test_the_old_one_goes_only_after_the_new_one_reads_back(tmp_path, monkeypatc
 
 
 def test_an_undeletable_directory_does_not_stop_training(tmp_path, monkeypatch, capsys):
-    checkpointer = Checkpointer(tmp_path, keep=1)
+    checkpointer = Checkpointer(tmp_path, Distributed(), keep=1)
     save(checkpointer, 1)
     with monkeypatch.context() as patch:
         patch.setattr(os, "rmdir", lambda *args, **kwargs: (_ for _ in ()).throw(PermissionError(13, "not yours")))
@@ -198,7 +199,7 @@ def apply_damage(path, kind, where):
 
 
 def test_any_damage_is_found_and_the_one_before_is_used(tmp_path, capsys):
-    checkpointer = Checkpointer(tmp_path / "checkpoints", keep=2)
+    checkpointer = Checkpointer(tmp_path / "checkpoints", Distributed(), keep=2)
     save(checkpointer, 1)
     newest = save(checkpointer, 2)
     shutil.copytree(newest, tmp_path / "sound")
@@ -215,7 +216,7 @@ def test_any_damage_is_found_and_the_one_before_is_used(tmp_path, capsys):
 
 
 def test_files_swapped_between_steps_are_found(tmp_path, capsys):
-    checkpointer = Checkpointer(tmp_path, keep=3)
+    checkpointer = Checkpointer(tmp_path, Distributed(), keep=3)
     one, two = save(checkpointer, 1), save(checkpointer, 2)
     shutil.copy(one / "model.safetensors", two / "model.safetensors")
     assert value_of(checkpointer.load_latest()) == 1
@@ -225,7 +226,7 @@ def test_files_swapped_between_steps_are_found(tmp_path, capsys):
 
 
 def test_nothing_sound_is_none(tmp_path):
-    checkpointer = Checkpointer(tmp_path)
+    checkpointer = Checkpointer(tmp_path, Distributed())
     (save(checkpointer, 1) / "manifest.json").unlink()
     (tmp_path / "step_00000002").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
@@ -233,18 +234,18 @@ def test_nothing_sound_is_none(tmp_path):
 
 
 def test_another_configuration_is_refused(tmp_path):
-    save(Checkpointer(tmp_path / "checkpoints", config_hash="aaa"), 1)
+    save(Checkpointer(tmp_path / "checkpoints", Distributed(), config_hash="aaa"), 1)
     with pytest.raises(UserError, match=r"step_00000001 .*aaa.*bbb.*config\.yaml.*new run directory"):
-        Checkpointer(tmp_path / "checkpoints", config_hash="bbb").load_latest()
+        Checkpointer(tmp_path / "checkpoints", Distributed(), config_hash="bbb").load_latest()
 
 
 def test_keep_must_be_positive(tmp_path):
     with pytest.raises(UserError, match="keep is 0"):
-        Checkpointer(tmp_path, keep=0)
+        Checkpointer(tmp_path, Distributed(), keep=0)
 
 
 def test_an_edited_manifest_is_refused(tmp_path):
-    checkpointer = Checkpointer(tmp_path)
+    checkpointer = Checkpointer(tmp_path, Distributed())
     directory = save(checkpointer, 1)
     manifest = json.loads((directory / "manifest.json").read_text())
     manifest["files"]["model.safetensors"]["sha256"] = "0" * 64

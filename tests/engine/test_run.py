@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run import RunDirectory, config_hash, plain
 from sendvae_fast.errors import UserError
 
@@ -36,7 +37,7 @@ def finish_a_checkpoint(run):
 
 
 def test_writes_what_was_asked_and_where_it_ran(tmp_path):
-    run = RunDirectory(tmp_path / "runs" / "a", Config())
+    run = RunDirectory(tmp_path / "runs" / "a", Config(), Distributed())
     assert yaml.safe_load((run.path / "config.yaml").read_text()) == {
         "model": {"width": 8, "kind": "small", "multipliers": [1, 2]},
         "data": "photos",
@@ -48,23 +49,25 @@ def test_writes_what_was_asked_and_where_it_ran(tmp_path):
 
 
 def test_settings_may_change_until_there_is_a_checkpoint(tmp_path):
-    RunDirectory(tmp_path, Config())
-    run = RunDirectory(tmp_path, Config(num_steps=20))
+    RunDirectory(tmp_path, Config(), Distributed())
+    run = RunDirectory(tmp_path, Config(num_steps=20), Distributed())
     assert yaml.safe_load((run.path / "config.yaml").read_text())["num_steps"] == 20
 
 
 def test_other_settings_are_refused_by_name_afterwards(tmp_path):
-    finish_a_checkpoint(RunDirectory(tmp_path, Config()))
-    RunDirectory(tmp_path, Config())
+    finish_a_checkpoint(RunDirectory(tmp_path, Config(), Distributed()))
+    RunDirectory(tmp_path, Config(), Distributed())
     with pytest.raises(UserError, match=r"model\.width was 8, now 16.*config\.yaml.*new run directory"):
-        RunDirectory(tmp_path, Config(model=Model(width=16)), may_change=["num_steps"])
+        RunDirectory(tmp_path, Config(model=Model(width=16)), Distributed(), may_change=["num_steps"])
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]["width"] == 8
 
 
 def test_what_may_change_may(tmp_path):
-    first = RunDirectory(tmp_path, Config(), may_change=["num_steps", "model"])
+    first = RunDirectory(tmp_path, Config(), Distributed(), may_change=["num_steps", "model"])
     finish_a_checkpoint(first)
-    second = RunDirectory(tmp_path, Config(num_steps=99, model=Model(width=1)), may_change=["num_steps", "model"])
+    second = RunDirectory(
+        tmp_path, Config(num_steps=99, model=Model(width=1)), Distributed(), may_change=["num_steps", "model"]
+    )
     assert second.config_hash == first.config_hash
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["num_steps"] == 99
 
@@ -84,18 +87,18 @@ def test_hash_follows_every_setting():
 def test_unusable_directory_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot use run directory .*file/run"):
-        RunDirectory(tmp_path / "file" / "run", Config())
+        RunDirectory(tmp_path / "file" / "run", Config(), Distributed())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_read_only_directory_is_one_line(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="Permission denied"):
-        RunDirectory(tmp_path / "run", Config())
+        RunDirectory(tmp_path / "run", Config(), Distributed())
 
 
 def test_spoiled_config_is_one_line(tmp_path):
-    finish_a_checkpoint(RunDirectory(tmp_path, Config()))
+    finish_a_checkpoint(RunDirectory(tmp_path, Config(), Distributed()))
     (tmp_path / "config.yaml").write_text("a: [")
     with pytest.raises(UserError, match="not YAML"):
-        RunDirectory(tmp_path, Config())
+        RunDirectory(tmp_path, Config(), Distributed())

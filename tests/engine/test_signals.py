@@ -3,13 +3,13 @@ import signal
 
 import pytest
 
-from sendvae_fast.engine.distributed import current_distributed
+from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.signals import EXIT_REQUEUE, SIGNALS, StopOnSignal
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_remembered_until_asked(number, capsys):
-    with StopOnSignal(current_distributed()) as stop:
+    with StopOnSignal(Distributed()) as stop:
         assert not stop.requested()
         os.kill(os.getpid(), number)
         assert stop.requested() and stop.requested()
@@ -17,14 +17,14 @@ def test_a_signal_is_remembered_until_asked(number, capsys):
 
 
 def test_second_interrupt_is_immediate():
-    with pytest.raises(KeyboardInterrupt), StopOnSignal(current_distributed()):
+    with pytest.raises(KeyboardInterrupt), StopOnSignal(Distributed()):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_handlers_come_back():
     before = [signal.getsignal(number) for number in SIGNALS]
-    with StopOnSignal(current_distributed()):
+    with StopOnSignal(Distributed()):
         os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(number) for number in SIGNALS] == before
 

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from sendvae_fast.engine import speed
-from sendvae_fast.engine.engine import EngineConfig, build_engine
+from sendvae_fast.engine.build import build_engine
+from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, ResnetBlock
@@ -143,10 +145,11 @@ def test_refused_where_parameters_are_split(name):
 
 
 @pytest.mark.parametrize("kind", [{"name": "ddp"}, {"zero_stage": 1}])
-def test_an_engine_that_recomputes_trains_the_same(kind):
+def test_an_engine_that_recomputes_trains_the_same(kind, one_rank):
     results = []
     for recompute in (False, True):
-        engine = build_engine(sit(), OptimizerConfig(), EngineConfig(**kind, recompute=recompute, precision="bf16"))
+        config = EngineConfig(**kind, recompute=recompute, precision="bf16")
+        engine = build_engine(sit(), OptimizerConfig(), config, one_rank)
         for _ in range(2):
             engine.backward(sit_loss(engine))
             engine.step()
@@ -158,7 +161,7 @@ def test_an_engine_that_recomputes_trains_the_same(kind):
 def discriminator_engine(**settings):
     torch.manual_seed(0)
     discriminator = Discriminator(DiscriminatorConfig(base_channels=8, num_layers=1))
-    return build_engine(discriminator, OptimizerConfig(), EngineConfig(name="ddp", **settings))
+    return build_engine(discriminator, OptimizerConfig(), EngineConfig(name="ddp", **settings), Distributed())
 
 
 def test_input_gradients_are_at_the_engines_precision():

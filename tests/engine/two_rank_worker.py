@@ -14,7 +14,7 @@ from engine_cases import CASES, ENGINES
 
 from sendvae_fast.engine import checkpoint
 from sendvae_fast.engine.checkpoint import Checkpointer
-from sendvae_fast.engine.distributed import current_distributed, init_distributed
+from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.engine.metrics import MetricsLogger
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
@@ -24,8 +24,8 @@ from sendvae_fast.errors import UserError
 
 def checkpoint_of_two_ranks(_, folder: Path) -> None:
     """Every rank's file is in the checkpoint; one rank's trouble is everybody's."""
-    ranks = current_distributed()
-    checkpointer = Checkpointer(folder, keep=1)
+    ranks = init_distributed("cpu")
+    checkpointer = Checkpointer(folder, ranks, keep=1)
 
     def write(directory: Path) -> None:
         (directory / f"rank{ranks.rank}").write_text(str(ranks.rank))
@@ -54,7 +54,7 @@ def checkpoint_of_two_ranks(_, folder: Path) -> None:
     assert [directory.name for directory in folder.iterdir()] == ["step_00000003"]
 
     try:
-        Checkpointer(folder, config_hash="other").load_latest()
+        Checkpointer(folder, ranks, config_hash="other").load_latest()
     except UserError as error:
         assert "other settings" in str(error)
     else:
@@ -63,7 +63,7 @@ def checkpoint_of_two_ranks(_, folder: Path) -> None:
 
 def checkpoint_while_another_rank_renames(_, folder: Path) -> None:
     """A temporary file of one rank that is gone before another rank flushes it costs no checkpoint."""
-    ranks, flush = current_distributed(), checkpoint.fsync_path
+    ranks, flush = init_distributed("cpu"), checkpoint.fsync_path
 
     def write(directory: Path) -> None:
         if ranks.rank == 0:
@@ -80,7 +80,7 @@ def checkpoint_while_another_rank_renames(_, folder: Path) -> None:
 
     checkpoint.fsync_path = flush_late if ranks.rank == 1 else flush
     try:
-        path = Checkpointer(folder).save(1, write)
+        path = Checkpointer(folder, ranks).save(1, write)
     finally:
         checkpoint.fsync_path = flush
     assert sorted(file.name for file in path.iterdir()) == ["manifest.json", "rank0", "rank1"]
@@ -88,7 +88,7 @@ def checkpoint_while_another_rank_renames(_, folder: Path) -> None:
 
 def signal_to_one_rank(_, folder: Path) -> None:
     """Whoever gets it, all stop at the same step."""
-    ranks = current_distributed()
+    ranks = init_distributed("cpu")
     with StopOnSignal(ranks) as stop:
         for step in range(5):
             if step == 3 and ranks.rank == 1:
@@ -99,11 +99,12 @@ def signal_to_one_rank(_, folder: Path) -> None:
 
 
 def run_directory_of_two_ranks(_, folder: Path) -> None:
-    run = RunDirectory(folder, OptimizerConfig())
-    logger = MetricsLogger(run)
+    ranks = init_distributed("cpu")
+    run = RunDirectory(folder, OptimizerConfig(), ranks)
+    logger = MetricsLogger(run, ranks)
     logger.log(1, {"loss": 1.0})
     logger.close()
-    current_distributed().barrier()
+    ranks.barrier()
     assert len(run.metrics.read_text().splitlines()) == 1
 
 

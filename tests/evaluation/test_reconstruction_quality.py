@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from sendvae_fast.engine.distributed import current_distributed
+from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.reconstruction_quality import IDENTICAL_PSNR_DB, ReconstructionMeter, psnr, ssim
 from sendvae_fast.sampling.writer import to_uint8
@@ -91,7 +91,7 @@ def test_meter_is_a_mean_over_pictures_whatever_the_batches():
     meter = ReconstructionMeter(distance)
     for part in (slice(0, 5), slice(5, 7)):
         meter.update(images[part], noisy[part].float())
-    meter.all_reduce(current_distributed())
+    meter.all_reduce(Distributed())
     result = meter.result()
     rounded = to_uint8(noisy, "round")
     assert result.num_images == 7 and result.num_identical == 1

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import checkpoint_tensors, vae_config
 
-from sendvae_fast.engine.distributed import current_distributed
+from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.alignment import vf_loss
 from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
@@ -30,8 +30,8 @@ def metrics(run):
 
 
 def stage_of(config):
-    images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, current_distributed())
-    return VAEStage(config, images, current_distributed())
+    images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, init_distributed("cpu"))
+    return VAEStage(config, images, init_distributed("cpu"))
 
 
 @pytest.mark.parametrize("method", MAPPERS)

@@ -9,7 +9,7 @@ from tiny_runs import cache_of, sit_config, vae_config
 
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.loader import ImageLoader
-from sendvae_fast.engine.distributed import Distributed, current_distributed
+from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import Posterior
@@ -45,7 +45,7 @@ def training_latents(latents, images=None, distributed=None, global_batch=8):
         with_images=images is not None,
         seed=3,
         accumulation_steps=1,
-        distributed=distributed or current_distributed(),
+        distributed=distributed or init_distributed("cpu"),
     )
 
 
@@ -144,7 +144,7 @@ def test_errors(tmp_path, latents, images):
             with_images=True,
             seed=0,
             accumulation_steps=1,
-            distributed=current_distributed(),
+            distributed=init_distributed("cpu"),
         )
     statistics = tmp_path / "published" / "latents_stats.pt"
     for content, message in (

@@ -33,8 +33,8 @@ class IdleStage:
 
 
 def train(stage, run, num_steps):
-    config = LoopConfig(num_steps=num_steps, save_every=50)
-    return fit(stage, config, RunDirectory(run, OptimizerConfig()), 1, init_distributed("cpu"))
+    config, ranks = LoopConfig(num_steps=num_steps, save_every=50), init_distributed("cpu")
+    return fit(stage, config, RunDirectory(run, OptimizerConfig(), ranks), 1, ranks)
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])

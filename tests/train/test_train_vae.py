@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import COMPARED, checkpoint_tensors, vae_config
 
+from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
 from sendvae_fast.models.autoencoder.export import write_diffusers
@@ -149,7 +150,7 @@ def test_finetuning_starts_from_published_weights_and_a_discriminator(trained, i
     mean, std = model.latent_norm.statistics()
     assert torch.equal(mean, saved.latent_mean) and torch.equal(std, saved.latent_std)
     expected = load_file(source / "discriminator.safetensors")
-    discriminator = build_discriminator(config).state_dict()
+    discriminator = build_discriminator(config, Distributed()).state_dict()
     assert all(torch.equal(discriminator[name], value) for name, value in expected.items())
 
 

@@ -9,7 +9,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from tiny_runs import VAE, vae_config
 
-from sendvae_fast.engine.distributed import Distributed, current_distributed
+from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder.export import write_diffusers
@@ -204,7 +204,7 @@ def test_a_mapper_of_other_sizes_is_refused(files, images):
         VAEStage(
             vae_config(files / "run", images, alignment={"send": {"width": width}}, engine={"name": "ddp"}),
             None,
-            current_distributed(),
+            init_distributed("cpu"),
         )
         for width in (32, 64)
     ]
@@ -213,15 +213,14 @@ def test_a_mapper_of_other_sizes_is_refused(files, images):
         stages[1].load(files / "checkpoint")
 
 
-def test_batch_norm_is_synchronised_on_gpus_alone(images, monkeypatch):
+def test_batch_norm_is_synchronised_on_gpus_alone(images):
     settings = {"norm": "batch", "sync_batch_norm": True}
     with pytest.raises(UserError, match="sync_batch_norm is for norm=batch"):
         DiscriminatorConfig(norm="group", sync_batch_norm=True)
 
     def build(world_size, device):
         ranks = Distributed(0, world_size, 0, torch.device(device))
-        monkeypatch.setattr(vae_networks, "current_distributed", lambda: ranks)
-        return vae_networks.build_discriminator(vae_config(images, images, discriminator=settings))
+        return vae_networks.build_discriminator(vae_config(images, images, discriminator=settings), ranks)
 
     alone, together = build(1, "cpu"), build(2, "cuda")
     assert alone.state_dict().keys() == together.state_dict().keys()  # the published layout stays

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sendvae_fast.data.loader import ImageBatch
-from sendvae_fast.engine.distributed import current_distributed
+from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import philox, use_backend
 from sendvae_fast.train.vae.settings import VAELossConfig
@@ -125,7 +125,7 @@ def test_steps_equal_a_plain_version(tmp_path, perceptual, changes, norm, legacy
             **COMPARED,
         ),
         None,
-        current_distributed(),
+        init_distributed("cpu"),
     )
     networks = [stage.model, stage.discriminator_engine.module]
     before = [copy.deepcopy(network) for network in networks]
@@ -179,7 +179,7 @@ def test_micro_batches_do_not_make_the_host_wait(tmp_path, images, perceptual):
             alignment={"method": "va"},
         ),
         None,
-        current_distributed(),
+        init_distributed("cpu"),
     )
     with use_backend("reference"), HostNotes() as notes, ReadNotes(notes.found):
         stage.train_step(0, batch_of(0))

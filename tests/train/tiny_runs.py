@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from sendvae_fast.config import build_config, merge
+from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.train.cache_latents import CacheConfig, cache
 from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.vae.settings import VAETrainConfig
@@ -58,11 +59,10 @@ def sit_config(run: Path, images: Path, latents: Path, **settings: Any) -> SiTTr
 
 def cache_of(autoencoder: Path, images: Path, out: Path, **settings: Any) -> Path:
     """The latents of `images`."""
-    cache(
-        CacheConfig(
-            out=str(out), autoencoder=str(autoencoder), data=str(images), image_size=32, batch_size=8, **settings
-        )
+    config = CacheConfig(
+        out=str(out), autoencoder=str(autoencoder), data=str(images), image_size=32, batch_size=8, **settings
     )
+    cache(config, init_distributed("cpu"))
     return out
 
 

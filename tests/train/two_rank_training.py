@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from tiny_runs import COMPARED, sit_config, vae_config
 
-from sendvae_fast.engine.distributed import current_distributed
+from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.vae.stage import train_vae
 
@@ -35,4 +35,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     train_all(*map(Path, sys.argv[1:5]), ENGINES)
     train_aligned(*map(Path, sys.argv[1:3]), ALIGNED_ENGINES)
-    current_distributed().close()
+    init_distributed("cpu").close()

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
-from sendvae_fast.engine.engine import build_engine
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
@@ -54,7 +54,7 @@ class SiTStage:
             self.foundation.check_grid(self.model.config.grid_size)
         if config.init_from is not None:
             load_initial_weights(self.model, resolve_weights(config.init_from))
-        self.engine = build_engine(self.model, config.optimizer, config.engine)
+        self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
         statistics = LatentStatistics(cache.latent_mean, cache.latent_std, config.latents)
         if config.latent_stats is not None:
             statistics = statistics_of_file(config.latent_stats).checked(cache.rows.shape[0])
@@ -165,6 +165,7 @@ def train_sit(config: SiTTrainConfig) -> int:
     run = RunDirectory(
         config.run,
         config,
+        distributed,
         may_change=(
             "run",
             "loop",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sendvae_fast.engine.distributed import current_distributed
+from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
@@ -55,7 +55,7 @@ def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVA
     return model
 
 
-def build_discriminator(config: VAETrainConfig) -> Discriminator:
+def build_discriminator(config: VAETrainConfig, distributed: Distributed) -> Discriminator:
     """The discriminator, from `discriminator_from` or fresh, synchronised over ranks where that is asked for.
 
     Raises UserError where the weights do not fit, or its batch norm cannot be synchronised on this device.
@@ -70,7 +70,6 @@ def build_discriminator(config: VAETrainConfig) -> Discriminator:
     if config.discriminator_from is not None:
         weights = resolve_weights(config.discriminator_from)
         load_discriminator_weights(discriminator, weights / DISCRIMINATOR_FILE if weights.is_dir() else weights)
-    distributed = current_distributed()
     if not config.discriminator.sync_batch_norm or distributed.world_size == 1:
         return discriminator
     if distributed.device.type != "cuda":

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sendvae_fast.data.loader import ImageBatch
+from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
-from sendvae_fast.engine.engine import build_engine
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.losses.adversarial import generator_loss, hinge_discriminator_loss
 from sendvae_fast.losses.known_gradient import with_known_gradient
@@ -58,14 +58,14 @@ class VAEStage:
         self.perceptual = None
         if config.loss.perceptual is not None:
             self.perceptual = frozen_network(Perceptual(config.loss.perceptual), config.engine, self.device)
-        self.engine = build_engine(self.model, config.optimizer, config.engine)
+        self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
         self.balance = GradientBalance(self.model, config, distributed)
         self.discriminator_engine = None
         if config.loss.gan_weight > 0:
             # `Engine.input_gradient` needs whole parameters, and splitting 3 million of them would save nothing.
             unsplit = dataclasses.replace(config.engine, zero_stage=min(config.engine.zero_stage, 2))
             self.discriminator_engine = build_engine(
-                build_discriminator(config), config.discriminator_optimizer, unsplit
+                build_discriminator(config, distributed), config.discriminator_optimizer, unsplit, distributed
             )
 
     # -- one step, read aloud ------------------------------------------------------------------------------------
@@ -187,6 +187,7 @@ def train_vae(config: VAETrainConfig) -> int:
     run = RunDirectory(
         config.run,
         config,
+        distributed,
         may_change=(
             "run",
             "loop",
