@@ -70,7 +70,7 @@ def test_an_unusable_place_does_not_stop_training(run, capsys):
 
 def test_without_tensorboard_metrics_are_recorded_all_the_same(run, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    logger = MetricsLogger(run)
+    logger = MetricsLogger(run, Distributed())
     logger.log(1, {"loss": 1.0})
     logger.close()
     assert [line["loss"] for line in lines(run)] == [1.0] and not run.tensorboard.exists()
