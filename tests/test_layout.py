@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "sendvae_fast"
 FLOORS = [
-    {"errors", "progress", "config", "files", "__init__"},
+    {"errors", "checks", "progress", "config", "files", "__init__"},
     {"ops"},
     {"models", "losses", "data"},
     {"engine"},

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog, catalog_file_at
 from sendvae_fast.data.indexing.catalog_summary import CatalogSummary, summarize
 from sendvae_fast.data.indexing.index import index_source
@@ -24,7 +25,7 @@ NUM_EXTREME_CLASSES = 3
 
 @dataclass(kw_only=True)
 class Config:
-    """What to report on."""
+    """What to report on. Raises `UserError` for a value out of range."""
 
     source: str
     """Catalog, folder, file or pattern."""
@@ -32,8 +33,7 @@ class Config:
     """At most so many lines of each list."""
 
     def __post_init__(self) -> None:
-        if self.limit < 0:
-            raise UserError(f"limit is {self.limit}: it must be at least 0")
+        checks.at_least(0, self, "limit")
 
 
 def run(config: Config) -> int:

@@ -11,17 +11,17 @@ where it was stopped.
 
 from dataclasses import dataclass
 
+from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.indexing.catalog_summary import summarize
 from sendvae_fast.data.indexing.index import default_catalog, index_source
-from sendvae_fast.errors import UserError
 
 POSITIONAL = "source"
 
 
 @dataclass(kw_only=True)
 class Config:
-    """What to look at, and how closely."""
+    """What to look at, and how closely. Raises `UserError` for a value out of range."""
 
     source: str
     """Folder, file or pattern."""
@@ -36,8 +36,7 @@ class Config:
     """Decode headers only: a fifth of the work, but truncated pictures go unseen."""
 
     def __post_init__(self) -> None:
-        if self.num_workers is not None and self.num_workers < 1:
-            raise UserError(f"num_workers is {self.num_workers}: it must be at least 1")
+        checks.at_least(1, self, "num_workers")
 
 
 def run(config: Config) -> None:

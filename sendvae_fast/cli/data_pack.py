@@ -9,16 +9,16 @@ goes on where it was stopped.
 
 from dataclasses import dataclass
 
+from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.indexing.pack import pack_catalog
-from sendvae_fast.errors import UserError
 
 POSITIONAL = "catalog"
 
 
 @dataclass(kw_only=True)
 class Config:
-    """What to pack, and how."""
+    """What to pack, and how. Raises `UserError` for a value out of range."""
 
     catalog: str
     """Catalog file of `sendvae data index`."""
@@ -32,10 +32,7 @@ class Config:
     """Processes; by default one per core."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "shard_size", "num_workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}: it must be at least 1")
+        checks.at_least(1, self, "image_size", "shard_size", "num_workers")
 
 
 def run(config: Config) -> None:

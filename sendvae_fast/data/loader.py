@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.dali_decoder import DaliDecoder, import_dali
 from sendvae_fast.data.decode import UnreadableImage
@@ -31,7 +32,10 @@ NUM_LISTED = 5
 
 @dataclass(kw_only=True)
 class LoaderConfig:
-    """How images are read; none of it but `max_bad_fraction` changes what comes out."""
+    """How images are read; none of it but `max_bad_fraction` changes what comes out.
+
+    Raises `UserError` for a value out of range.
+    """
 
     num_threads: int = 4
     """Threads that decode in the background."""
@@ -46,13 +50,10 @@ class LoaderConfig:
     to Pillow. `auto` is dali on a GPU, with such a catalog and DALI installed, and else pillow."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_threads", 1), ("read_ahead", 0), ("cache_mb", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"data.{name} is {getattr(self, name)}, but must be at least {least}")
-        if not 0.0 <= self.max_bad_fraction < 1.0:
-            raise UserError(f"data.max_bad_fraction is {self.max_bad_fraction}, but must be in [0, 1)")
-        if self.decoder not in ("auto", "pillow", "dali"):
-            raise UserError(f"data.decoder is {self.decoder!r}; give auto, pillow or dali")
+        checks.choices(self, where="data")
+        checks.at_least(1, self, "num_threads", where="data")
+        checks.at_least(0, self, "read_ahead", "cache_mb", where="data")
+        checks.in_interval("[0, 1)", self, "max_bad_fraction", where="data")
 
 
 Sample = tuple[int, np.ndarray | Tensor]

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sendvae_fast import checks
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.optimizer import AdamWEMA, OptimizerConfig
 from sendvae_fast.engine.running_statistics import RunningStatistics
@@ -19,7 +20,7 @@ from sendvae_fast.errors import UserError
 
 @dataclass(kw_only=True)
 class EngineConfig:
-    """How a module is trained over ranks."""
+    """How a module is trained over ranks. Raises `UserError` for a value out of range, or that another one excludes."""
 
     name: Literal["deepspeed", "ddp"] = "deepspeed"
     """deepspeed: ZeRO. ddp: PyTorch's DistributedDataParallel with a plain optimizer."""
@@ -43,14 +44,8 @@ class EngineConfig:
     more arithmetic for a fraction of the memory, the same gradients. Not with zero_stage 3."""
 
     def __post_init__(self) -> None:
-        if self.name not in ("deepspeed", "ddp"):
-            raise UserError(f"engine name is {self.name!r}: it must be deepspeed or ddp")
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise UserError(f"zero_stage is {self.zero_stage}: it must be 0, 1, 2 or 3")
-        if self.precision not in ("fp32", "bf16"):
-            raise UserError(f"precision is {self.precision!r}: it must be fp32 or bf16")
-        if self.accumulation_steps < 1:
-            raise UserError(f"accumulation_steps is {self.accumulation_steps}: it must be at least 1")
+        checks.choices(self, where="engine")
+        checks.at_least(1, self, "accumulation_steps", where="engine")
         for name in ("compile", "recompute"):
             if getattr(self, name) and not self.has_whole_parameters:
                 raise UserError(f"engine.{name} does not work where parameters are split: take zero_stage 2 or less")

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import adamw_ema_, global_norm
 
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    """AdamW, gradient clipping and EMA."""
+    """AdamW, gradient clipping and EMA. Raises `UserError` for a value out of range."""
 
     learning_rate: float = 1e-4
     """Constant learning rate (the field's recipes for these models have no schedule)."""
@@ -36,18 +37,12 @@ class OptimizerConfig:
     """Decay of the moving average of the parameters per step, such as 0.9999; null keeps no average."""
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise UserError(f"learning_rate is {self.learning_rate}: it must be above 0")
+        checks.above(0, self, "learning_rate", "eps")
+        checks.at_least(0, self, "weight_decay")
+        checks.at_least(0, self, "max_grad_norm", hint=" (0 turns clipping off)")
+        checks.in_interval("(0, 1)", self, "ema_decay", hint=", or null for no average")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas are {self.betas}: they must be two numbers in [0, 1)")
-        if not self.eps > 0:
-            raise UserError(f"eps is {self.eps}: it must be above 0")
-        if not self.weight_decay >= 0:
-            raise UserError(f"weight_decay is {self.weight_decay}: it must not be below 0")
-        if not self.max_grad_norm >= 0:
-            raise UserError(f"max_grad_norm is {self.max_grad_norm}: it must not be below 0 (0 turns clipping off)")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"ema_decay is {self.ema_decay}: it must be between 0 and 1, or null for no average")
 
 
 class AdamWEMA(torch.optim.Optimizer):

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 
 
 @dataclass(kw_only=True)
 class ProbeConfig:
-    """The logistic regressions."""
+    """The logistic regressions. Raises `UserError` for a value out of range."""
 
     inverse_penalty: float = 1.0
     """C of the objective C Σ cross-entropy + |w|²/2 (the bias goes free), scikit-learn's default."""
@@ -31,9 +32,7 @@ class ProbeConfig:
     """Stops where no entry of the gradient of the mean objective, per attribute, is larger."""
 
     def __post_init__(self) -> None:
-        for name in ("inverse_penalty", "max_iterations", "tolerance"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"probe {name} is {getattr(self, name)}; give a positive number")
+        checks.above(0, self, "inverse_penalty", "max_iterations", "tolerance", where="probe")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.loader import ImageLoader, LoaderConfig
 from sendvae_fast.data.sources.base import Source
@@ -36,7 +37,7 @@ from sendvae_fast.sampling.writer import PngFolder, to_uint8
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """What to measure, on which pictures."""
+    """What to measure, on which pictures. Raises `UserError` for a value out of range, and for nothing to measure."""
 
     data: str
     """Held-out pictures: an ImageFolder, tar shards, parquet files or a catalog."""
@@ -60,6 +61,7 @@ class EvaluateConfig:
     """JSON file for the result."""
 
     def __post_init__(self) -> None:
+        checks.at_least(1, self, "image_size", "batch_size")
         if self.autoencoder is None and self.samples is None:
             raise UserError("nothing to evaluate: give --autoencoder, --samples or both")
         if self.train_data is not None and self.autoencoder is None:

@@ -11,6 +11,7 @@ import lpips
 import torch
 from torch import Tensor, nn
 
+from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.precision import cast_parameters
 from sendvae_fast.models.weights import load_weights, read_weights
@@ -25,10 +26,7 @@ _BACKBONE_FILES = {
 
 @dataclass(kw_only=True)
 class PerceptualConfig:
-    """Which LPIPS, if any.
-
-    Raises `UserError` for an unknown network.
-    """
+    """Which LPIPS, if any. Raises `UserError` for an unknown network."""
 
     net: Literal["vgg", "alex", "squeeze"] = "vgg"
     """Backbone: ``vgg`` for training (REPA-E, LDM)."""
@@ -41,9 +39,8 @@ class PerceptualConfig:
     """Show the network 2x - 1 of pictures that are in [-1, 1] already, so [-3, 1], as REPA-E did until July 2025 (its
     pull request 17). Only to repeat such a run."""
 
-    def __post_init__(self):
-        if self.net not in _BACKBONE_FILES:
-            raise UserError(f"perceptual net is {self.net!r}: choose one of {', '.join(_BACKBONE_FILES)}")
+    def __post_init__(self) -> None:
+        checks.choices(self, where="perceptual")
 
 
 class Perceptual(nn.Module):

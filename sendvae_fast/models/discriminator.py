@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.weights import load_weights, part_of_checkpoint, read_weights
 
@@ -16,7 +17,7 @@ _CHANNELS_PER_GROUP = 16
 
 @dataclass(kw_only=True)
 class DiscriminatorConfig:
-    """Sizes of a `Discriminator`. Raises `UserError` for impossible ones."""
+    """Sizes of a `Discriminator`. Raises `UserError` for sizes that do not fit together."""
 
     base_channels: int = 64
     """Channels after the first convolution."""
@@ -29,11 +30,9 @@ class DiscriminatorConfig:
     """Take batch norm's statistics over the batches of all ranks (SyncBatchNorm, on GPUs only); without it each rank's
     batch by itself, as REPA-E and VA-VAE do."""
 
-    def __post_init__(self):
-        if self.norm not in ("batch", "group"):
-            raise UserError(f"discriminator norm is {self.norm!r}: choose batch or group")
-        if self.base_channels < 1 or self.num_layers < 1:
-            raise UserError("discriminator base_channels and num_layers must be at least 1")
+    def __post_init__(self) -> None:
+        checks.choices(self, where="discriminator")
+        checks.at_least(1, self, "base_channels", "num_layers", where="discriminator")
         if self.sync_batch_norm and self.norm != "batch":
             raise UserError(f"discriminator sync_batch_norm is for norm=batch: norm={self.norm} has no such statistics")
         if self.norm == "group" and 2 * self.base_channels % _CHANNELS_PER_GROUP:

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
 from sendvae_fast.models.sit.sit import SiT
@@ -31,7 +32,10 @@ DECODED_AT_ONCE = 64
 
 @dataclass(kw_only=True)
 class GenerateConfig:
-    """What to draw and how. The defaults are the paper's, with REPA-E's interval, which the paper leaves open."""
+    """What to draw and how. The defaults are the paper's, with REPA-E's interval, which the paper leaves open.
+
+    Raises `UserError` for a value out of range.
+    """
 
     num_samples: int = 50_000
     """Pictures."""
@@ -61,11 +65,8 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         self.guidance_interval = tuple(self.guidance_interval)
         check_guidance(self.guidance_scale, self.guidance_interval, self.guidance_channels)
-        if self.precision not in ("tf32", "fp32", "bf16"):
-            raise UserError(f"precision is {self.precision!r}; give tf32, fp32 or bf16")
-        for name in ("num_samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        checks.choices(self)
+        checks.at_least(1, self, "num_samples", "batch_size")
 
     def check_channels(self, latent_channels: int) -> None:
         """Raise UserError if more channels are to be guided than the latents have."""

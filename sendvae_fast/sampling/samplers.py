@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import philox, sde_step
 from sendvae_fast.sampling.guidance import GuidedVelocity
@@ -24,7 +25,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(kw_only=True)
 class SamplerConfig:
-    """How the reverse process is integrated."""
+    """How the reverse process is integrated. Raises `UserError` for a value out of range."""
 
     kind: Literal["sde", "euler", "heun", "dopri5"] = "sde"
     """`sde`: Euler-Maruyama, as REPA, REPA-E and Send-VAE sample; `euler`, `heun`, `dopri5`: the probability-flow ODE,
@@ -43,27 +44,19 @@ class SamplerConfig:
     """Precision of the state between steps. The network always sees its own dtype."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("sde", "euler", "heun", "dopri5"):
-            raise UserError(f"sampler kind is {self.kind!r}; give sde, euler, heun or dopri5")
+        checks.choices(self, where="sampler")
+        checks.in_interval("(0, 1)", self, "last_step", where="sampler")
+        checks.above(0, self, "timestep_shift", where="sampler", hint=" (1 is no shift)")
+        checks.above(0, self, "atol", "rtol", where="sampler")
+        checks.at_least(2 if self.kind == "sde" else 1, self, "num_steps", where="sampler", hint=f" for {self.kind}")
         if self.kind == "dopri5" and importlib.util.find_spec("torchdiffeq") is None:
             raise UserError(
                 "sampler kind dopri5 needs the package torchdiffeq: pip install 'sendvae_fast[ode]', or give heun"
             )
-        if self.dtype not in ("float64", "float32"):
-            raise UserError(f"sampler dtype is {self.dtype!r}; give float64 or float32")
-        least = 2 if self.kind == "sde" else 1
-        if self.num_steps < least:
-            raise UserError(f"sampler num_steps is {self.num_steps}; {self.kind} takes {least} or more")
-        if not 0 < self.last_step < 1:
-            raise UserError(f"sampler last_step is {self.last_step}; give a noise level between 0 and 1")
-        if not self.timestep_shift > 0:
-            raise UserError(f"sampler timestep_shift is {self.timestep_shift}; give a number above 0 (1 is no shift)")
         if self.kind not in ("euler", "heun") and self.timestep_shift != 1:
             raise UserError(
-                f"sampler timestep_shift is {self.timestep_shift}; {self.kind} takes only 1: euler and heun shift"
+                f"sampler.timestep_shift is {self.timestep_shift}: {self.kind} takes only 1, euler and heun shift"
             )
-        if not (self.atol > 0 and self.rtol > 0):
-            raise UserError(f"sampler atol and rtol are {self.atol} and {self.rtol}; give numbers above 0")
 
 
 def time_grid(config: SamplerConfig) -> Tensor:

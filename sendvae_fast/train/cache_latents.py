@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.latents.latent_cache import (
     LatentCache,
@@ -20,7 +21,6 @@ from sendvae_fast.data.latents.latent_cache import (
 from sendvae_fast.data.loader import ImageLoader, LoaderConfig
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_weights import resolve_weights
-from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import Posterior
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.pixels import to_model_range
@@ -28,7 +28,7 @@ from sendvae_fast.models.pixels import to_model_range
 
 @dataclass(kw_only=True)
 class CacheConfig:
-    """Which images, through which autoencoder, into which folder."""
+    """Which images, through which autoencoder, into which folder. Raises `UserError` for a value out of range."""
 
     out: str
     """Folder of the latent shards; an interrupted job goes on in it."""
@@ -50,9 +50,8 @@ class CacheConfig:
     """How images are read."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        checks.choices(self)
+        checks.at_least(1, self, "image_size", "batch_size", "shard_size")
 
 
 def cache(config: CacheConfig, distributed: Distributed) -> LatentCache:

@@ -20,6 +20,7 @@ from jsonargparse import auto_cli
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sendvae_fast import checks
 from sendvae_fast.data.scenes.scene import CLASS_NAMES
 from sendvae_fast.data.scenes.scene_folder import render_scenes
 from sendvae_fast.errors import UserError
@@ -31,7 +32,7 @@ WEIGHTS = Path(__file__).parents[1] / "models" / "foundation" / "demo_vit.safete
 
 @dataclass(kw_only=True)
 class DemoFoundationRecipe:
-    """Sizes and training of the demo foundation model."""
+    """Sizes and training of the demo foundation model. Raises `UserError` for a value out of range."""
 
     img_size: int = 64
     """Side of the pictures in pixels."""
@@ -57,9 +58,7 @@ class DemoFoundationRecipe:
     """Seeds scenes, initial weights, order and augmentation; the held-out scenes take the next seed."""
 
     def __post_init__(self) -> None:
-        for name in ("num_scenes", "num_held_out", "num_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"demo_foundation: {name} is {getattr(self, name)}, but must be at least 1")
+        checks.at_least(1, self, "num_scenes", "num_held_out", "num_steps", "batch_size", where="demo_foundation")
 
     def model_arguments(self) -> dict[str, int]:
         """Arguments of `DemoViT`."""

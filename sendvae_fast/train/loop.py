@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sendvae_fast import checks
 from sendvae_fast.engine.checkpoint import Checkpointer
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.metrics import MetricsLogger
@@ -27,7 +28,7 @@ MAX_SKIPPED_STEPS = 100
 
 @dataclass(kw_only=True)
 class LoopConfig:
-    """How long to train and how often to report."""
+    """How long to train and how often to report. Raises `UserError` for a value out of range."""
 
     num_steps: int = 100_080
     """Optimizer steps. The paper: 80 epochs x 1251 steps for stage 1, 400,320 or 4,003,200 for stage 2."""
@@ -41,9 +42,9 @@ class LoopConfig:
     """Checkpoints kept; the oldest goes once a newer one is verified."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "log_every", "save_every", "preview_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise UserError(f"loop.{name} is {getattr(self, name)}: it must be at least 1")
+        checks.at_least(
+            1, self, "num_steps", "log_every", "save_every", "preview_every", "keep_checkpoints", where="loop"
+        )
 
 
 class Stage(Protocol):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.loader import ImageBatch, ImageLoader, LoaderConfig
 from sendvae_fast.data.order import BatchSchedule
@@ -22,7 +23,7 @@ HOW_IMAGES_ARE_READ = ("data.root", *(f"data.{field.name}" for field in dataclas
 
 @dataclass(kw_only=True)
 class ImageDataConfig(LoaderConfig):
-    """The training images and how many of them make a step."""
+    """The training images and how many of them make a step. Raises `UserError` for a value out of range."""
 
     root: str | None = None
     """The photographs: an ImageFolder (`root/<class>/<image>`), tar shards, parquet files or a catalog of them. Stage 2
@@ -34,9 +35,7 @@ class ImageDataConfig(LoaderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("image_size", "global_batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name} is {getattr(self, name)}: it must be at least 1")
+        checks.at_least(1, self, "image_size", "global_batch", where="data")
 
 
 def check_global_batch(config: ImageDataConfig, accumulation_steps: int, distributed: Distributed) -> None:

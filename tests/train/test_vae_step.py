@@ -202,11 +202,11 @@ def test_gan_weight_rises_to_its_value():
     [
         (dict(gan_start_step=5, discriminator_start_step=6), "loss.discriminator_start_step=6 must be between 0 and"),
         (dict(discriminator_start_step=-1), "discriminator_start_step=-1"),
-        (dict(gan_warmup_steps=-1), "gan_warmup_steps=-1"),
+        (dict(gan_warmup_steps=-1), "loss.gan_warmup_steps is -1: it must be at least 0"),
         (dict(kl_weight=float("nan")), "loss.kl_weight is nan"),
         (dict(gan_weight=-0.1), "loss.gan_weight is -0.1"),
-        (dict(reduction="total"), "reduction 'total'"),
-        (dict(reconstruction="mse"), "reconstruction is 'mse'"),
+        (dict(reduction="total"), "loss.reduction is 'total': it must be mean or sum"),
+        (dict(reconstruction="mse"), "loss.reconstruction is 'mse': it must be l1 or l2"),
     ],
 )
 def test_impossible_losses_are_refused(settings, words):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.errors import UserError
 
@@ -26,7 +27,10 @@ _SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torc
 
 @dataclass(kw_only=True, frozen=True)
 class LatentSource:
-    """What latents were computed from. Two caches may be mixed only when all but `image_root` agree."""
+    """What latents were computed from. Two caches may be mixed only when all but `image_root` agree.
+
+    Raises `UserError` for a value out of range.
+    """
 
     autoencoder_sha256: str
     """`weights_sha256` of the autoencoder."""
@@ -48,8 +52,7 @@ class LatentSource:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise UserError(f"the latent cache cannot store {self.dtype}; choose one of {', '.join(DTYPES)}")
-        if self.shard_size < 1:
-            raise UserError(f"the latent cache's shard_size is {self.shard_size}; give at least 1")
+        checks.at_least(1, self, "shard_size")
 
     @classmethod
     def of_catalog(

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.precision import no_autocast
 from sendvae_fast.ops import attention, group_norm_silu
@@ -34,7 +35,7 @@ _PRESETS = {
 class AutoencoderConfig:
     """Sizes of an `Autoencoder`. The defaults are ``f16d32``, the architecture of VA-VAE and Send-VAE.
 
-    Raises `UserError` for sizes that no network can be built from.
+    Raises `UserError` for sizes that do not fit together.
     """
 
     base_channels: int = 128
@@ -54,15 +55,16 @@ class AutoencoderConfig:
     mid_attention: bool = True
     """Whether the lowest level has an attention block in its middle."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # JSON and YAML give lists.
         self.channel_multipliers = tuple(self.channel_multipliers)
         self.attention_resolutions = tuple(self.attention_resolutions)
         if not self.channel_multipliers:
             raise UserError("autoencoder channel_multipliers is empty: give one multiplier per level, e.g. [1, 2, 4]")
-        for name in ("base_channels", "num_res_blocks", "latent_channels", "num_groups", "nominal_resolution"):
-            if getattr(self, name) < 1:
-                raise UserError(f"autoencoder {name} is {getattr(self, name)}: it must be at least 1")
+        checks.at_least(
+            1, self, "base_channels", "num_res_blocks", "latent_channels", "num_groups", "nominal_resolution",
+            where="autoencoder",
+        )  # fmt: skip
         for width in self.widths:
             if width < 1 or width % self.num_groups:
                 raise UserError(

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.foundation import backbones
 from sendvae_fast.models.pixels import MEMORY_FORMAT
@@ -22,7 +23,10 @@ from sendvae_fast.models.precision import cast_parameters
 
 @dataclass(kw_only=True)
 class FoundationConfig:
-    """Which foundation model, from which file, seen at which size."""
+    """Which foundation model, from which file, seen at which size.
+
+    Raises `UserError` for a value out of range, and for settings that exclude each other.
+    """
 
     name: str
     """``demo`` (the package's own small ViT), ``squeezenet`` (torchvision's SqueezeNet-1.1 features),
@@ -43,12 +47,10 @@ class FoundationConfig:
     random_weights: bool = False
     """Leave the network as initialised, without a file. For tests of the machinery: the features mean nothing."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.image_size is not None and self.grid_size is not None:
             raise UserError("foundation image_size and grid_size are both set: give one, the other follows from it")
-        for name in ("image_size", "grid_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"foundation {name} is {getattr(self, name)}: it must be at least 1")
+        checks.at_least(1, self, "image_size", "grid_size", where="foundation")
         if self.layer is not None and self.name != "squeezenet":
             raise UserError(f"foundation layer={self.layer} is only for squeezenet, not for {self.name}: leave it out")
         if self.random_weights and self.weights is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.positions import sincos_2d
 from sendvae_fast.models.transformer import Attention, LayerNorm, Mlp, PatchEmbed, init_transformer, projector
@@ -38,12 +39,10 @@ class MapperConfig:
     projector_width: int = 2048
     """Hidden width of the MLP projector."""
 
-    def __post_init__(self):
-        for name in ("latent_channels", "grid_size", "target_dim", "num_heads", "patch_size", "projector_width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"mapper {name} is {getattr(self, name)}: it must be at least 1")
-        if self.depth < 0:
-            raise UserError(f"mapper depth is {self.depth}: it must be 0 or more")
+    def __post_init__(self) -> None:
+        sizes = ("latent_channels", "grid_size", "target_dim", "num_heads", "patch_size", "projector_width")
+        checks.at_least(1, self, *sizes, where="mapper")
+        checks.at_least(0, self, "depth", where="mapper")
         if self.width < 4 or self.width % 4 or self.width % self.num_heads:
             raise UserError(
                 f"mapper width={self.width} must be a multiple of 4 (sine-cosine positions) and of "

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
+from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 
 _SIZES = {
@@ -83,12 +84,10 @@ class SiTConfig:
     qk_norm: bool = False
     """Normalise queries and keys in every head (RMSNorm with `rms_norm`, else LayerNorm): against NaN in long runs."""
 
-    def __post_init__(self):
-        for name in (
-            "latent_size", "latent_channels", "patch_size", "depth", "num_heads", "num_classes", "projector_width"
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"SiT {name} is {getattr(self, name)}: it must be at least 1")
+    def __post_init__(self) -> None:
+        sizes = ("latent_size", "latent_channels", "patch_size", "depth", "num_heads", "num_classes", "projector_width")
+        checks.at_least(1, self, *sizes, where="SiT")
+        checks.in_interval("[0, 1)", self, "label_dropout", where="SiT")
         if self.latent_size % self.patch_size:
             raise UserError(f"SiT latent_size={self.latent_size} must be a multiple of patch_size={self.patch_size}")
         if self.width < 4 or self.width % 4 or self.width % self.num_heads:
@@ -102,8 +101,6 @@ class SiTConfig:
                 f"width={self.width} / num_heads={self.num_heads} is {self.width // self.num_heads}: change either, "
                 "or set rope=false"
             )
-        if not 0.0 <= self.label_dropout < 1.0:
-            raise UserError(f"SiT label_dropout is {self.label_dropout}: it must be in [0, 1)")
         if self.repa_dim is not None and not 1 <= self.repa_block <= self.depth:
             raise UserError(
                 f"SiT repa_block={self.repa_block} must be between 1 and depth={self.depth}: the projector reads the "

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sendvae_fast import checks
 from sendvae_fast.data.latents.latent_cache import LatentCache
 from sendvae_fast.data.latents.latent_rows import LatentReader
 from sendvae_fast.data.latents.lightningdit import PublishedLatents
@@ -27,7 +28,7 @@ from sendvae_fast.train.training_images import ImageDataConfig, TrainingImages, 
 
 @dataclass(kw_only=True)
 class LatentReaderConfig:
-    """How latents are read; none of it changes what comes out."""
+    """How latents are read; none of it changes what comes out. Raises `UserError` for a value out of range."""
 
     num_threads: int = 4
     """Threads that read shards in the background."""
@@ -37,9 +38,8 @@ class LatentReaderConfig:
     """Compare every shard of a cache with its sha256 before training; reads all of it once."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_threads", 1), ("read_ahead", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"reader.{name} is {getattr(self, name)}, but must be at least {least}")
+        checks.at_least(1, self, "num_threads", where="reader")
+        checks.at_least(0, self, "read_ahead", where="reader")
 
 
 class LatentBatch(NamedTuple):

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sendvae_fast import checks
 from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.errors import UserError
@@ -71,7 +72,7 @@ class GeneratorConfig:
 
 @dataclass(kw_only=True)
 class RepaConfig:
-    """Representation alignment of the generator (REPA)."""
+    """Representation alignment of the generator (REPA). Raises `UserError` for a value out of range."""
 
     weight: float = 0.5
     """λ_repa. REPA: 0.5. At 0 neither projector nor foundation model is built."""
@@ -81,13 +82,15 @@ class RepaConfig:
     """The projector reads the tokens after this block. REPA: 8."""
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise UserError(f"repa.weight is {self.weight}: it must not be below 0 (0 trains without REPA)")
+        checks.weights(self, "weight", where="repa", hint=" (0 trains without REPA)")
 
 
 @dataclass(kw_only=True)
 class FlowConfig:
-    """Noise levels and losses of the velocity. The defaults are SiT's and REPA's."""
+    """Noise levels and losses of the velocity. The defaults are SiT's and REPA's.
+
+    Raises `UserError` for a value out of range.
+    """
 
     noise_level: Literal["uniform", "logit_normal"] = "uniform"
     """How noise levels are drawn. logit_normal: the sigmoid of a standard normal number (LightningDiT)."""
@@ -97,14 +100,11 @@ class FlowConfig:
     """Weight of 1 - cos(predicted velocity, velocity) over channels. LightningDiT: 1."""
 
     def __post_init__(self) -> None:
-        if self.noise_level not in ("uniform", "logit_normal"):
-            raise UserError(f"flow.noise_level is {self.noise_level!r}: it must be uniform or logit_normal")
+        checks.choices(self, where="flow")
+        checks.at_least(1, self, "logit_normal_steps", where="flow", hint=", or null for all steps")
+        checks.weights(self, "direction_weight", where="flow")
         if self.logit_normal_steps is not None and self.noise_level == "uniform":
             raise UserError("flow.logit_normal_steps is for flow.noise_level=logit_normal: set that, or leave it out")
-        if self.logit_normal_steps is not None and self.logit_normal_steps < 1:
-            raise UserError(f"flow.logit_normal_steps is {self.logit_normal_steps}: it must be at least 1, or null")
-        if not self.direction_weight >= 0:
-            raise UserError(f"flow.direction_weight is {self.direction_weight}: it must not be below 0")
 
     def is_uniform(self, step: int) -> bool:
         """Whether the noise levels of a step are uniform."""
@@ -113,7 +113,7 @@ class FlowConfig:
 
 @dataclass(kw_only=True)
 class SiTTrainConfig:
-    """A stage 2 run."""
+    """A stage 2 run. Raises `UserError` for settings that exclude each other."""
 
     run: str
     """Run directory. The same command again resumes it."""

@@ -13,6 +13,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.alignment import alignment_loss, reals_loss, vf_loss
 from sendvae_fast.models.foundation.foundation import Foundation, FoundationConfig
@@ -56,8 +57,7 @@ class VAConfig:
     does. Costs one more backward pass through the decoder, without weight gradients; not with engine.zero_stage=3."""
 
     def __post_init__(self) -> None:
-        for name in ("cos_margin", "distmat_margin", "cos_weight", "distmat_weight"):
-            _check_not_negative(f"alignment.va.{name}", getattr(self, name))
+        checks.weights(self, "cos_margin", "distmat_margin", "cos_weight", "distmat_weight", where="alignment.va")
         if self.cos_weight == self.distmat_weight == 0:
             raise UserError("alignment.va.cos_weight and distmat_weight are both 0: give one, or alignment.method=none")
 
@@ -76,10 +76,8 @@ class RealsConfig:
     """Weight of the global level (the mean over patches) within the loss."""
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise UserError(f"alignment.reals.width is {self.width}: it must be at least 1")
-        for name in ("patch_weight", "global_weight"):
-            _check_not_negative(f"alignment.reals.{name}", getattr(self, name))
+        checks.at_least(1, self, "width", where="alignment.reals")
+        checks.weights(self, "patch_weight", "global_weight", where="alignment.reals")
         if self.patch_weight == self.global_weight == 0:
             raise UserError("alignment.reals.patch_weight and global_weight are both 0: give one, or method=none")
 
@@ -109,13 +107,12 @@ class AlignmentConfig:
     """Settings of method reals."""
 
     def __post_init__(self) -> None:
-        _check_not_negative("alignment.weight", self.lambda_align)
+        checks.choices(self, where="alignment")
+        checks.weights(self, "weight", where="alignment")
+        checks.at_least(1, self, "patch_size", where="alignment")
+        checks.above(0, self, "latent_scale", where="alignment", hint=", as SD-VAE's 0.18215")
         if self.method == "none" and self.lambda_align > 0:
             raise UserError(f"alignment.weight={self.weight:g} has nothing to weigh with method none: leave it out")
-        if self.patch_size < 1:
-            raise UserError(f"alignment.patch_size is {self.patch_size}: it must be at least 1")
-        if not 0 < self.latent_scale < float("inf"):
-            raise UserError(f"alignment.latent_scale is {self.latent_scale}: it must be above 0, as SD-VAE's 0.18215")
 
     @property
     def lambda_align(self) -> float:
@@ -172,8 +169,3 @@ def build_alignment_loss(config: AlignmentConfig) -> Callable[[Tensor, Tensor], 
         reals = config.reals
         return partial(reals_loss, patch_weight=reals.patch_weight, global_weight=reals.global_weight)
     return alignment_loss
-
-
-def _check_not_negative(name: str, value: float) -> None:
-    if not 0 <= value < float("inf"):
-        raise UserError(f"{name} is {value}: it must be 0 or more")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sendvae_fast import checks
 from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.errors import UserError
@@ -19,7 +19,10 @@ from sendvae_fast.train.vae.alignment_methods import AlignmentConfig
 
 @dataclass(kw_only=True)
 class VAELossConfig:
-    """The weights of L_VAE. Defaults follow REPA-E's l1_lpips_kl_gan configuration."""
+    """The weights of L_VAE. Defaults follow REPA-E's l1_lpips_kl_gan configuration.
+
+    Raises `UserError` for a value out of range.
+    """
 
     reconstruction: Literal["l1", "l2"] = "l1"
     """Pixel loss. The paper prints MSE, the configuration it builds on uses L1."""
@@ -46,20 +49,10 @@ class VAELossConfig:
     discriminator_start_step: int | None = None
     """First step at which the discriminator learns: null for `gan_start_step`, earlier to give it a head start."""
 
-    def __post_init__(self):
-        for name in ("reconstruction_weight", "perceptual_weight", "kl_weight", "gan_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"loss.{name} is {getattr(self, name)}: it must be a number that is not below 0")
-        if self.reconstruction not in ("l1", "l2") or self.reduction not in ("mean", "sum"):
-            raise UserError(
-                f"loss.reconstruction is {self.reconstruction!r} and loss.reduction {self.reduction!r}: the first must "
-                "be l1 or l2, the second mean or sum"
-            )
-        if self.gan_start_step < 0 or self.gan_warmup_steps < 0:
-            raise UserError(
-                f"loss.gan_start_step={self.gan_start_step} and loss.gan_warmup_steps={self.gan_warmup_steps} must not "
-                "be below 0"
-            )
+    def __post_init__(self) -> None:
+        checks.choices(self, where="loss")
+        checks.weights(self, "reconstruction_weight", "perceptual_weight", "kl_weight", "gan_weight", where="loss")
+        checks.at_least(0, self, "gan_start_step", "gan_warmup_steps", where="loss")
         if not 0 <= self.discriminator_first_step <= self.gan_start_step:
             raise UserError(
                 f"loss.discriminator_start_step={self.discriminator_start_step} must be between 0 and "
@@ -79,7 +72,7 @@ class VAELossConfig:
 
 @dataclass(kw_only=True)
 class VAETrainConfig:
-    """A stage 1 run."""
+    """A stage 1 run. Raises `UserError` for settings that exclude each other."""
 
     run: str
     """Run directory. The same command again resumes it."""
@@ -112,7 +105,7 @@ class VAETrainConfig:
     seed: int = 0
     """Seed of weights, data order and noise."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         loss = self.loss
         first_weight = loss.gan_weight_at(loss.discriminator_first_step)
         if (

@@ -1,0 +1,55 @@
+"""Checks of a config dataclass's values: `UserError` with one line, "loop.num_steps is 0: it must be at least 1".
+
+`names` are the dataclass's fields; None stands for "not given" and passes, NaN never does. `where` is the section that
+the fields have in a config file, `hint` follows the rule.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from sendvae_fast.errors import UserError
+
+
+def at_least(least: float, config: Any, *names: str, where: str = "", hint: str = "") -> None:
+    """Values that are `least` or more."""
+    _check(lambda value: value >= least, f"at least {least}{hint}", config, names, where)
+
+
+def above(bound: float, config: Any, *names: str, where: str = "", hint: str = "") -> None:
+    """Finite values that are more than `bound`."""
+    _check(lambda value: bound < value < math.inf, f"above {bound}{hint}", config, names, where)
+
+
+def weights(config: Any, *names: str, where: str = "", hint: str = "") -> None:
+    """Weights of losses: finite, and not below 0."""
+    _check(lambda value: 0 <= value < math.inf, f"a finite number of at least 0{hint}", config, names, where)
+
+
+def in_interval(interval: str, config: Any, *names: str, where: str = "", hint: str = "") -> None:
+    """Values in an interval such as "[0, 1)": a bracket takes its end in, a parenthesis leaves it out."""
+    low, high = map(float, interval[1:-1].split(","))
+
+    def is_inside(value: float) -> bool:
+        return low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
+
+    _check(is_inside, f"in {interval}{hint}", config, names, where)
+
+
+def choices(config: Any, where: str = "") -> None:
+    """Every field annotated ``Literal[...]`` holds one of the values listed there."""
+    for name, annotation in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(annotation) is Literal:
+            allowed = typing.get_args(annotation)
+            *first, last = map(str, allowed)
+            _check(allowed.__contains__, f"{', '.join(first)} or {last}", config, [name], where)
+
+
+def _check(is_right: Callable[[Any], bool], rule: str, config: Any, names: Iterable[str], where: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not is_right(value):
+            raise UserError(f"{where}{'.' if where else ''}{name} is {value!r}: it must be {rule}")
