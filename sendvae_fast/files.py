@@ -1,13 +1,27 @@
-"""Files that are either the old ones or the new ones after a crash, never something between."""
+"""The one way in which files are written: what stands under a name is the old file or the new one, never something
+between, and has the permissions that the user's umask gives to new files.
 
+While it is written a file is called ``.<name>.tmp-<host>-<process>``, so that nobody takes it for what it is to become.
+"""
+
+import hashlib
 import os
 import shutil
+import socket
+import stat
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sendvae_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SAFETENSORS_UNFINISHED = ".tmp??????"
+"""What safetensors calls its own unfinished files: it does not write to the name it is given either."""
 
 
 def fsync_path(path: Path) -> None:
@@ -20,17 +34,49 @@ def fsync_path(path: Path) -> None:
 
 
 @contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """A path to write to; what is there takes the place of `path` when the block ends without an error."""
-    unfinished = path.with_name(path.name + ".tmp")
+def staged(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A path to write to; what is there takes the place of `path` when the block ends without an error.
+
+    What a killed process of this machine left of an earlier attempt is removed.
+
+    Args:
+        durable: flush the file and its name to the disk, so that it survives a power cut. Without it nothing that was
+            killed is looked for either: for pictures by the thousand, which are drawn again where they are damaged.
+
+    Raises:
+        OSError: the disk is full, the folder missing or not writable. Nothing is left behind then.
+    """
+    unfinished = path.with_name(f"{_unfinished_prefix(path.name)}{os.getpid()}")
+    if durable:
+        _remove_left_over(path)
     try:
+        with open(unfinished, "wb") as file:
+            mode = os.fstat(file.fileno()).st_mode
         yield unfinished
-        fsync_path(unfinished)
+        if os.stat(unfinished).st_mode != mode:  # safetensors puts a private file in its place
+            os.chmod(unfinished, stat.S_IMODE(mode))
+        if durable:
+            fsync_path(unfinished)
+        os.replace(unfinished, path)
     except BaseException:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # it is the first error that must be heard
+            unfinished.unlink(missing_ok=True)
         raise
-    os.replace(unfinished, path)
-    fsync_path(path.parent)
+    if durable:
+        fsync_path(path.parent)
+
+
+@contextmanager
+def staged_output(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """`staged`, not durable, for what a command can make again: its folder is made, and a full disk is a UserError."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staged(path, durable=False) as unfinished:
+            yield unfinished
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {path} ({reason}); mend that and run the same command again to go on") from error
 
 
 @contextmanager
@@ -63,3 +109,56 @@ def write_atomic(path: Path, text: str) -> None:
     """Replace `path` by a file with `text`: a reader, or a crash, sees the old file or the new one."""
     with staged(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> None:
+    """Replace `path` by a safetensors file of contiguous `tensors`, whole or not at all.
+
+    Raises:
+        OSError, SafetensorError: the disk is full, the folder missing or not writable.
+    """
+    from safetensors.torch import save_file  # brings torch along, seconds in workers that only write pictures
+
+    with staged(path) as unfinished:
+        save_file(dict(tensors), unfinished, metadata=None if metadata is None else dict(metadata))
+
+
+def unfinished_files(folder: Path) -> list[Path]:
+    """The files in `folder` that are being written, or were when their process was killed."""
+    found = {*folder.glob(f"{_unfinished_prefix('*', host='*')}*"), *folder.glob(_SAFETENSORS_UNFINISHED)}
+    return sorted(path for path in found if path.is_file())
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes were writing. Nobody may be writing into the folder."""
+    for path in unfinished_files(folder):
+        path.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unfinished_prefix(name: str, host: str | None = None) -> str:
+    return f".{name}.tmp-{host or socket.gethostname()}-"
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove the unfinished files of `path` whose process, on this machine, is no more."""
+    prefix = _unfinished_prefix(path.name)
+    for name in os.listdir(path.parent):
+        process = name.removeprefix(prefix)
+        if name.startswith(prefix) and process.isdecimal() and not _is_running(int(process)):
+            path.with_name(name).unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True

@@ -1,12 +1,18 @@
-"""Binary attributes of pictures: `attributes.csv` beside them."""
+"""Binary attributes of pictures: `attributes.csv` beside them.
+
+Its first line is `file,<attribute>,...`; each further line holds a sample's name, with forward slashes, and one 0 or 1
+per attribute.
+"""
 
 import csv
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import staged
 
 ATTRIBUTES_FILE = "attributes.csv"
 
@@ -22,9 +28,6 @@ class Attributes:
 
 def read_attributes(root: Path, sample_names: list[str]) -> Attributes | None:
     """The table in `root`, None when there is none.
-
-    Its first line is `file,<attribute>,...`; each further line holds a sample's name, with forward slashes, and one 0
-    or 1 per attribute.
 
     Raises:
         UserError: when the table is malformed or has no line for a sample.
@@ -46,3 +49,16 @@ def read_attributes(root: Path, sample_names: list[str]) -> Attributes | None:
     if missing:
         raise UserError(f"{table} has no line for {missing[0]} ({len(missing)} images lack one); add them or remove it")
     return Attributes(names=names, values=np.array([by_file[name] for name in sample_names], bool))
+
+
+def write_attributes(root: Path, names: Sequence[str], samples: Iterable[tuple[str, Iterable[int]]]) -> None:
+    """Write the table into `root`, whole or not at all.
+
+    Args:
+        names: of the attributes.
+        samples: the name of each sample and its values, 0 or 1.
+    """
+    with staged(root / ATTRIBUTES_FILE) as unfinished, open(unfinished, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", *names))
+        writer.writerows((name, *values) for name, values in samples)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from sendvae_fast import __version__
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
-from sendvae_fast.files import fsync_path, write_atomic
+from sendvae_fast.files import file_sha256, fsync_path, write_atomic
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -174,7 +174,7 @@ def write_manifest(directory: Path, *, step: int, config_hash: str, world_size: 
     """List every file under `directory` in its manifest, which is sealed with its own sha256."""
     paths = _files(directory)
     with ThreadPoolExecutor() as pool:
-        sums = list(pool.map(_sha256, paths))
+        sums = list(pool.map(file_sha256, paths))
     manifest = {
         "schema": SCHEMA,
         "version": __version__,
@@ -212,7 +212,7 @@ def verify(directory: Path) -> dict:
         try:
             if path.stat().st_size != wanted["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes, not {wanted['bytes']}"
-            return None if _sha256(path) == wanted["sha256"] else f"{name} has other content than was written"
+            return None if file_sha256(path) == wanted["sha256"] else f"{name} has other content than was written"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
 
@@ -244,11 +244,6 @@ def _files(directory: Path) -> list[Path]:
 
 def _seal(manifest: dict) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _warn(message: str) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.optimizer import AdamWEMA
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import save_tensors, write_atomic
 
 NUM_NAMES_SHOWN = 5
 
@@ -118,10 +118,10 @@ class TrainingState(ABC):
                 if index % world_size == rank:
                     share[f"{key}/{name}"] = _to_cpu(full)
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(share, directory / f"optimizer_rank{rank}.safetensors")
+        save_tensors(directory / f"optimizer_rank{rank}.safetensors", share)
         if self.distributed.is_main:
             counts = {"num_updates": self.num_updates, "num_skipped": self.num_skipped, "world_size": world_size}
-            (directory / "state.json").write_text(json.dumps(counts) + "\n")
+            write_atomic(directory / "state.json", json.dumps(counts) + "\n")
 
     def load(self, directory: Path) -> None:
         """Read what `save` wrote, by any number of ranks, any ZeRO stage, either engine. Call `load_model` first.

@@ -26,6 +26,7 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.attribute_probe import ProbeResult, probe_attributes
 from sendvae_fast.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from sendvae_fast.evaluation.reconstruction_quality import ReconstructionMeter
+from sendvae_fast.files import write_atomic
 from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Posterior
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
@@ -164,5 +165,5 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], object] = print) -> di
     result = {"metrics": metrics, "attribute_f1": attribute_f1}
     if config.out is not None:
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.out).write_text(json.dumps(result, indent=1) + "\n")
+        write_atomic(Path(config.out), json.dumps(result, indent=1) + "\n")
     return result

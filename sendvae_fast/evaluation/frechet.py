@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import staged
 
 
 class FeatureStatistics:
@@ -64,7 +65,8 @@ class FeatureStatistics:
         """An npz with `mu` and `sigma`, as pytorch-fid, torch-fidelity and the ADM references hold, and `num`."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:  # an open file, for np.savez appends .npz to a name without it
+        # Into an open file: to a name without .npz np.savez appends it.
+        with staged(path) as unfinished, unfinished.open("wb") as file:
             np.savez(file, mu=self.mean.numpy(), sigma=self.covariance.numpy(), num=self.num)
 
     def _join(self, num: int, mean: Tensor, scatter: Tensor) -> None:

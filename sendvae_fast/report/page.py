@@ -18,6 +18,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from sendvae_fast import __version__
+from sendvae_fast.files import write_atomic
 from sendvae_fast.report.charts import line_chart
 from sendvae_fast.report.contents import METRICS, Measured, ReportData, RunRecord, Variant, seed_values
 from sendvae_fast.report.summary import format_duration, median_throughput
@@ -80,9 +81,7 @@ def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
     """Write the page to `path`, whole or not at all; returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    unfinished.write_text(build_report(data), encoding="utf-8")
-    os.replace(unfinished, path)
+    write_atomic(path, build_report(data))
     return path
 
 

@@ -8,7 +8,6 @@ import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import remove_unfinished, staged_output
 
 Rounding = Literal["truncate", "round"]
 GRID_GAP_PX = 2
@@ -68,8 +68,7 @@ class PngFolder:
 
     def remove_unfinished(self) -> None:
         """Remove what a killed run was writing. Nobody may be writing into the folder."""
-        for path in self.root.glob(f"*.png{_UNFINISHED}*"):
-            path.unlink(missing_ok=True)
+        remove_unfinished(self.root)
 
     def sample_ids(self) -> list[int]:
         """Ids of the PNGs there are, ascending."""
@@ -83,7 +82,7 @@ class PngFolder:
                 yield torch.stack(list(pool.map(self._read_one, sample_ids[first : first + batch_size])))
 
     def _write_one(self, sample_id: int, pixels: np.ndarray) -> None:
-        with _appearing_whole(self.path(sample_id)) as unfinished:
+        with staged_output(self.path(sample_id)) as unfinished:
             Image.fromarray(pixels).save(unfinished, format="PNG")
 
     def _read_one(self, sample_id: int) -> Tensor:
@@ -93,29 +92,6 @@ class PngFolder:
                 return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         except OSError as error:
             raise UserError(f"cannot read {path} ({error}); sample again to fill the gap") from error
-
-
-_UNFINISHED = ".tmp-"
-
-
-@contextmanager
-def _appearing_whole(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when the block ends without an error; a full disk is a UserError.
-
-    Not flushed to the disk, as `files.staged` does: that would cost more than the writing, and a PNG that a power cut
-    damaged is drawn again (`PngFolder.missing`).
-    """
-    unfinished = path.with_name(f"{path.name}{_UNFINISHED}{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        os.replace(unfinished, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path} ({reason}); mend that and run the same command again to go on") from error
-    finally:
-        with suppress(OSError):  # it is there only after a failure, and that is what must be heard
-            unfinished.unlink()
 
 
 def _is_whole_png(path: Path) -> bool:
@@ -134,7 +110,7 @@ def write_npz(path: str | os.PathLike[str], batches: Iterable[Tensor], num_image
     `path` when it is complete. Raises ValueError if the pictures are not `num_images` or differ in size.
     """
     with (
-        _appearing_whole(Path(path)) as unfinished,
+        staged_output(path) as unfinished,
         zipfile.ZipFile(unfinished, "w") as archive,
         archive.open("arr_0.npy", "w", force_zip64=True) as array,
     ):
@@ -167,5 +143,5 @@ def image_grid(images: Tensor, columns: int) -> np.ndarray:
 
 def save_grid(path: str | os.PathLike[str], images: Tensor, columns: int) -> None:
     """Write `image_grid` of uint8 [N, 3, H, W] as a PNG, making its folder."""
-    with _appearing_whole(Path(path)) as unfinished:
+    with staged_output(path) as unfinished:
         Image.fromarray(image_grid(images, columns)).save(unfinished, format="PNG")

@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sendvae_fast import checks
 from sendvae_fast.data.scenes.scene import CLASS_NAMES
 from sendvae_fast.data.scenes.scene_folder import render_scenes
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import save_tensors
 from sendvae_fast.models.foundation.demo_vit import DemoViT
 from sendvae_fast.progress import Progress
 
@@ -83,8 +83,7 @@ def train_demo_foundation(recipe: DemoFoundationRecipe, output: Path = WEIGHTS) 
         "accuracy": f"{accuracy:.4f}",
         "recipe": json.dumps(asdict(recipe)),
     }
-    save_file(state, output, metadata=metadata)
-    output.chmod(0o644)  # safetensors makes it private
+    save_tensors(output, state, metadata)
     print(f"wrote {output}: class accuracy {accuracy:.1%} on {recipe.num_held_out} held-out scenes")
     return accuracy
 

@@ -100,7 +100,7 @@ def test_a_killed_job_goes_on_where_it_stopped(networks, whole, tmp_path):
         folder.path(sample_id).unlink()
     drawn = drawn[:8]
     folder.path(1).write_bytes(folder.path(1).read_bytes()[:40])
-    (out / "000015.png.tmp-99").write_bytes(b"half")
+    (out / ".000015.png.tmp-host-99").write_bytes(b"half")
     before = {i: folder.path(i).stat().st_mtime_ns for i in drawn}
     assert main(arguments(networks, out, "--batch_size=3")) == 0
     assert_same_pictures(out, whole)

@@ -7,7 +7,6 @@
 The bytes of a shard depend on the catalog and the options alone. Bad samples are packed as they are, so that ids stay.
 """
 
-import csv
 import hashlib
 import io
 import multiprocessing
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sendvae_fast.data.attributes import ATTRIBUTES_FILE
+from sendvae_fast.data.attributes import write_attributes
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.catalog_file import read_origin, write_catalog_file
 from sendvae_fast.data.decode import FORMAT_OF_EXTENSION, UnreadableImage
@@ -83,7 +82,8 @@ def pack_catalog(
             parts.write(number, facts)
             progress.advance(len(facts))
     if catalog.attributes is not None:
-        _write_attributes(out / ATTRIBUTES_FILE, catalog)
+        values = catalog.attributes.values.astype(int).tolist()
+        write_attributes(out, catalog.attributes.names, zip(catalog.names, values, strict=True))
     shards = [_shard_path(out, number) for number in range(parts.count)]
     write_catalog_file(out / CATALOG_NAME, _packed_listing(shards, catalog), parts.collect(), origin)
     parts.remove()
@@ -163,11 +163,3 @@ def _packed_listing(shards: list[Path], catalog: Catalog) -> Listing:
     source = packed.source.take(np.argsort(ids))
     source.names = catalog.names
     return replace(catalog.listing, source=source, damage=(), passed_over=())
-
-
-def _write_attributes(path: Path, catalog: Catalog) -> None:
-    with staged(path) as unfinished, open(unfinished, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("file", *catalog.attributes.names))
-        for name, values in zip(catalog.names, catalog.attributes.values.astype(int).tolist(), strict=True):
-            writer.writerow((name, *values))

@@ -11,7 +11,6 @@ when the job is run again. `cache.json` comes last: a directory without it is un
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sendvae_fast.data.catalog import Catalog
@@ -33,12 +31,12 @@ from sendvae_fast.data.latents.shard_format import (
     SHARD_PATTERN,
     LatentSource,
     file_list_sha256,
-    file_sha256,
     read_cache_file,
     shard_header,
 )
 from sendvae_fast.data.loader import ImageLoader
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import file_sha256, remove_unfinished, save_tensors, write_atomic
 from sendvae_fast.progress import Progress
 
 
@@ -112,10 +110,7 @@ class LatentCacheWriter:
         }
         # One key only: safetensors writes several in random order, and the same latents should give the same file.
         note = {"source": asdict(self.source), "sums": _channel_sums(tensors["mean"], tensors["std"]).tolist()}
-        path = self._shard_path(shard)
-        unfinished = path.with_name(path.name + ".tmp")
-        save_file(tensors, unfinished, metadata={SHARD_KEY: json.dumps(note)})
-        os.replace(unfinished, path)
+        save_tensors(self._shard_path(shard), tensors, {SHARD_KEY: json.dumps(note)})
 
     def finish(self) -> "LatentCache":
         """Hash the shards, work out the statistics, write `cache.json` and open the cache. One process does this, after
@@ -148,9 +143,8 @@ class LatentCacheWriter:
             "latent_std": latent_std.tolist(),
             "shards": shards,
         }
-        unfinished = self.directory / (CACHE_FILE + ".tmp")
-        unfinished.write_text(json.dumps(note, indent=1))
-        os.replace(unfinished, self.directory / CACHE_FILE)
+        remove_unfinished(self.directory)
+        write_atomic(self.directory / CACHE_FILE, json.dumps(note, indent=1))
         return LatentCache.open(self.directory)
 
     def _shard_path(self, shard: int) -> Path:

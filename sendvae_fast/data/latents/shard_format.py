@@ -169,9 +169,3 @@ def read_cache_file(directory: Path) -> dict[str, Any]:
             f"remove {directory} and run `sendvae cache-latents` again"
         )
     return note
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,6 @@
 `scenes.json` holds the arguments, is written first, and lets a later call continue or find that nothing is left to do.
 """
 
-import csv
 import json
 import multiprocessing
 import os
@@ -19,12 +18,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sendvae_fast.data.attributes import ATTRIBUTES_FILE, write_attributes
 from sendvae_fast.data.scenes.scene import ATTRIBUTES, CLASS_NAMES, draw_scene, render_scene
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import remove_unfinished, staged, unfinished_files, write_atomic
 from sendvae_fast.progress import Progress
 
 SCENES_FILE = "scenes.json"
-ATTRIBUTES_FILE = "attributes.csv"
 SCENES_VERSION = 1
 """Raised when the same (seed, id) would render another picture."""
 JPEG_QUALITY = 92
@@ -53,16 +53,17 @@ def synth_scenes(
             "give at least 1 image, a size of at least 8 pixels and a seed of at least 0"
         )
     _claim_folder(root, arguments)
-    missing = [i for i in range(num_images) if not (root / scene_path(i)).exists()]
+    missing = [i for i in range(num_images) if not _is_written(root / scene_path(i))]
     if not missing and (root / ATTRIBUTES_FILE).exists():
         print(f"scenes: all {num_images} pictures are already in {root}, nothing to do", file=sys.stderr)
         return root
     for name in CLASS_NAMES:
         (root / name).mkdir(exist_ok=True)
+        remove_unfinished(root / name)
     with Progress("rendering scenes", num_images, unit="image", start=num_images - len(missing)) as progress:
         for count in _map_chunks(partial(_write_scenes, root, seed, size), missing, num_workers):
             progress.advance(count)
-    _write_atomically(root / ATTRIBUTES_FILE, partial(_write_attributes, num_images=num_images, seed=seed))
+    write_attributes(root, ATTRIBUTES, ((scene_path(i), _attribute_values(seed, i)) for i in range(num_images)))
     return root
 
 
@@ -103,36 +104,28 @@ def _claim_folder(root: Path, arguments: dict[str, int]) -> None:
                 f"{root} holds scenes made with {found}, not {arguments}; remove it, give another folder, "
                 "or use the same arguments"
             )
-    elif any(root.iterdir()):
+    elif set(root.iterdir()) - set(unfinished_files(root)):
         raise UserError(f"{root} is not empty and was not made by this command; give an empty or a new folder")
     else:
-        _write_atomically(note, lambda file: json.dump(arguments, file))
+        write_atomic(note, json.dumps(arguments))
 
 
-def _write_atomically(path: Path, write: Callable[[Any], None]) -> None:
-    """A reader, or a later call after a crash, sees the whole file or none."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with open(unfinished, "w", newline="") as file:
-        write(file)
-    os.replace(unfinished, path)
+def _is_written(path: Path) -> bool:
+    """Whether a picture is there; a power cut may leave an empty file of one that was not flushed."""
+    return path.exists() and path.stat().st_size > 0
 
 
-def _write_attributes(file: Any, num_images: int, seed: int) -> None:
-    writer = csv.writer(file)
-    writer.writerow(("file", *ATTRIBUTES))
-    for scene_id in range(num_images):
-        attributes = draw_scene(seed, scene_id).attributes
-        writer.writerow((scene_path(scene_id), *(int(attributes[name]) for name in ATTRIBUTES)))
+def _attribute_values(seed: int, scene_id: int) -> list[int]:
+    attributes = draw_scene(seed, scene_id).attributes
+    return [int(attributes[name]) for name in ATTRIBUTES]
 
 
 def _write_scenes(root: Path, seed: int, size: int, ids: Sequence[int]) -> int:
     for scene_id in ids:
-        path = root / scene_path(scene_id)
-        unfinished = path.with_name(path.name + ".tmp")
         image = Image.fromarray(render_scene(draw_scene(seed, scene_id), size))
-        # Full-resolution chroma: at 64 pixels, subsampling would smear the textures.
-        image.save(unfinished, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
-        os.replace(unfinished, path)
+        with staged(root / scene_path(scene_id), durable=False) as unfinished:
+            # Full-resolution chroma: at 64 pixels, subsampling would smear the textures.
+            image.save(unfinished, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
     return len(ids)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import save_tensors
 from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
 from sendvae_fast.models.autoencoder.diffusers_layout import to_diffusers, to_diffusers_config
 from sendvae_fast.models.autoencoder.storage import SavedAutoencoder
@@ -60,7 +60,7 @@ def write_diffusers(
     autoencoder, config = saved.autoencoder, saved.autoencoder.config
     entries = to_diffusers_config(config, saved.latent_mean, saved.latent_std)
     state = {key: value.contiguous() for key, value in to_diffusers(autoencoder.state_dict(), config).items()}
-    save_file(state, directory / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    save_tensors(directory / "diffusion_pytorch_model.safetensors", state, {"format": "pt"})
     (directory / "config.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     card = _CARD.format(
         downsampling=config.downsampling,

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import save_tensors, write_atomic
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder.published import PublishedAutoencoder, ldm_state, read_published
 from sendvae_fast.models.latent_statistics import choose_statistics, statistics_of_file
@@ -54,9 +52,9 @@ def save_autoencoder(directory: str | Path, autoencoder: Autoencoder, latent_mea
     stats = {"latent_mean": latent_mean, "latent_std": latent_std}
     stats = {key: value.detach().float().cpu().reshape(channels) for key, value in stats.items()}
     config = json.dumps(dataclasses.asdict(autoencoder.config), indent=2) + "\n"
-    _write_whole(directory / WEIGHTS_FILE, lambda path: save_file(state, path, metadata={"format": "pt"}))
-    _write_whole(directory / STATS_FILE, lambda path: save_file(stats, path, metadata={"format": "pt"}))
-    _write_whole(directory / CONFIG_FILE, lambda path: path.write_text(config))
+    save_tensors(directory / WEIGHTS_FILE, state, {"format": "pt"})
+    save_tensors(directory / STATS_FILE, stats, {"format": "pt"})
+    write_atomic(directory / CONFIG_FILE, config)
 
 
 def load_autoencoder(
@@ -106,10 +104,3 @@ def _read_own(directory: Path) -> PublishedAutoencoder:
     except (ValueError, TypeError) as error:
         raise UserError(f"{config_file} is not an autoencoder configuration: {error}") from error
     return PublishedAutoencoder(config, read_weights(weights), weights, statistics_of_file(stats))
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path` and rename, so that a killed run leaves no half file under the real name."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    write(temporary)
-    os.replace(temporary, path)

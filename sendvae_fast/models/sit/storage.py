@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import save_tensors, write_atomic
 from sendvae_fast.models.autoencoder.storage import CONFIG_FILE, STATS_FILE, WEIGHTS_FILE
 from sendvae_fast.models.latent_statistics import (
     LatentStatistics,
@@ -69,13 +69,13 @@ def save_sit(
     latent_mean: Tensor,
     latent_std: Tensor,
 ) -> None:
-    """Write the folder described above from full CPU state dicts."""
+    """Write the folder described above from full CPU state dicts; each file whole or not at all, the sizes last."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-    save_file(ema, directory / EMA_FILE, metadata={"format": "pt"})
+    save_tensors(directory / WEIGHTS_FILE, weights, {"format": "pt"})
+    save_tensors(directory / EMA_FILE, ema, {"format": "pt"})
     stats = {"latent_mean": latent_mean.float().cpu(), "latent_std": latent_std.float().cpu()}
-    save_file(stats, directory / STATS_FILE, metadata={"format": "pt"})
-    (directory / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    save_tensors(directory / STATS_FILE, stats, {"format": "pt"})
+    write_atomic(directory / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def load_sit(

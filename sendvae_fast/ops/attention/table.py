@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import re
-import tempfile
 import warnings
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import write_atomic
 from sendvae_fast.ops.attention.backends import BACKENDS
 
 SCHEMA = 1
@@ -127,9 +127,7 @@ def save(device: torch.device, measurements: list[Measurement]) -> Path:
     content = {**_header(device), "entries": [_to_json(m) for m in merged.values()]}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-        os.replace(file.name, path)
+        write_atomic(path, json.dumps(content, indent=1))
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): set XDG_CACHE_HOME to a folder you own") from error
     choices.cache_clear()

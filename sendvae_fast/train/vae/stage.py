@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.files import save_tensors
 from sendvae_fast.losses.adversarial import generator_loss, hinge_discriminator_loss
 from sendvae_fast.losses.known_gradient import with_known_gradient
 from sendvae_fast.losses.perceptual import Perceptual
@@ -153,9 +153,9 @@ class VAEStage:
         autoencoder_state, rest = split_state(state)
         autoencoder.load_state_dict(autoencoder_state)
         save_autoencoder(directory, autoencoder, *self.model.latent_norm.statistics())
-        save_file(rest, directory / MAPPER_FILE)
+        save_tensors(directory / MAPPER_FILE, rest)
         if discriminator_state is not None:
-            save_file(discriminator_state, directory / DISCRIMINATOR_FILE)
+            save_tensors(directory / DISCRIMINATOR_FILE, discriminator_state)
 
     def load(self, directory: Path) -> None:
         """Read what `save` wrote."""
