@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint gpu-check clean
+.PHONY: help env demo test docs lint gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -16,12 +16,15 @@ help:  ## list the targets
 demo: env  ## run everything end to end on synthetic pictures and write runs/demo/report.html
 	$(BIN)/sendvae demo $(ARGS)
 
-test: env  ## lint, then the whole test suite
+test: env $(VENV)/.docs  ## lint, then the whole test suite
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: env  ## ruff only
 	$(BIN)/ruff check .
+
+docs: $(VENV)/.docs  ## build the documentation as an offline site: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 env: $(VENV)/.package  ## make .venv, install the pinned dependencies, build the package
 
@@ -30,6 +33,11 @@ $(VENV)/.dependencies: requirements.txt requirements-deepspeed.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
 		-r requirements-deepspeed.txt
+	@touch $@
+
+$(VENV)/.docs: requirements-docs.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.dependencies $(SOURCES)
@@ -41,4 +49,4 @@ gpu-check:  ## build the CUDA ops for this GPU, test and measure them, run a sho
 	$(PYTHON) -m bench.gpu_check $(ARGS)
 
 clean:  ## remove what the build made; .venv and runs stay
-	rm -rf build sendvae_fast/_lib *.egg-info .pytest_cache .ruff_cache $(VENV)/.package
+	rm -rf build site sendvae_fast/_lib *.egg-info .pytest_cache .ruff_cache $(VENV)/.package

@@ -60,7 +60,7 @@ class Checkpointer:
         and nothing is written.
 
         Raises:
-            whatever `write` raises, other than a failure of the disk; RuntimeError on the other ranks.
+            Exception: whatever `write` raises, other than a failure of the disk; RuntimeError on the other ranks.
         """
         ranks = self._distributed
         final = self.directory / f"step_{step:08d}"

@@ -47,8 +47,10 @@ def adaln(
         branch: like x, output of the layer whose residual connection this is; with `gate` or not at all.
         gate: like shift, same dtype.
         eps: added to the variance, not negative.
+
     Returns:
         (y, s), both [B, N, D] in the dtype of x; contiguous, but for s where it is x.
+
     Raises:
         ValueError: a wrong shape, dtype or device, D of 0, only one of branch and gate, a negative eps.
         UserError: the forced backend cannot run, see `dispatch`.

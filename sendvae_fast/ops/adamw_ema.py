@@ -61,13 +61,19 @@ def adamw_ema_(
         params: float32 (or all of float64: reference only) on one device, any shapes, changed in place. No two tensors
             of the call may share memory.
         grads: as large as params; all float32, bfloat16 or float16 (float64).
-        exp_avg, exp_avg_sq: the moments m and v, like params, changed in place.
+        exp_avg: the first moment m, like params, changed in place.
+        exp_avg_sq: the second moment v, likewise.
         ema: the average, like params, changed in place; or None, together with ema_decay.
         steps: int64 scalar tensors on the same device: updates made so far; changed in place.
-        lr, betas, eps, weight_decay, ema_decay: as in the formula.
+        lr: as in the formula, like the four that follow.
+        betas: beta1 and beta2.
+        eps: added to the root of the second moment.
+        weight_decay: times lr, what a parameter loses of itself.
+        ema_decay: share of the average that stays; None with `ema` None.
         grad_norm: scalar tensor of the params' dtype: the norm of all gradients, see `global_norm`. None: no clipping,
             and the step is never skipped.
         max_grad_norm: largest norm of the gradients after clipping; 0 leaves them as they are.
+
     Raises:
         ValueError: lists, shapes, dtypes or devices that do not fit, ema without ema_decay or the other way round,
             max_grad_norm without grad_norm.

@@ -50,8 +50,10 @@ def center_crop(image: torch.Tensor, size: int, flip: bool = False) -> torch.Ten
         image: uint8 [H, W, 3], H and W from 1 up; packed rows at any stride are read in place, other layouts copied.
         size: S, from 1 to 65535.
         flip: mirror the crop.
+
     Returns:
         uint8 [3, S, S], contiguous.
+
     Raises:
         ValueError: another dtype or shape, or a size out of range.
         UserError: the forced backend cannot run, see `dispatch`.
@@ -86,9 +88,12 @@ def center_crop_batch(
         size: S, from 1 to 65535.
         flips: which crops are mirrored, none by default.
         dtype: float32, bfloat16, float16, or float64 (reference only).
-        mean, std: float32 [3] on the pictures' device; both or neither.
+        mean: float32 [3] on the pictures' device, to normalise by; None with `std`.
+        std: like `mean`; both or neither.
+
     Returns:
         `CenterCropBatch`; empty, on the CPU or the device of mean, when there are no pictures.
+
     Raises:
         ValueError: a wrong shape, dtype or device, a size out of range, flips of another length, one of mean and std.
         UserError: the forced backend cannot run, see `dispatch`.

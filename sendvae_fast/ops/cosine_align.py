@@ -45,8 +45,10 @@ def cosine_align(
         eps: lower bound of a norm, positive.
         margin: distance that counts as none, finite; None: no margin and no lower bound (rounding can make the distance
             of parallel patches slightly negative). 0 differs from None in that bound only.
+
     Returns:
         float32 tensor (float64 for float64 inputs).
+
     Raises:
         ValueError: shapes or devices that differ, fewer than 2 dimensions, D of 0, a dtype that is not floating point,
             an unknown reduction, an eps that is not positive, a margin that is not finite.

@@ -26,8 +26,10 @@ def global_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
     Args:
         tensors: of one dtype (float32, bfloat16, float16, or float64: reference only) on one device, any shapes.
+
     Returns:
         float32 scalar tensor (float64 for float64 tensors) on their device; 0 on the CPU for no tensors at all.
+
     Raises:
         ValueError: tensors of several dtypes or devices, or of a dtype that is not floating point.
         UserError: the forced backend cannot run, see `dispatch`.

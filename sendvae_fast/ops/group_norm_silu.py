@@ -38,13 +38,16 @@ def group_norm_silu(
 
     Args:
         x: [B, C, H, W], float32, bfloat16, float16 or float64 (reference only); B may be 0.
-        weight, bias: [C], float32 or x's dtype.
+        weight: [C], float32 or x's dtype.
+        bias: like weight.
         num_groups: G, a divisor of C.
         eps: added to the variance, positive.
         residual: like x, or None.
         silu: False leaves out the activation.
+
     Returns:
         y [B, C, H, W] in x's dtype; with a residual (y, s).
+
     Raises:
         ValueError: shapes, devices or dtypes that do not fit, a C that num_groups does not divide, an eps that is not
             positive.

@@ -37,8 +37,10 @@ def lpips_distance(f0: torch.Tensor, f1: torch.Tensor, weight: torch.Tensor) -> 
         f0: [B, C, H, W], float32, bfloat16, float16 or float64 (reference only); any layout, B may be 0.
         f1: like f0. If the dtypes differ, both are first promoted to the wider one (a copy).
         weight: [C], floating point: the layer's linear head.
+
     Returns:
         float32 [B] (float64 for float64 inputs).
+
     Raises:
         ValueError: a wrong shape, dtype or device, C, H or W of 0.
         UserError: the forced backend cannot run, see `dispatch`.

@@ -76,6 +76,7 @@ def noise_inject(
         t: float32 [B] to use instead of the drawn noise level; zeros give z_t = n.
         spread_is_std: what spread means.
         patch_size: P, to get z_t as tokens [B, N, C P P]; must divide H and W. None: z_t is [B, C, H, W].
+
     Raises:
         ValueError: a wrong shape, dtype or device, C, H or W of 0, C H W of 2^31 and more, or a patch size that does
             not divide H and W.

@@ -59,6 +59,7 @@ def words(key: torch.Tensor, stream: int, sample_ids: torch.Tensor, num: int) ->
         stream: a `Stream`.
         sample_ids: int64 [B].
         num: words per sample, below 2^34.
+
     Raises:
         ValueError: a wrong shape, dtype or device.
     """

@@ -62,6 +62,7 @@ def sde_step(
         sample_ids: int64 [B].
         guidance_scale: None is no guidance.
         last: whether this is the last step.
+
     Raises:
         ValueError: a wrong shape, dtype or device, C, H or W of 0, or C H W of 2^31 and more.
         UserError: the forced backend cannot run, see `dispatch`.

@@ -30,7 +30,9 @@ def index_source(
     """Examine every picture at `where` and write the catalog `out`. Run again, it goes on, or finds nothing to do.
 
     Args:
-        where, label: as `list_source`.
+        where: the pictures, as `list_source` takes them.
+        out: path of the catalog.
+        label: of the pictures' classes, as `list_source` takes it.
         num_workers: processes; by default one per available core.
         quick: read the pictures and their headers but do not decode them: damage further on goes unseen.
 

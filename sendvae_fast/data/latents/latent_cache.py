@@ -248,7 +248,8 @@ def cache_latents(
         loader: of the images that `writer.source` describes.
         writer: of the cache to fill.
         batch_size: images per call of `encode`.
-        rank, world_size: ranks take shards in turn.
+        rank: of this process; ranks take shards in turn.
+        world_size: number of ranks.
 
     Raises:
         UserError: when an image cannot be read, or the autoencoder's output is not finite.

@@ -44,8 +44,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q: [B, heads, N, head_dim], floating point; any layout, B and N may be 0.
         k: like q.
         v: like q.
+
     Returns:
         Like q; the layout is the backend's.
+
     Raises:
         ValueError: shapes, dtypes or devices differ, not 4 dimensions, a dtype that is not floating point.
         UserError: the forced backend is unknown or cannot run, and why.
