@@ -28,10 +28,9 @@ from sendvae_fast.engine import optimizer as engine_optimizer
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.perceptual import Perceptual
-from sendvae_fast.models import send_vae, transformer
+from sendvae_fast.models import noise_injection, norms, transformer
 from sendvae_fast.models.autoencoder import autoencoder
 from sendvae_fast.models.foundation.foundation import Foundation
-from sendvae_fast.models.sit import sit
 from sendvae_fast.train import frozen_networks
 from sendvae_fast.train.sit import stage as sit_stage
 from sendvae_fast.train.vae import stage as vae_stage
@@ -107,10 +106,10 @@ def plain_code(channels_last: bool, same_noise: bool) -> Iterator[None]:
     """Replace the package's fused and tuned parts by plain PyTorch."""
     keeps_dtype = contextlib.nullcontext
     replaced = [
-        (autoencoder, "group_norm_silu", group_norm_silu),
+        (norms, "group_norm_silu", group_norm_silu),
+        (norms, "adaln", adaln),
         (autoencoder, "no_autocast", lambda _: keeps_dtype()),
         (transformer, "no_autocast", lambda _: keeps_dtype()),
-        (sit, "adaln", adaln),
         (engine_optimizer, "adamw_ema_", ForeachAdamWEMA.update),
         (engine_optimizer, "global_norm", torch.nn.utils.get_total_norm),
         (Foundation, "compute_in", _unchanged),
@@ -120,7 +119,7 @@ def plain_code(channels_last: bool, same_noise: bool) -> Iterator[None]:
         replaced += [(vae_stage, "to_model_range", to_model_range), (autoencoder, "attention", attention)]
         replaced += [(owner, "MEMORY_FORMAT", torch.contiguous_format) for owner in (ddp_engine, frozen_networks)]
     if not same_noise:
-        replaced += [(send_vae, "noise_inject", noise_inject), (sit_stage, "noise_inject", noise_inject)]
+        replaced += [(noise_injection, "noise_inject", noise_inject), (sit_stage, "noise_inject", noise_inject)]
     with contextlib.ExitStack() as stack:
         for owner, name, replacement in replaced:
             stack.enter_context(patch.object(owner, name, replacement))

@@ -5,14 +5,15 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "sendvae_fast"
 FLOORS = [
-    {"errors", "checks", "progress", "config", "files", "__init__"},
+    {"errors", "checks", "progress", "config", "files", "version"},
     {"ops"},
     {"models", "losses", "data"},
     {"engine"},
-    {"sampling", "evaluation", "train"},
-    {"report"},
+    {"sampling", "evaluation", "train", "nn"},
+    {"report", "pretrained"},
     {"demo"},
     {"cli", "__main__"},
+    {"__init__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -23,13 +23,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sendvae_fast import __version__
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.run import environment
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import available_attention, dispatch, library, tune_attention
 from sendvae_fast.ops.attention.table import load, table_path
 from sendvae_fast.ops.attention.tuning import model_shapes
+from sendvae_fast.version import __version__
 
 REQUIRED_PACKAGES = ("torch", "numpy", "pillow", "safetensors")
 OPTIONAL_PACKAGES = {

@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 
-from sendvae_fast import __version__
 from sendvae_fast.config import config_parser, flag_keys, load_config, optional_groups, parse_overrides
 from sendvae_fast.errors import UserError, needs_extra
+from sendvae_fast.version import __version__
 
 VERBS = {
     "demo": "run everything end to end on a small scale and write a report",

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from sendvae_fast import __version__
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import file_sha256, fsync_path, write_atomic
+from sendvae_fast.version import __version__
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

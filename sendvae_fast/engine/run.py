@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import yaml
 
-from sendvae_fast import __version__
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic
+from sendvae_fast.version import __version__
 
 PACKAGES = ("torch", "torchvision", "triton", "deepspeed", "timm", "numpy", "pillow", "safetensors")
 NUM_CHANGES_SHOWN = 3

@@ -5,65 +5,15 @@ Equations 1-3 of the paper, without the losses. Shape letters: B batch, C latent
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from sendvae_fast.models.autoencoder.autoencoder import LOGVAR_RANGE, Autoencoder
-from sendvae_fast.ops import noise_inject
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.noise_injection import LatentNormKind, NoiseInjection
 
 _AUTOENCODER = "autoencoder."
-LatentNormKind = Literal["running", "fixed", "none"]
-
-
-class LatentNorm(nn.BatchNorm2d):
-    """Per-channel mean and standard deviation of the latents, by which they are normalised before noise is added.
-
-    `running` follows the training latents (momentum 0.1, eps 1e-4, no affine parameters, as REPA-E's `bn`); the first
-    batch sets them, and on several ranks they are those of the global batch. `fixed` keeps the statistics loaded with
-    the autoencoder. `none` leaves latents as they are. No gradient flows through the statistics.
-
-    It is a BatchNorm2d for its buffers, so that engines treat them as what they are; the normalisation itself is fused
-    into `noise_inject`. `running_var` has eps in it: the square of what latents are divided by, so that statistics come
-    out as they were put in.
-    """
-
-    def __init__(self, latent_channels: int, kind: LatentNormKind = "running") -> None:
-        super().__init__(latent_channels, eps=1e-4, momentum=0.1, affine=False)
-        self.kind = kind
-
-    def set_statistics(self, latent_mean: Tensor, latent_std: Tensor) -> None:
-        """Start from known per-channel statistics, each [C]."""
-        self.running_mean.copy_(latent_mean)
-        self.running_var.copy_(latent_std.square())
-        self.num_batches_tracked.fill_(1)
-
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """(mean, standard deviation), each [C] float32."""
-        if self.kind == "none":
-            return torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
-        # A clone: backward reads it after the next forward of an accumulated step has moved the buffer.
-        return self.running_mean.clone(), self.running_var.sqrt()
-
-    @torch.no_grad()
-    def update(self, mean: Tensor, logvar: Tensor) -> None:
-        """Move the running statistics towards those of the posterior samples of a batch, moments [B, C, H, W] each.
-
-        The variance of a sample is the variance of its mean plus its own: the statistics need no draw.
-        """
-        mean, variance = mean.float(), logvar.float().clamp(*LOGVAR_RANGE).exp()
-        count = mean.new_full((1,), mean.numel() / mean.shape[1])
-        sums = torch.cat([mean.sum((0, 2, 3)), (mean.square() + variance).sum((0, 2, 3)), count])
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(sums)
-        first, second = (sums[:-1] / sums[-1]).chunk(2)
-        # Decided on the device: the first batch sets the statistics, later ones move them.
-        momentum = torch.where(self.num_batches_tracked == 0, 1.0, self.momentum).to(self.running_mean)
-        self.running_mean.lerp_(first, momentum)
-        self.running_var.lerp_(second - first.square() + self.eps, momentum)
-        self.num_batches_tracked += 1
 
 
 class SendVAEOutput(NamedTuple):
@@ -86,7 +36,7 @@ class SendVAE(nn.Module):
     Args:
         autoencoder: the autoencoder to train.
         mapper: h of Equation 2, or None for a run without alignment.
-        latent_norm: see `LatentNorm`.
+        latent_norm: see `NoiseInjection`.
     """
 
     def __init__(
@@ -95,19 +45,16 @@ class SendVAE(nn.Module):
         super().__init__()
         self.autoencoder = autoencoder
         self.mapper = mapper
-        self.latent_norm = LatentNorm(autoencoder.config.latent_channels, latent_norm)
+        self.latent_norm = NoiseInjection(autoencoder.config.latent_channels, latent_norm)
 
     def forward(self, x: Tensor, key: Tensor, sample_ids: Tensor) -> SendVAEOutput:
         """Images [B, 3, S, S] in [-1, 1], the step's random key and the samples' ids [B] to a `SendVAEOutput`."""
         moments = self.autoencoder.encode(x)
         mean, logvar = moments.chunk(2, dim=1)
-        if self.training and self.latent_norm.kind == "running":
-            self.latent_norm.update(mean.detach(), logvar.detach())
-        statistics = self.latent_norm.statistics()
         mapper = self.mapper
         t = None if mapper is not None and mapper.noise else torch.zeros(x.shape[0], device=x.device)
         patch_size = None if mapper is None else mapper.patch_size
-        latents = noise_inject(mean, logvar, *statistics, key, sample_ids, t, patch_size=patch_size)
+        latents = self.latent_norm(mean, logvar, key, sample_ids, t, patch_size=patch_size)
         features = None if mapper is None else mapper(getattr(latents, mapper.reads))
         # Aliases, as engines hang hooks on outputs: gradients from inside to inside (`losses.adaptive`) meet none.
         outputs = (self.autoencoder.decode(latents.z), moments, features)

@@ -17,11 +17,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from sendvae_fast import __version__
 from sendvae_fast.files import write_atomic
 from sendvae_fast.report.charts import line_chart
 from sendvae_fast.report.contents import METRICS, Measured, ReportData, RunRecord, Variant, seed_values
 from sendvae_fast.report.summary import format_duration, median_throughput
+from sendvae_fast.version import __version__
 
 MAX_PICTURE_WIDTH_PX = 1600
 THROUGHPUT = "img_per_s"

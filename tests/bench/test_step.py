@@ -122,7 +122,7 @@ def test_plain_forms_are_plain(case, tmp_path):
     assert "aten::native_layer_norm" in names or case is VAE
     with form.context():
         assert step_forms.vae_stage.to_model_range(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)).is_contiguous()
-    assert step_forms.sit.adaln is not step_forms.adaln
+    assert step_forms.norms.adaln is not step_forms.adaln
     assert step_forms.vae_stage.to_model_range is not step_forms.to_model_range
 
 

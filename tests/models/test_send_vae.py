@@ -9,14 +9,15 @@ from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Autoencoder
 from sendvae_fast.models.mappers.linear import LinearMapper
 from sendvae_fast.models.mappers.mapper import Mapper, MapperConfig
 from sendvae_fast.models.mappers.mlp import MLPMapper
-from sendvae_fast.models.send_vae import LatentNorm, SendVAE
+from sendvae_fast.models.noise_injection import NoiseInjection
+from sendvae_fast.models.send_vae import SendVAE
 from sendvae_fast.ops import noise_inject, philox
 
 
 def test_running_statistics_are_batch_norms():
     """Of latents without posterior noise, from the second batch on: the first one sets ours."""
     torch.manual_seed(0)
-    ours, theirs = LatentNorm(3), nn.BatchNorm2d(3, eps=1e-4, momentum=0.1, affine=False)
+    ours, theirs = NoiseInjection(3), nn.BatchNorm2d(3, eps=1e-4, momentum=0.1, affine=False)
     for step in range(4):
         z = torch.randn(64, 3, 8, 8) * torch.tensor([0.01, 1.0, 5.0]).view(3, 1, 1) + step
         ours.update(z, torch.full_like(z, -30.0))
@@ -29,7 +30,7 @@ def test_running_statistics_are_batch_norms():
 
 
 def test_the_posteriors_variance_counts():
-    norm = LatentNorm(1)
+    norm = NoiseInjection(1)
     norm.update(torch.zeros(2, 1, 4, 4), torch.full((2, 1, 4, 4), 4.0).log())
     assert_close(norm.statistics()[1], torch.tensor([2.0]), rtol=1e-4, atol=0)
 
@@ -39,7 +40,7 @@ def test_statistics_come_out_as_they_went_in(kind):
     torch.manual_seed(0)
     std = torch.cat([torch.logspace(-6, 6, 50), torch.rand(50)])
     mean = torch.randn(100)
-    norm = LatentNorm(100, kind)
+    norm = NoiseInjection(100, kind)
     for _ in range(3):
         norm.set_statistics(mean, std)
         again = norm.statistics()
@@ -50,7 +51,7 @@ def test_statistics_come_out_as_they_went_in(kind):
 
 
 def test_kind_none_leaves_latents_alone():
-    norm = LatentNorm(2, "none")
+    norm = NoiseInjection(2, "none")
     norm.set_statistics(torch.ones(2), torch.full((2,), 7.0))
     assert norm.statistics()[0].tolist() == [0, 0] and norm.statistics()[1].tolist() == [1, 1]
 

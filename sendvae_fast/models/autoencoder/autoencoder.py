@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from sendvae_fast import checks
 from sendvae_fast.errors import UserError
+from sendvae_fast.models.norms import GroupNormSiLU
 from sendvae_fast.models.precision import no_autocast
-from sendvae_fast.ops import attention, group_norm_silu
+from sendvae_fast.ops import attention
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """Log-variances outside this range are clamped, as latent-diffusion does."""
@@ -181,15 +182,14 @@ def formed(h: Sum) -> Tensor:
     return branch if shortcut is None else branch + shortcut
 
 
-class GroupNormSiLU(nn.GroupNorm):
+class SumNorm(GroupNormSiLU):
     """GroupNorm of a `Sum`, then SiLU unless told otherwise: (its output, the sum), both channels-last."""
 
     def __init__(self, config: AutoencoderConfig, width: int, silu: bool = True):
-        super().__init__(config.num_groups, width, eps=1e-6)
-        self.silu = silu
+        super().__init__(config.num_groups, width, eps=1e-6, silu=silu)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        out = group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, residual=residual, silu=self.silu)
+        out = super().forward(x, residual)
         return (out, x) if residual is None else out
 
 
@@ -207,7 +207,7 @@ class Encoder(nn.Module):
             self.down.append(stage)
             width = level_width
         self.mid = Middle(config, width)
-        self.norm_out = GroupNormSiLU(config, width)
+        self.norm_out = SumNorm(config, width)
         self.conv_out = nn.Conv2d(width, 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ class Decoder(nn.Module):
             stages.append(stage)
         # Stored with the highest resolution first, as latent-diffusion does; run from the last to the first.
         self.up = nn.ModuleList(reversed(stages))
-        self.norm_out = GroupNormSiLU(config, width)
+        self.norm_out = SumNorm(config, width)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -287,9 +287,9 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, in_width: int, out_width: int):
         super().__init__()
-        self.norm1 = GroupNormSiLU(config, in_width)
+        self.norm1 = SumNorm(config, in_width)
         self.conv1 = nn.Conv2d(in_width, out_width, 3, padding=1)
-        self.norm2 = GroupNormSiLU(config, out_width)
+        self.norm2 = SumNorm(config, out_width)
         self.conv2 = nn.Conv2d(out_width, out_width, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(in_width, out_width, 1) if in_width != out_width else nn.Identity()
 
@@ -304,7 +304,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, width: int):
         super().__init__()
-        self.norm = GroupNormSiLU(config, width, silu=False)
+        self.norm = SumNorm(config, width, silu=False)
         self.q = nn.Conv2d(width, width, 1)
         self.k = nn.Conv2d(width, width, 1)
         self.v = nn.Conv2d(width, width, 1)

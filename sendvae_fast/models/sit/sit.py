@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.models.norms import AdaLayerNorm
 from sendvae_fast.models.positions import RotaryEmbedding, sincos_2d
 from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.models.transformer import (
@@ -27,7 +28,6 @@ from sendvae_fast.models.transformer import (
     init_transformer,
     projector,
 )
-from sendvae_fast.ops import adaln
 
 FREQUENCIES = 256
 """Width of the sinusoid that embeds t: cosines, then sines."""
@@ -157,20 +157,15 @@ class Stream(NamedTuple):
         return self.x if self.branch is None else self.x + self.gate.unsqueeze(1) * self.branch
 
 
-class AdaLayerNorm(nn.Module):
-    """The last layer's part added, LayerNorm without weights, and modulation: (y, tokens), in one op."""
-
-    def forward(self, stream: Stream, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        return adaln(stream.x, shift, scale, branch=stream.branch, gate=stream.gate)
-
-
 class AdaRMSNorm(RMSNorm):
     """`AdaLayerNorm` with RMSNorm and its weight. In plain PyTorch: the op's statistics are LayerNorm's."""
 
-    def forward(self, stream: Stream, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        x = stream.tokens()
-        y = super().forward(x) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
-        return y.to(x.dtype), x
+    def forward(
+        self, x: Tensor, shift: Tensor, scale: Tensor, branch: Tensor | None = None, gate: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        s = Stream(x, branch, gate).tokens()
+        y = super().forward(s) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+        return y.to(s.dtype), s
 
 
 def _norm(config: SiTConfig) -> nn.Module:
@@ -195,8 +190,8 @@ class SiTBlock(nn.Module):
 
     def forward(self, stream: Stream, condition: Tensor, rope: RotaryEmbedding | None = None) -> Stream:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, dim=1)
-        y, x = self.norm1(stream, shift1, scale1)
-        y, x = self.norm2(Stream(x, self.attn(y, rope), gate1), shift2, scale2)
+        y, x = self.norm1(stream.x, shift1, scale1, stream.branch, stream.gate)
+        y, x = self.norm2(x, shift2, scale2, self.attn(y, rope), gate1)
         return Stream(x, self.mlp(y), gate2)
 
 
@@ -211,7 +206,8 @@ class FinalLayer(nn.Module):
 
     def forward(self, stream: Stream, condition: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
-        return self.linear(self.norm_final(stream, shift, scale)[0])
+        y, _ = self.norm_final(stream.x, shift, scale, stream.branch, stream.gate)
+        return self.linear(y)
 
 
 def _fill_pos_embed(module: SiT, state_dict: dict, prefix: str, *_) -> None:

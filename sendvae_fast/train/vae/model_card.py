@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from sendvae_fast import __version__
 from sendvae_fast.train.vae.alignment_methods import DEFAULT_WEIGHT
+from sendvae_fast.version import __version__
 
 _MEASURED = ("reconstruction", "lpips", "kl", "align")
 

@@ -1,0 +1,9 @@
+"""Modules and an optimizer that fit anybody's network, on the fused ops; `accelerate` puts them into one."""
+
+from sendvae_fast.engine.optimizer import AdamWEMA
+from sendvae_fast.models.noise_injection import NoiseInjection
+from sendvae_fast.models.norms import AdaLayerNorm, GroupNormSiLU
+from sendvae_fast.nn.accelerate import accelerate
+from sendvae_fast.nn.patch_alignment import PatchAlignment
+
+__all__ = ["AdaLayerNorm", "AdamWEMA", "GroupNormSiLU", "NoiseInjection", "PatchAlignment", "accelerate"]
