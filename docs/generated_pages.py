@@ -98,7 +98,8 @@ def exports(package: griffe.Module) -> dict[str, str]:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    return {name: origins.get(name, f"{package.path}.{name}") for name in sorted(map(str, package.exports or ()))}
+    names = {name: origins.get(name, f"{package.path}.{name}") for name in sorted(map(str, package.exports or ()))}
+    return {name: path for name, path in names.items() if path not in packages() and not name.startswith("__")}
 
 
 # ---- Options ----

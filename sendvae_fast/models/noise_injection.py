@@ -31,6 +31,7 @@ class NoiseInjection(nn.BatchNorm2d):
     Args:
         latent_channels: C.
         kind: what the statistics are, see above.
+
     Raises:
         ValueError: when called, moments that do not fit, see `ops.noise_inject`.
     """
@@ -59,6 +60,7 @@ class NoiseInjection(nn.BatchNorm2d):
             sample_ids: int64 [B]; the noise of a sample depends on key and id alone.
             t: noise levels, float32 [B]; None draws them uniformly. Zeros normalise without noise.
             patch_size: P, to get z_t as tokens [B, N, C P P].
+
         Returns:
             (z, z_t, velocity, t): z is what the decoder takes, z_t what the mapper does, see `NoiseInjectOutput`.
         """

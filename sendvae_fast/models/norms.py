@@ -21,6 +21,7 @@ class GroupNormSiLU(nn.GroupNorm):
         eps: added to the variance; the default is `nn.GroupNorm`'s, latent-diffusion and diffusers have 1e-6.
         silu: False leaves out the activation.
         device, dtype: of the parameters; dtype float32 or that of the maps.
+
     Raises:
         ValueError: `num_groups` does not divide `num_channels`; when called, a map that does not fit.
     """
@@ -70,8 +71,10 @@ class AdaLayerNorm(nn.Module):
             shift, scale: [B, D], in x's dtype or float32; may be parts of a wider tensor, as `chunk` gives them.
             branch: what the last layer gave, like x; with `gate` or not at all.
             gate: its factor, like `shift`.
+
         Returns:
             (y, s), each [B, N, D] in x's dtype; without a branch s is x.
+
         Raises:
             ValueError: shapes, dtypes or devices that do not fit.
         """

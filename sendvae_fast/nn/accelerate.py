@@ -33,8 +33,10 @@ def accelerate(module: nn.Module) -> int:
 
     Args:
         module: a network, on any device, in any mode; call this before it is compiled or wrapped for several ranks.
+
     Returns:
         How many pairs were swapped: 0 where nothing is known, or everything was swapped before.
+
     Raises:
         TypeError: `module` is no `nn.Module`, such as a diffusers pipeline: give its ``vae``.
     """

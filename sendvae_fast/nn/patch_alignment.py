@@ -24,6 +24,7 @@ class PatchAlignment(nn.Module):
         target_dim: D.
         sizes: other fields of `MapperConfig` (``width``, ``depth``, ``num_heads``, ``patch_size``,
             ``projector_width``); the paper's where not given.
+
     Raises:
         UserError: sizes that do not fit together; when called, latents of another size than the mapper's.
         ValueError: when called, a target of another shape than [B, N, D].

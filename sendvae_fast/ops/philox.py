@@ -146,7 +146,10 @@ def derive_key(key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def splitmix64(x: torch.Tensor) -> torch.Tensor:
-    """The first output of the SplitMix64 generator seeded with `x`, modulo 2^64, on int64 tensors."""
+    """The first output of the SplitMix64 generator seeded with `x`, modulo 2^64, on int64 tensors.
+
+    It adds 0x9E3779B97F4A7C15 before it mixes, so `splitmix64(0)` is 0xE220A8397B1DCDAF.
+    """
     x = x + _signed64(0x9E3779B97F4A7C15)
     x = (x ^ _logical_shift_right(x, 30)) * _signed64(0xBF58476D1CE4E5B9)
     x = (x ^ _logical_shift_right(x, 27)) * _signed64(0x94D049BB133111EB)

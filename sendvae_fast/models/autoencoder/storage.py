@@ -63,7 +63,8 @@ def load_autoencoder(
     """Read a folder that `save_autoencoder` wrote or anything that `read_published` does, on the CPU in float32 and
     evaluation mode.
 
-    `stats` (a file) or `scaling_factor` (one number for all channels) replace the latent statistics found there.
+    The latent statistics are `stats` (a file) or `scaling_factor` (one number for all channels), else what is found: in
+    our folder, in a diffusers config, in a REPA-E batch norm in the checkpoint, or in a file beside it.
     Raises `UserError` where a file is missing or broken, the weights are not those of the configuration or not finite,
     or there are no statistics.
     """
