@@ -27,6 +27,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 LIBRARY_DIR = Path("sendvae_fast", "_lib")
@@ -196,9 +197,24 @@ class CMakeBuild(build_ext):
         return ROOT / LIBRARY_DIR if self.inplace else Path(self.build_lib).resolve() / LIBRARY_DIR
 
 
+class BuildWithConfigs(build_py):
+    """build_py that also puts configs/ into the package, where `sendvae_fast.config` looks for them.
+
+    Not in an editable install: that reads them where they are.
+    """
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for source in sorted((ROOT / "configs").rglob("*.yaml")):
+                target = Path(self.build_lib, "sendvae_fast", source.relative_to(ROOT))
+                self.mkpath(str(target.parent))
+                self.copy_file(str(source), str(target))
+
+
 if __name__ == "__main__":
     wanted = os.environ.get("SENDVAE_BUILD", "1") != "0"
     setup(
-        cmdclass={"build_ext": CMakeBuild},
+        cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithConfigs},
         ext_modules=[Extension("sendvae_fast._lib._host", sources=[])] if wanted else [],
     )

@@ -1,6 +1,7 @@
 """Configs: nested dataclasses, read from YAML with dotted overrides, strict about every key.
 
-A YAML file may start from another one with `base: other.yaml` (relative to itself); its own keys win. An override is
+A config is named by its path, or, if it comes with the package, by its name: `vae/send_vae_f16d32`. A file may start
+from another one with `base: other.yaml` (relative to itself, or a packaged name); its own keys win. An override is
 `--data.image_size=256` or `--data.image_size 256`.
 """
 
@@ -9,7 +10,6 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,21 +24,49 @@ _UNION_ERROR = re.compile(
     r"(?P<key>key \".*?\"): Does not validate against any of the Union subtypes Subtypes: .*? Errors: - "
     r"(?P<problems>.*) Given value type: .*? Given value: (?P<value>.*)"
 )
+_IN_PACKAGE = Path(__file__).parent / "configs"
+CONFIGS = _IN_PACKAGE if _IN_PACKAGE.is_dir() else Path(__file__).parents[1] / "configs"
+"""The packaged configs: an installed package holds them, a checkout has them beside the package."""
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def packaged_configs() -> dict[str, Path]:
+    """The configs that come with the package, by name: `vae/send_vae_f16d32`."""
+    return {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+
+
+def find_config(name: str | Path, folder: Path = Path()) -> Path:
+    """The config file called `name`: a path (from `folder`) that exists, else a packaged config, `.yaml` or not.
+
+    Raises UserError with the nearest names where there is neither.
+    """
+    path = folder / name
+    packaged = packaged_configs()
+    known = str(name).removesuffix(".yaml")
+    if path.is_file() or (known not in packaged and path.exists()):
+        return path
+    if known in packaged:
+        return packaged[known]
+    near = [full for full in packaged if full.split("/")[-1] == known.split("/")[-1]]
+    near += [full for full in difflib.get_close_matches(known, packaged, n=3, cutoff=0.5) if full not in near]
+    hint = f"did you mean {' or '.join(near)}?" if near else "`sendvae config list` lists the packaged ones"
+    raise UserError(f"cannot read the config {path}: it is neither a file nor a packaged config; {hint}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The nested dict in `path`, merged over its `base` file if it names one."""
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}; give the path of a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold `key: value` pairs, not a {type(content).__name__}")
     base = content.pop("base", None)
-    return merge(read_yaml(path.parent / base), content) if base else content
+    return merge(read_yaml(find_config(base, path.parent)), content) if base else content
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +116,8 @@ def build_config(config_class: type[T], content: dict[str, Any], where: str = "t
     Raises UserError naming the key that is unknown (and the nearest known one), missing, or of the wrong type.
     """
     _check_keys(config_class, content, prefix="", where=where)
-    parser = config_parser(config_class)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class, as_group=False)
     try:
         return config_class(**vars(parser.instantiate(parser.parse_object(content))))
     except (ArgumentError, ValueError) as error:
@@ -105,10 +134,10 @@ def load_config(config_class: type[T], files: list[Path], overrides: dict[str, A
 
 
 def read_files(files: list[Path]) -> dict[str, Any]:
-    """The content of several YAML files, each over the one before."""
+    """The content of several configs, paths or packaged names, each over the one before."""
     content: dict[str, Any] = {}
     for file in files:
-        content = merge(content, read_yaml(file))
+        content = merge(content, read_yaml(find_config(file)))
     return content
 
 
@@ -119,27 +148,15 @@ def required_keys(config_class: type, value: Any) -> dict[str, Any]:
     for item in dataclasses.fields(config_class):
         if item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING:
             continue
-        inner = _dataclass_of(types_by_name[item.name])
+        inner = nested_dataclass(types_by_name[item.name])
         nested[item.name] = value if inner is None else required_keys(inner, value)
     return nested
 
 
-def config_parser(config_class: type, key: str | None = None, prog: str | None = None) -> ArgumentParser:
-    """The jsonargparse parser of a config dataclass (at `key`), also used to print every option with its docstring."""
-    parser = ArgumentParser(prog=prog, exit_on_error=False)
-    parser.add_class_arguments(config_class, key, as_group=key is not None)
-    return parser
-
-
-def optional_groups(config_class: type, prefix: str = "") -> Iterator[tuple[str, type]]:
-    """The keys that may be null or a nested dataclass, and these dataclasses."""
-    for key, annotation in typing.get_type_hints(config_class).items():
-        nested = _dataclass_of(annotation)
-        if nested is None:
-            continue
-        if isinstance(annotation, types.UnionType):
-            yield prefix + key, nested
-        yield from optional_groups(nested, f"{prefix}{key}.")
+def nested_dataclass(annotation: Any) -> type | None:
+    """The dataclass in `X` or `X | None`, if any."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)
 
 
 def _check_keys(config_class: type, content: dict[str, Any], prefix: str, where: str) -> None:
@@ -150,15 +167,9 @@ def _check_keys(config_class: type, content: dict[str, Any], prefix: str, where:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"
             raise UserError(f"{where}: unknown key {prefix}{key}; {hint}")
-        nested = _dataclass_of(types_by_name[key])
+        nested = nested_dataclass(types_by_name[key])
         if nested is not None and isinstance(value, dict):
             _check_keys(nested, value, f"{prefix}{key}.", where)
-
-
-def _dataclass_of(annotation: Any) -> type | None:
-    """The dataclass in `X` or `X | None`, if any."""
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)
 
 
 def _one_line(error: Exception) -> str:

@@ -6,7 +6,16 @@ from typing import Literal
 
 import pytest
 
-from sendvae_fast.config import build_config, flag_keys, load_config, parse_overrides, read_yaml
+from sendvae_fast.config import (
+    build_config,
+    find_config,
+    flag_keys,
+    load_config,
+    packaged_configs,
+    parse_overrides,
+    read_files,
+    read_yaml,
+)
 from sendvae_fast.engine.run import plain
 from sendvae_fast.errors import UserError
 
@@ -105,6 +114,43 @@ def test_mistakes_are_one_line_that_names_the_key(arguments, words):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     (tmp_path / "list.yaml").write_text("- 1\n")
-    for name, words in {"missing": "cannot read", "broken": "not valid YAML", "list": "key: value"}.items():
+    (tmp_path / "latin.yaml").write_bytes("run: café\n".encode("latin-1"))
+    (tmp_path / "lost.yaml").write_text("base: gone.yaml\n")
+    wrong = {"broken": "not valid YAML", "list": "key: value", "latin": "not UTF-8 .*save it as UTF-8", "lost": "gone"}
+    for name, words in {"missing": "cannot read", **wrong}.items():
         with pytest.raises(UserError, match=words):
             read_yaml(tmp_path / f"{name}.yaml")
+
+
+def test_a_packaged_config_is_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name = find_config("vae/f16d16")
+    assert by_name == find_config("vae/f16d16.yaml") == packaged_configs()["vae/f16d16"] and by_name.is_absolute()
+    assert read_files([Path("demo/vae_send"), Path("demo/sit")])["data"]["global_batch"] == 16
+    (tmp_path / "own.yaml").write_text("base: vae/f16d16\nseed: 3\n")
+    own = read_files([Path("own.yaml")])
+    assert own["seed"] == 3 and own["init_from"] == read_yaml(by_name)["init_from"]
+
+
+def test_a_file_that_exists_wins_over_a_packaged_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    for name in ("vae.yaml", "vae"):
+        (tmp_path / "demo" / name).write_text("run: mine\n")
+        assert read_files([Path("demo") / name]) == {"run": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("vea/f16d16", "did you mean vae/f16d16"),
+        ("configs/vae/f16d16.yaml", "did you mean vae/f16d16"),
+        ("send_vae_f16d32", "did you mean vae/send_vae_f16d32"),
+        ("qqqqqqqq", "`sendvae config list`"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest(name, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="neither a file nor a packaged config") as caught:
+        find_config(name)
+    assert words in str(caught.value) and name in str(caught.value)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -335,21 +336,62 @@ def test_failing_build_is_a_warning(setup_script, tmp_path, monkeypatch, capsys)
         command.run()
 
 
-def test_wheel_contents(tmp_path):
-    """The package with its data files; no tests, no sources of the compiled parts. (Built without those: cheap.)"""
-    tree = tmp_path / "tree"
-    shutil.copytree(ROOT / "sendvae_fast", tree / "sendvae_fast", ignore=shutil.ignore_patterns("_lib", "__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "CMakeLists.txt", "LICENSE", "README.md"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, tree)
+def copied_tree(folder):
+    """What a checkout holds, but for the compiled parts and their sources."""
+    shutil.copytree(
+        ROOT / "sendvae_fast", folder / "sendvae_fast", ignore=shutil.ignore_patterns("_lib", "__pycache__")
+    )
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    for name in ("pyproject.toml", "setup.py", "CMakeLists.txt", "MANIFEST.in", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, folder)
     for name in ("csrc", "tests"):
-        (tree / name).mkdir()
-        (tree / name / "__init__.py").touch()
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").touch()
+    return folder
+
+
+def setup_py(tree, *arguments):
+    """Run a command of setup.py without the compiled parts: cheap."""
     subprocess.run(
-        [sys.executable, "setup.py", "--quiet", "bdist_wheel", "--dist-dir", str(tmp_path)],
+        [sys.executable, "setup.py", "--quiet", *arguments],
         cwd=tree, check=True, env={**os.environ, "SENDVAE_BUILD": "0"}, capture_output=True,
     )  # fmt: skip
+
+
+def names_of_configs():
+    return {path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml")}
+
+
+def test_wheel_contents(tmp_path):
+    """The package with its data files and the configs in it; no tests, no sources of the compiled parts."""
+    tree = copied_tree(tmp_path / "tree")
+    setup_py(tree, "bdist_wheel", "--dist-dir", str(tmp_path))
     (wheel,) = tmp_path.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = {path.relative_to(tree).as_posix() for path in tree.glob("sendvae_fast/**/*") if path.is_file()}
-    assert names == files - {"sendvae_fast/configs/README.md"}
+    assert names == files | {f"sendvae_fast/{name}" for name in names_of_configs()}
+
+
+def test_configs_are_found_in_an_installed_wheel(tmp_path):
+    """By name, their `base` with them, from a folder that has none."""
+    tree, site = copied_tree(tmp_path / "tree"), tmp_path / "site"
+    setup_py(tree, "bdist_wheel", "--dist-dir", str(tmp_path))
+    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(site)
+    code = (
+        "from sendvae_fast import config as c; p = c.find_config('vae/f16d16'); print(p, c.read_yaml(p)['init_from'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [str(site / "sendvae_fast/configs/vae/f16d16.yaml"), "pretrained/vae-f16d16"]
+    assert len([*site.glob("sendvae_fast/configs/**/*.yaml")]) == len(names_of_configs()) > 40
+
+
+def test_source_distribution_contents(tmp_path):
+    """What a build needs beside the package: the configs, the sources of the compiled parts."""
+    tree = copied_tree(tmp_path / "tree")
+    (tree / "csrc" / "library.cpp").touch()
+    setup_py(tree, "sdist", "--dist-dir", str(tmp_path))
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
+    assert {"setup.py", "pyproject.toml", "CMakeLists.txt", "csrc/library.cpp"} | names_of_configs() <= names

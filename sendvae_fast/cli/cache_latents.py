@@ -9,6 +9,12 @@ from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.train.cache_latents import CacheConfig, cache
 
 Config = CacheConfig
+MAIN_OPTIONS = (
+    "image_size",
+    "batch_size",
+    "dtype",
+    "flips",
+)
 
 
 def run(config: CacheConfig) -> None:

@@ -1,6 +1,6 @@
 """Print the fully resolved config of another verb: every key, with its default where nothing sets it.
 
-    sendvae config show train vae --config configs/demo/vae.yaml --loop.num_steps=10
+    sendvae config show train vae --config demo/vae --loop.num_steps=10
 
 Required keys that nothing sets are shown as `(required)`.
 """

@@ -11,3 +11,12 @@ from sendvae_fast.demo.demo import DemoConfig, run_demo
 
 Config = DemoConfig
 run = run_demo
+MAIN_OPTIONS = (
+    "run",
+    "data",
+    "seed",
+    "vae_steps",
+    "finetune_steps",
+    "generator_steps",
+    "generate.num_samples",
+)

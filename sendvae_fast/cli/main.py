@@ -1,19 +1,23 @@
 """The sendvae command: finds the verb, reads its config, calls it, and turns failures into one line.
 
-A verb is a module in this package with a docstring (its help), a dataclass `Config` (its options), `run(config)`, and
-optionally `POSITIONAL`, the name of the option that may be given bare.
+A verb is a module in this package with a docstring (its help), a dataclass `Config` (its options) and `run(config)`;
+optionally `POSITIONAL`, the name of the option that may be given bare, and `MAIN_OPTIONS`, the options beside the
+required ones that its short help shows (without it: all).
 """
 
 import difflib
 import importlib
-import re
+import os
+import select
 import sys
 import traceback
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from sendvae_fast.config import config_parser, flag_keys, load_config, optional_groups, parse_overrides
+from sendvae_fast.cli.help import group_help, overview, verb_help
+from sendvae_fast.config import flag_keys, load_config, parse_overrides
 from sendvae_fast.errors import UserError, needs_extra
 from sendvae_fast.version import __version__
 
@@ -31,13 +35,14 @@ VERBS = {
     "sample": "draw pictures from a trained SiT",
     "evaluate": "measure reconstructions, attribute probes and generation distance",
     "report": "write a run's offline HTML report",
+    "config list": "list the configs that come with the package",
     "config show": "print a fully resolved config",
 }
+GROUPS = frozenset(verb.split()[0] for verb in VERBS if " " in verb)
+"""First words of the verbs of two words."""
+HELP = ("-h", "--help", "--help=all", "help")
 EXTRAS = {"demo": "train,eval", "data": "data", "evaluate": "eval", "report": "eval"}
 """The extra of pyproject.toml that a verb needs, by the verb's first word; the others need `train`."""
-NESTED_FILE_OPTION = re.compile(r"^ +--\S+ CONFIG\s+Path to a configuration file\.\n", re.MULTILINE)
-NESTED_HELP_OPTION = re.compile(r"^ +--\S+\.help\s+Show the help for \S+ and exit\.\n", re.MULTILINE)
-USAGE = "usage: sendvae VERB [--config FILE.yaml ...] [--key.subkey=value ...] [--debug] [--help]"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,52 +50,91 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        return _dispatch([argument for argument in arguments if argument != "--debug"])
+        code = _dispatch([argument for argument in arguments if argument != "--debug"])
+        sys.stdout.flush()
+        return code
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{_rank_words()}error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the interpreter flushes at its end
+        return 0
     except Exception as error:
         if debug:
             raise
         line = " ".join(str(error).split()) or "no message"
-        print(f"error: unexpected {type(error).__name__}: {line} (run again with --debug for details)", file=sys.stderr)
+        print(
+            f"{_rank_words()}error: unexpected {type(error).__name__}: {line} (run again with --debug for details)",
+            file=sys.stderr,
+        )
         return 1
 
 
+def _rank_words() -> str:
+    """Who speaks, where several ranks do."""
+    return f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ else ""
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more, as in `sendvae --help | head -1`."""
+    poller = select.poll()
+    poller.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poller.poll(0))
+
+
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_overview())
+    if not arguments or arguments[0] in HELP:
+        print(overview(VERBS))
         return 0
     if arguments[0] == "--version":
         print(f"sendvae_fast {__version__}")
+        return 0
+    if arguments[0] in GROUPS and (len(arguments) == 1 or arguments[1] in HELP):
+        print(group_help(arguments[0], VERBS))
         return 0
     verb, rest = _split_verb(arguments)
     if verb == "config show" and rest and not rest[0].startswith("-"):
         verb, rest = _split_verb(rest)
         print(_module("config show").show(*_read_arguments(_module(verb), rest)), end="")
         return 0
-    if "-h" in rest or "--help" in rest or verb == "config show":
-        print(_help(verb, _module(verb)))
-        return 0
     module = _module(verb)
+    if verb == "config show" or any(word in rest for word in HELP[:-1]):
+        complete = "--help=all" in rest or rest[-2:] == ["--help", "all"]
+        print(verb_help(verb, module, complete))
+        return 0
     with _needs_extra_of(verb):
-        return module.run(load_config(*_read_arguments(module, rest))) or 0
+        return module.run(_load(module, rest)) or 0
+
+
+def _load(module: ModuleType, arguments: list[str]) -> Any:
+    """A verb's config. What is wrong with a command line is wrong on every rank: only the first says so."""
+    try:
+        return load_config(*_read_arguments(module, arguments))
+    except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            raise SystemExit(error.exit_code) from error
+        raise
 
 
 def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:
     """The verb, one word or two, and what follows it."""
-    words = 2 if " ".join(arguments[:2]) in VERBS else 1
+    words = 2 if arguments[0] in GROUPS else 1
     verb = " ".join(arguments[:words])
     if verb not in VERBS:
-        near = difflib.get_close_matches(arguments[0], [known.split()[0] for known in VERBS], n=1)
-        meant = [f"`sendvae {known}`" for known in VERBS if known.split()[0] in near]
-        hint = f"did you mean {' or '.join(meant)}?" if meant else "`sendvae --help` lists the verbs"
-        raise UserError(f"there is no verb {arguments[0]!r}; {hint}")
+        if near := difflib.get_close_matches(verb, VERBS, n=1):
+            meant = near
+        else:
+            words_near = difflib.get_close_matches(arguments[0], [known.split()[0] for known in VERBS], n=1)
+            meant = [known for known in VERBS if known.split()[0] in words_near]
+        hint = f"did you mean {' or '.join(f'`sendvae {known}`' for known in meant)}?"
+        raise UserError(f"there is no verb {verb!r}; {hint if meant else '`sendvae --help` lists the verbs'}")
     return verb, arguments[words:]
 
 
@@ -120,7 +164,7 @@ def _split_config_files(arguments: list[str]) -> tuple[list[Path], list[str]]:
     while pending:
         argument = pending.pop(0)
         if argument == "--config" and not pending:
-            raise UserError("--config needs a file, as in --config configs/demo/vae.yaml")
+            raise UserError("--config needs a name or a file, as in --config vae/send_vae_f16d32")
         if argument == "--config":
             files.append(Path(pending.pop(0)))
         elif argument.startswith("--config="):
@@ -128,39 +172,6 @@ def _split_config_files(arguments: list[str]) -> tuple[list[Path], list[str]]:
         else:
             others.append(argument)
     return files, others
-
-
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    title = f"sendvae_fast {__version__}: train Send-VAE autoencoders and the generators on top of them"
-    lines = [title, "", USAGE, ""]
-    lines += [f"  {verb:<{width}}  {help_line}" for verb, help_line in VERBS.items()]
-    lines += ["", "`sendvae VERB --help` lists a verb's options."]
-    lines += ["On several ranks: torchrun --nproc-per-node N -m -- sendvae_fast VERB ..."]
-    return "\n".join(lines)
-
-
-def _help(verb: str, module: ModuleType) -> str:
-    title = (module.__doc__ or "").strip()
-    if not hasattr(module, "Config"):
-        return f"usage: sendvae {verb} VERB [options of VERB]\n\n{title}"
-    positional = getattr(module, "POSITIONAL", None)
-    bare = f"[{positional.upper()}] " if positional else ""
-    parser = config_parser(module.Config, prog=f"sendvae {verb}")
-    options = parser.format_help().partition("options:\n")[2]
-    for key, group in optional_groups(module.Config):
-        own = config_parser(group, key).format_help()
-        options += own[own.index("message and exit.\n") + len("message and exit.\n") :]
-    # jsonargparse offers a config file and a help for every nested group; here --config reads whole files.
-    for unwanted in (NESTED_FILE_OPTION, NESTED_HELP_OPTION):
-        options = unwanted.sub("", options)
-    kept = [line for line in options.splitlines() if "--help" not in line]
-    shared = [
-        "  --config FILE         a YAML file with any of the keys below; may be given several times",
-        "  --debug               on a failure, show the traceback",
-    ]
-    head = f"usage: sendvae {verb} {bare}[--config FILE ...] [--key.subkey=value ...]"
-    return re.sub(r"\n{3,}", "\n\n", "\n".join([head, "", title, "", "options:", *shared, *kept])).rstrip()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Write the offline HTML report of a training run, or of a demo's comparison, into its folder.
 
-sendvae report runs/send
+    sendvae report runs/send
+
+The page needs no network and no other file.
 """
 
 from dataclasses import dataclass

@@ -11,6 +11,18 @@ from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.sampling.sample_to_folder import SampleConfig, npz_path, sample_to_folder
 
 Config = SampleConfig
+MAIN_OPTIONS = (
+    "num_samples",
+    "batch_size",
+    "guidance_scale",
+    "guidance_interval",
+    "labels",
+    "sampler.kind",
+    "sampler.num_steps",
+    "npz",
+    "precision",
+    "seed",
+)
 
 
 def run(config: SampleConfig) -> None:

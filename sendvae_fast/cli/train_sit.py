@@ -1,6 +1,6 @@
 """Stage 2: train a SiT flow transformer with REPA on cached latents.
 
-    sendvae train sit --config configs/sit/xl_1.yaml --latents=latents/send --data.root=imagenet/train --run=runs/xl
+    sendvae train sit --config sit/xl_1 --latents=latents/send --data.root=imagenet/train --run=runs/xl
 
 Running the same command again resumes the run. On a signal (SIGTERM, SIGINT, SIGUSR1) it saves and exits with 75.
 """
@@ -10,3 +10,21 @@ from sendvae_fast.train.sit.stage import train_sit
 
 Config = SiTTrainConfig
 run = train_sit
+MAIN_OPTIONS = (
+    "data.root",
+    "data.global_batch",
+    "autoencoder",
+    "init_from",
+    "generator.preset",
+    "generator.patch_size",
+    "repa.weight",
+    "repa.foundation.name",
+    "repa.foundation.weights",
+    "optimizer.learning_rate",
+    "engine.name",
+    "engine.zero_stage",
+    "engine.precision",
+    "loop.num_steps",
+    "loop.save_every",
+    "seed",
+)

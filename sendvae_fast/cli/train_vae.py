@@ -1,6 +1,6 @@
 """Stage 1: fine-tune (or train) an autoencoder, its noised latents aligned with a frozen foundation model.
 
-    sendvae train vae --config configs/vae/send_vae_f16d32.yaml --data.root=imagenet/train --run=runs/send
+    sendvae train vae --config vae/send_vae_f16d32 --data.root=imagenet/train --run=runs/send
 
 Running the same command again resumes the run. On a signal (SIGTERM, SIGINT, SIGUSR1) it saves and exits with 75.
 """
@@ -10,3 +10,23 @@ from sendvae_fast.train.vae.stage import train_vae
 
 Config = VAETrainConfig
 run = train_vae
+MAIN_OPTIONS = (
+    "data.root",
+    "data.image_size",
+    "data.global_batch",
+    "init_from",
+    "discriminator_from",
+    "alignment.method",
+    "alignment.weight",
+    "alignment.foundation.name",
+    "alignment.foundation.weights",
+    "loss.perceptual.weights",
+    "loss.gan_weight",
+    "optimizer.learning_rate",
+    "engine.name",
+    "engine.zero_stage",
+    "engine.precision",
+    "loop.num_steps",
+    "loop.save_every",
+    "seed",
+)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sendvae_fast.config import build_config, merge, read_yaml
+from sendvae_fast.config import CONFIGS, build_config, merge, read_yaml
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.indexing.index import CATALOG_SUFFIX
 from sendvae_fast.data.loader import ImageLoader
@@ -49,7 +49,6 @@ from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.vae.settings import VAETrainConfig
 from sendvae_fast.train.vae.stage import train_vae
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
 HELD_OUT_EVERY = 5
 """Of a user's own photographs every fifth of a class is held out for evaluation."""
 NUM_STRIP = 10
@@ -175,7 +174,7 @@ class GeneratorJob:
 
 def image_size() -> int:
     """Side of the demo's pictures."""
-    return read_yaml(CONFIGS / "vae.yaml")["data"]["image_size"]
+    return read_yaml(CONFIGS / "demo" / "vae.yaml")["data"]["image_size"]
 
 
 def vae_config(config: DemoConfig, plan: Plan, root: Path, train_data: Path) -> VAETrainConfig:
@@ -190,7 +189,7 @@ def vae_config(config: DemoConfig, plan: Plan, root: Path, train_data: Path) -> 
     }
     if not is_plain:
         settings["init_from"] = str(root / "plain" / "vae")
-    return build_config(VAETrainConfig, merge(read_yaml(CONFIGS / plan.config), settings), plan.config)
+    return build_config(VAETrainConfig, merge(read_yaml(CONFIGS / "demo" / plan.config), settings), plan.config)
 
 
 def cache_config(plan: Plan, root: Path, train_data: Path) -> CacheConfig:
@@ -214,7 +213,7 @@ def sit_config(config: DemoConfig, plan: Plan, root: Path, train_data: Path) -> 
         "loop": {"num_steps": config.generator_steps},
         "repa": {"foundation": plain(config.foundation)},
     }
-    return build_config(SiTTrainConfig, merge(read_yaml(CONFIGS / "sit.yaml"), settings), "sit.yaml")
+    return build_config(SiTTrainConfig, merge(read_yaml(CONFIGS / "demo" / "sit.yaml"), settings), "sit.yaml")
 
 
 def sample_config(config: DemoConfig, plan: Plan, root: Path) -> SampleConfig:

@@ -99,7 +99,11 @@ def test_bad_input_is_one_line(photos, capsys, arguments, message):
 )
 def test_help(capsys, verb, options):
     code, out, _ = run(capsys, verb, "--help")
-    assert code == 0 and out.startswith(f"usage: sendvae data {verb} [") and all(option in out for option in options)
+    assert (
+        code == 0
+        and out.startswith(f"usage: sendvae data {verb} [")
+        and all(f"  {option} " in out for option in options)
+    )
 
 
 def test_looking_at_pictures_does_not_wait_for_torch():

@@ -1,6 +1,8 @@
 """The sendvae command: every verb, its help, and what it says when something is wrong."""
 
+import importlib
 import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +11,9 @@ import pytest
 from PIL import Image
 
 from sendvae_fast.cli.main import VERBS, main
+from sendvae_fast.cli.options import config_options
+from sendvae_fast.config import packaged_configs
+from sendvae_fast.sampling.sample_to_folder import SampleConfig
 
 TINY_VAE = [
     "--data.image_size=32",
@@ -136,19 +141,92 @@ def test_a_finished_run_does_nothing_more(house, capsys):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_of_every_verb_reads_well(verb, capsys):
+def test_help_of_every_verb_fits_a_screen(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     assert main([*verb.split(), "--help"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: sendvae {verb}") and "Path to a configuration file" not in text
-    assert max(map(len, text.splitlines())) <= 130
+    assert text.startswith(f"usage: sendvae {verb}") and f"    sendvae {verb} " in text  # there is an example
+    lines = text.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 120
 
 
-def test_help_lists_what_may_be_null_too(capsys):
-    """jsonargparse names such a group and a `--loss.perceptual.help` that there is not."""
-    main(["train", "vae", "--help"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_main_options_are_options(verb):
+    module = importlib.import_module("sendvae_fast.cli." + verb.replace(" ", "_").replace("-", "_"))
+    keys = {option.key for option in config_options(module.Config)} if hasattr(module, "Config") else set()
+    shown = getattr(module, "MAIN_OPTIONS", ())
+    assert set(shown) <= keys and len(set(shown)) == len(shown)
+
+
+@pytest.mark.parametrize("verb", ["train vae", "train sit", "sample", "demo"])
+def test_short_help_has_what_is_required_and_leaves_the_rest_to_the_complete_one(verb, capsys):
+    module = importlib.import_module("sendvae_fast.cli." + verb.replace(" ", "_"))
+    main([*verb.split(), "--help"])
+    short = capsys.readouterr().out
+    main([*verb.split(), "--help=all"])
+    complete = capsys.readouterr().out
+    options = list(config_options(module.Config))
+    assert all(f"  --{option.key} " in complete for option in options)
+    wanted = {option.key for option in options if option.required} | set(module.MAIN_OPTIONS)
+    assert {option.key for option in options if f"  --{option.key} " in short} == wanted != {o.key for o in options}
+    assert f"all options ({len(options)})" in short and " ...\n" not in complete
+
+
+def test_options_are_read_off_the_dataclass():
+    options = {option.key: option for option in config_options(SampleConfig)}
+    assert options["out"].required and options["out"].default is None and options["out"].kind == "TEXT"
+    steps, interval = options["sampler.num_steps"], options["guidance_interval"]
+    assert (steps.kind, steps.default, steps.required) == ("N", "250", False) and steps.section.startswith("sampler: ")
+    assert (interval.kind, interval.default) == ("[X,X]", "[0.0,0.75]")
+    assert (
+        set(options["labels"].kind.split("|")) == {"random", "equal"} and options["guidance_channels"].default is None
+    )
+    assert "Not for `dopri5`" in steps.description and "Pictures." in options["num_samples"].description  # inherited
+
+
+def test_complete_help_lists_what_may_be_null_too(capsys):
+    main(["train", "vae", "--help", "all"])
     out = capsys.readouterr().out
     assert all(f"--loss.perceptual.{name} " in out for name in ("net", "weights", "heads", "legacy_range"))
-    assert ".help" not in out and "Show the help for" not in out
+
+
+@pytest.mark.parametrize("arguments", [["data"], ["data", "--help"], ["train", "-h"], ["config", "--help"]])
+def test_a_group_lists_its_verbs(arguments, capsys):
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    listed = {verb for verb in VERBS if f"\n  {verb} " in out}
+    assert listed == {verb for verb in VERBS if verb.split()[0] == arguments[0]} and len(listed) > 1
+
+
+def test_config_list_names_every_packaged_config(capsys):
+    assert main(["config", "list"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in packaged_configs()) and "Table 5, f16d16 + L_align\n" in out
+    assert main(["config", "list", "sit"]) == 0
+    assert "sit/xl_1 " in (out := capsys.readouterr().out) and "vae/" not in out
+    assert main(["config", "list", "nothing"]) == 2
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    """As `| head -1` does: more is written than a pipe holds, and nobody reads it."""
+    command = [sys.executable, "-m", "sendvae_fast", "train", "vae", "--help=all"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", True), ("1", False)])
+def test_a_wrong_command_line_is_said_once_for_all_ranks(rank, said, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if said:
+        assert main(["train", "vae", "--rum=x"]) == 2
+    else:
+        with pytest.raises(SystemExit, match="2"):
+            main(["train", "vae", "--rum=x"])
+    assert ("did you mean run?" in capsys.readouterr().err) == said
 
 
 def test_overview_lists_every_verb(capsys):
@@ -188,6 +266,7 @@ def mistakes(tmp_path, house):
     sample = ["sample", f"--out={tmp_path / 's'}", f"--autoencoder={house / 'vae'}"]
     return {
         "unknown verb": (["trian"], "did you mean"),
+        "unknown verb of a group": (["data", "indx"], "did you mean `sendvae data index`?"),
         "unknown key": ([*vae, "--data.root=x", "--data.image_sise=3"], "did you mean data.image_size"),
         "unknown config file": (["train", "vae", "--config=none.yaml"], "none.yaml"),
         "missing key": (["train", "vae", f"--run={tmp_path / 'run'}"], "data"),
