@@ -20,6 +20,8 @@ from sendvae_fast.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+CONFIG_FILE = "config.json"
+"""In a folder of weights: the sizes and switches of their network."""
 _SAFETENSORS_UNFINISHED = ".tmp??????"
 """What safetensors calls its own unfinished files: it does not write to the name it is given either."""
 

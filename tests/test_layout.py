@@ -7,8 +7,8 @@ PACKAGE = Path(__file__).parents[1] / "sendvae_fast"
 FLOORS = [
     {"errors", "checks", "progress", "config", "files", "version"},
     {"ops"},
-    {"models", "losses", "data"},
     {"engine"},
+    {"models", "losses", "data"},
     {"sampling", "evaluation", "train", "nn"},
     {"report", "pretrained"},
     {"demo"},

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.engine import Engine, EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
-from sendvae_fast.models.pixels import MEMORY_FORMAT
+from sendvae_fast.ops.layout import MEMORY_FORMAT
 
 
 def _distributed(module: nn.Module) -> DistributedDataParallel:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sendvae_fast.engine.checkpoint import newest_checkpoint
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder.storage import CONFIG_FILE
+from sendvae_fast.files import CONFIG_FILE
 
 
 def resolve_weights(path: str | Path) -> Path:

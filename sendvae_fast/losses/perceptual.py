@@ -59,6 +59,8 @@ class Perceptual(nn.Module):
         load_weights(self.lpips.net, _backbone_state(config, self.lpips.net), config.weights)
         heads = config.heads or Path(lpips.__file__).parent / "weights" / "v0.1" / f"{config.net}.pth"
         self._load_heads(heads)
+        for stage in self.lpips.net.children():
+            stage.compiles = isinstance(stage, nn.Sequential)  # see `engine.speed`
         self.legacy_range = config.legacy_range
         self.requires_grad_(False).eval()
         self.dtype = torch.float32

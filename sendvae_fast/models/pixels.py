@@ -1,11 +1,8 @@
 """Pixels as autoencoders want them."""
 
-import torch
 from torch import Tensor
 
-MEMORY_FORMAT = torch.channels_last
-"""How pictures and feature maps lie in memory, and the weights of convolutions where an engine allows it. A convolution
-whose weights lie otherwise than its input converts them at every call."""
+from sendvae_fast.ops.layout import MEMORY_FORMAT
 
 
 def to_model_range(images: Tensor) -> Tensor:

@@ -1,6 +1,10 @@
-"""How [B, C, H, W] tensors lie in memory, for kernels that read them in place."""
+"""How [B, C, H, W] tensors lie in memory, and what kernels that read them in place need to know of it."""
 
 import torch
+
+MEMORY_FORMAT = torch.channels_last
+"""Of pictures and feature maps, and of the weights of convolutions where an engine allows it. A convolution whose
+weights lie otherwise than its input converts them at every call."""
 
 
 def plane_strides(x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:

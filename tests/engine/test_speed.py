@@ -1,9 +1,11 @@
 """What is compiled or recomputed gives what it gave before; frozen networks in bfloat16 are close to themselves."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from sendvae_fast.engine import speed
@@ -12,6 +14,7 @@ from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.errors import UserError
+from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, ResnetBlock
 from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
 from sendvae_fast.models.foundation.foundation import FoundationConfig, load_foundation
@@ -77,7 +80,7 @@ def test_recomputed_blocks_give_the_same_gradients(name, bf16):
     speed.recompute_blocks(recomputed)
     counts = {"plain": 0, "recomputed": 0}
     for key, module in (("plain", network), ("recomputed", recomputed)):
-        inner = next(part for part in module.modules() if isinstance(part, speed.RECOMPUTED))
+        inner = next(speed.recomputed_blocks(module))
         leaf = next(part for part in inner.modules() if isinstance(part, nn.Linear | nn.Conv2d))
         leaf.register_forward_hook(lambda *_, key=key: counts.update({key: counts[key] + 1}))
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -124,12 +127,26 @@ def test_compiled_and_recomputed():
         torch.testing.assert_close(actual[key], grad, rtol=1e-5, atol=1e-6 * grad.abs().max().item())
 
 
-def test_what_is_compiled():
-    """Each network of a run has blocks that are known, none inside another."""
-    foundation = load_foundation(FoundationConfig(name="vit_tiny_patch16_224", random_weights=True, image_size=32))
-    for network in (send_vae(), sit(), Discriminator(DiscriminatorConfig()), foundation):
+def foundation_of(name: str) -> nn.Module:
+    return load_foundation(FoundationConfig(name=name, random_weights=True, image_size=64))
+
+
+def test_what_is_compiled_and_recomputed(tmp_path):
+    """Each network of a run says which of its blocks, none inside another; what is frozen keeps nothing anyway."""
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeeze.pth")
+    perceptual = Perceptual(PerceptualConfig(net="squeeze", weights=str(tmp_path / "squeeze.pth")))
+    for network, wanted, is_trained in (
+        (send_vae(), {"ResnetBlock": 10, "AttentionBlock": 5, "Block": 1}, True),
+        (sit(), {"SiTBlock": 3}, True),
+        (Discriminator(DiscriminatorConfig()), {"Discriminator": 1}, False),
+        (foundation_of("vit_tiny_patch16_224"), {"Block": 12}, False),
+        (foundation_of("dinov3-vit-s"), {"EvaBlock": 12}, False),
+        (foundation_of("demo"), {"Block": 2}, False),
+        (perceptual, {"Sequential": 7}, False),
+    ):
         blocks = list(speed.compiled_blocks(network))
-        assert blocks
+        assert Counter(type(block).__name__ for block in blocks) == wanted
+        assert list(speed.recomputed_blocks(network)) == (blocks if is_trained else [])
         inside = [part for block in blocks for part in block.modules() if part is not block]
         assert not any(part is block for part in inside for block in blocks)
     # Its forward pass makes shapes of what ranks tell each other: a graph break, which would be an error.

@@ -285,6 +285,8 @@ class ResnetBlock(nn.Module):
     This last sum, like its input, is a `Sum`.
     """
 
+    compiles = recomputes = True  # see `engine.speed`
+
     def __init__(self, config: AutoencoderConfig, in_width: int, out_width: int):
         super().__init__()
         self.norm1 = SumNorm(config, in_width)
@@ -301,6 +303,8 @@ class ResnetBlock(nn.Module):
 
 class AttentionBlock(nn.Module):
     """Single-head self-attention over the H x W positions of [B, D, H, W], plus the input."""
+
+    compiles = recomputes = True  # see `engine.speed`
 
     def __init__(self, config: AutoencoderConfig, width: int):
         super().__init__()

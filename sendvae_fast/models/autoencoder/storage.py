@@ -19,13 +19,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.files import save_tensors, write_atomic
+from sendvae_fast.files import CONFIG_FILE, save_tensors, write_atomic
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder.published import PublishedAutoencoder, ldm_state, read_published
 from sendvae_fast.models.latent_statistics import choose_statistics, statistics_of_file
 from sendvae_fast.models.weights import load_weights, read_weights
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 STATS_FILE = "latent_stats.safetensors"
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from timm.models.eva import EvaBlock
+from timm.models.vision_transformer import Block as ViTBlock
 from torch import Tensor, nn
 
 from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.foundation import backbones
-from sendvae_fast.models.pixels import MEMORY_FORMAT
 from sendvae_fast.models.precision import cast_parameters
+from sendvae_fast.ops.layout import MEMORY_FORMAT
 
 
 @dataclass(kw_only=True)
@@ -68,6 +70,8 @@ class Foundation(nn.Module):
         super().__init__()
         self.name = name
         self.tokens = backbone.tokens.eval().requires_grad_(False)
+        for part in self.tokens.modules():
+            part.compiles = isinstance(part, ViTBlock | EvaBlock)  # see `engine.speed`
         self.image_size = backbone.image_size
         self.grid_size = backbone.grid_size
         self.dim = backbone.dim

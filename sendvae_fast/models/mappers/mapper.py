@@ -89,6 +89,8 @@ class Mapper(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer layer [B, N, D] to [B, N, D], as timm's ``Block``."""
 
+    compiles = recomputes = True  # see `engine.speed`
+
     def __init__(self, width: int, num_heads: int):
         super().__init__()
         self.norm1 = LayerNorm(width)

@@ -181,6 +181,8 @@ def _qk_norm(config: SiTConfig) -> nn.Module | None:
 class SiTBlock(nn.Module):
     """Transformer layer on a stream of [B, N, D], whose norms and branches are modulated by the condition [B, D]."""
 
+    compiles = recomputes = True  # see `engine.speed`
+
     def __init__(self, config: SiTConfig):
         super().__init__()
         self.norm1, self.norm2 = _norm(config), _norm(config)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.files import save_tensors, write_atomic
-from sendvae_fast.models.autoencoder.storage import CONFIG_FILE, STATS_FILE, WEIGHTS_FILE
+from sendvae_fast.files import CONFIG_FILE, save_tensors, write_atomic
+from sendvae_fast.models.autoencoder.storage import STATS_FILE, WEIGHTS_FILE
 from sendvae_fast.models.latent_statistics import (
     LatentStatistics,
     choose_statistics,
