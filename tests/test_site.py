@@ -20,6 +20,7 @@ from sendvae_fast.train.vae.settings import VAETrainConfig
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+JOINED = re.compile(r"<code>(\w+, \w+[^<]*)</code></b>|<b><code>(\w+, \w+[^<]*)</code>")
 needs_mkdocs = pytest.mark.skipif(
     importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install -r requirements-docs.txt"
 )
@@ -64,6 +65,9 @@ def test_docstrings_are_read_as_sections(site):
         for found in re.findall(r"<p>(?:Args|Returns|Raises|Yields):.{0,60}", page.read_text(), flags=re.DOTALL)
     ]
     assert not missed
+    # Two parameters of one line have neither type nor anchor.
+    joined = [found for page in site.glob("reference/*.html") for found in JOINED.findall(page.read_text())]
+    assert not joined
     assert "Raises:" in (site / "reference/sendvae_fast.data.html").read_text()
 
 

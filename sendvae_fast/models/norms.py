@@ -20,7 +20,8 @@ class GroupNormSiLU(nn.GroupNorm):
         num_channels: C.
         eps: added to the variance; the default is `nn.GroupNorm`'s, latent-diffusion and diffusers have 1e-6.
         silu: False leaves out the activation.
-        device, dtype: of the parameters; dtype float32 or that of the maps.
+        device: of the parameters.
+        dtype: of the parameters: float32 or that of the maps.
 
     Raises:
         ValueError: `num_groups` does not divide `num_channels`; when called, a map that does not fit.
@@ -68,7 +69,8 @@ class AdaLayerNorm(nn.Module):
 
         Args:
             x: tokens [B, N, D], float32, bfloat16, float16 or float64.
-            shift, scale: [B, D], in x's dtype or float32; may be parts of a wider tensor, as `chunk` gives them.
+            shift: [B, D], in x's dtype or float32; may be part of a wider tensor, as `chunk` gives it.
+            scale: like shift.
             branch: what the last layer gave, like x; with `gate` or not at all.
             gate: its factor, like `shift`.
 
