@@ -20,7 +20,7 @@ from sendvae_fast.train.vae.settings import VAETrainConfig
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-JOINED = re.compile(r"<code>(\w+, \w+[^<]*)</code></b>|<b><code>(\w+, \w+[^<]*)</code>")
+JOINED = re.compile(r"<b><code>(\w+, \w+[^<]*)</code>")
 needs_mkdocs = pytest.mark.skipif(
     importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install -r requirements-docs.txt"
 )

@@ -55,7 +55,8 @@ class NoiseInjection(nn.BatchNorm2d):
         """In training mode, first move the running statistics towards those of this batch.
 
         Args:
-            mean, logvar: of the posterior, [B, C, H, W] each.
+            mean: of the posterior, [B, C, H, W].
+            logvar: of the posterior, like mean.
             key: int64 [2] from `ops.philox.make_key(seed, step)`: another step, other noise.
             sample_ids: int64 [B]; the noise of a sample depends on key and id alone.
             t: noise levels, float32 [B]; None draws them uniformly. Zeros normalise without noise.
