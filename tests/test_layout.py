@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "sendvae_fast"
 FLOORS = [
-    {"errors", "checks", "progress", "config", "files", "version"},
+    {"errors", "checks", "progress", "config", "files", "image_grid", "version"},
     {"ops"},
     {"engine"},
     {"models", "losses", "data"},

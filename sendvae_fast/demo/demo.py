@@ -34,15 +34,16 @@ from sendvae_fast.engine.run import plain
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.evaluate import Evaluator
+from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.perceptual import PerceptualConfig
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.foundation.foundation import FoundationConfig
-from sendvae_fast.models.pixels import to_model_range
+from sendvae_fast.models.pixels import to_model_range, to_uint8
 from sendvae_fast.report import load_report, write_report
 from sendvae_fast.sampling.generate import GenerateConfig
 from sendvae_fast.sampling.sample_to_folder import SampleConfig, sample_to_folder
 from sendvae_fast.sampling.samplers import SamplerConfig
-from sendvae_fast.sampling.writer import PngFolder, save_grid, to_uint8
+from sendvae_fast.sampling.writer import PngFolder
 from sendvae_fast.train.cache_latents import CacheConfig, cache
 from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.sit.stage import train_sit

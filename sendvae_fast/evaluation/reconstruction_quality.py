@@ -18,7 +18,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
-from sendvae_fast.sampling.writer import Rounding, to_uint8
+from sendvae_fast.models.pixels import Rounding, to_uint8
 
 # The cap that RAE's evaluation puts on a PSNR: identical pictures would make any mean infinite.
 IDENTICAL_PSNR_DB = 100.0
@@ -67,7 +67,7 @@ class ReconstructionMeter:
     """Accumulates the metrics over batches, and over ranks.
 
     distance: (x, y float [B, 3, H, W] in [-1, 1], y unclamped) -> [B], a `losses.perceptual.Perceptual`, say.
-    rounding: as in `sampling.writer.to_uint8`.
+    rounding: as in `models.pixels.to_uint8`.
     """
 
     def __init__(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -79,6 +81,15 @@ def part_of_checkpoint(content: dict, first_weight: str, wrappers: tuple[str, ..
             prefix = min(prefixes, key=lambda name: ("ema" in name, len(name)))
             return {key.removeprefix(prefix): state[key] for key in keys if key.startswith(prefix)}
     return {}
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hash of a state dict's names, dtypes, shapes and values, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _torch_load(path: Path):

@@ -19,12 +19,12 @@ from torch import Tensor
 from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.pixels import Rounding, to_uint8
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.sampling.guidance import LabelledModel, check_guidance, guided
 from sendvae_fast.sampling.labels import LabelSampling, sample_labels
 from sendvae_fast.sampling.replay import CudaGraphRecorder, ReplayedModel
 from sendvae_fast.sampling.samplers import SamplerConfig, initial_noise, sample
-from sendvae_fast.sampling.writer import Rounding, to_uint8
 
 DECODED_AT_ONCE = 64
 """Pictures, however many are sampled at once: at 256 px a map of the f8 decoder takes 4 GiB then."""

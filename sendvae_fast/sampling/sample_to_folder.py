@@ -12,18 +12,19 @@ from typing import Any
 import torch
 import yaml
 
-from sendvae_fast.data.latents.latent_cache import weights_sha256
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run import describe_changes, plain
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic
+from sendvae_fast.image_grid import save_grid
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.sit.storage import SavedSiT, load_sit
+from sendvae_fast.models.weights import weights_sha256
 from sendvae_fast.progress import Progress
 from sendvae_fast.sampling.generate import GenerateConfig, LatentDecoder, generate
-from sendvae_fast.sampling.writer import PngFolder, save_grid, write_npz
+from sendvae_fast.sampling.writer import PngFolder, write_npz
 
 MAX_GRID = 64
 """Pictures in the overview grid."""

@@ -1,4 +1,4 @@
-"""Pictures out: rounding to uint8, a folder of PNGs that resumes, the npz of the ADM evaluator, and image grids.
+"""Pictures out: a folder of PNGs that resumes, and the npz of the ADM evaluator.
 
 Shape letters: B batch, N images, H W picture height and width. Pictures are uint8 [B, 3, H, W].
 """
@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,23 +18,8 @@ from torch import Tensor
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import remove_unfinished, staged_output
 
-Rounding = Literal["truncate", "round"]
-GRID_GAP_PX = 2
 NUM_THREADS = min(8, os.cpu_count() or 1)
 """For PNG files: zlib and the disk work without Python's lock."""
-
-
-def to_uint8(x: Tensor, rounding: Rounding = "truncate") -> Tensor:
-    """Pictures in [-1, 1], clamped, to uint8 of the same shape.
-
-    `truncate`: floor(255 (x + 1) / 2), as REPA and REPA-E write; `round`: floor(127.5 x + 128), half up, as SiT, DiT
-    and LightningDiT write. They differ by half a grey level on average, which FID sees.
-    """
-    if rounding not in ("truncate", "round"):
-        raise UserError(f"rounding is {rounding!r}; give truncate or round")
-    x = x.float()
-    levels = 255 * (x + 1) / 2 if rounding == "truncate" else 127.5 * x + 128
-    return levels.clamp(0, 255).to(torch.uint8)
 
 
 class PngFolder:
@@ -127,21 +111,3 @@ def write_npz(path: str | os.PathLike[str], batches: Iterable[Tensor], num_image
             written += len(images)
         if written != num_images:
             raise ValueError(f"npz of {num_images} pictures was given {written}")
-
-
-def image_grid(images: Tensor, columns: int) -> np.ndarray:
-    """Lay pictures out row by row: uint8 [N, 3, H, W] to uint8 HWC, with a white gap of `GRID_GAP_PX` between them."""
-    num, channels, height, width = images.shape
-    rows = -(-num // columns)
-    gap = GRID_GAP_PX
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, dtype=np.uint8)
-    for index, picture in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
-        top, left = index // columns * (height + gap), index % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = picture
-    return sheet
-
-
-def save_grid(path: str | os.PathLike[str], images: Tensor, columns: int) -> None:
-    """Write `image_grid` of uint8 [N, 3, H, W] as a PNG, making its folder."""
-    with staged_output(path) as unfinished:
-        Image.fromarray(image_grid(images, columns)).save(unfinished, format="PNG")

@@ -11,19 +11,14 @@ from torch import Tensor
 
 from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.data.latents.latent_cache import (
-    LatentCache,
-    LatentCacheWriter,
-    LatentSource,
-    cache_latents,
-    weights_sha256,
-)
+from sendvae_fast.data.latents.latent_cache import LatentCache, LatentCacheWriter, LatentSource, cache_latents
 from sendvae_fast.data.loader import ImageLoader, LoaderConfig
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.models.autoencoder.autoencoder import Posterior
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.pixels import to_model_range
+from sendvae_fast.models.weights import weights_sha256
 
 
 @dataclass(kw_only=True)

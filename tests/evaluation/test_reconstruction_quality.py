@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.reconstruction_quality import IDENTICAL_PSNR_DB, ReconstructionMeter, psnr, ssim
-from sendvae_fast.sampling.writer import to_uint8
+from sendvae_fast.models.pixels import to_uint8
 
 PUBLISHED = {  # picture: PSNR in dB, SSIM
     "I03": (21.11, 0.6993),

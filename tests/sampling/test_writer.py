@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.sampling.writer import PngFolder, image_grid, save_grid, to_uint8, write_npz
+from sendvae_fast.image_grid import image_grid, save_grid
+from sendvae_fast.models.pixels import to_uint8
+from sendvae_fast.sampling.writer import PngFolder, write_npz
 
 
 def random_images(num, size=8):

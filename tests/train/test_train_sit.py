@@ -9,13 +9,13 @@ from tiny_runs import COMPARED, NUM_IMAGES, VAE, cache_of, checkpoint_tensors, s
 import sendvae_fast.train.sit.stage as train_sit_module
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
+from sendvae_fast.image_grid import save_grid
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.storage import load_sit
 from sendvae_fast.ops import noise_inject, philox
 from sendvae_fast.sampling.generate import LatentDecoder, generate
-from sendvae_fast.sampling.writer import save_grid
 from sendvae_fast.train.sit.settings import FlowConfig
 from sendvae_fast.train.sit.stage import draw_noise_levels, train_sit
 from sendvae_fast.train.vae.stage import train_vae

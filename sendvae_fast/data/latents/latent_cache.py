@@ -9,9 +9,8 @@ k * shard_size ... in order, and carries the description of its source, so that 
 when the job is run again. `cache.json` comes last: a directory without it is unfinished.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,15 +37,6 @@ from sendvae_fast.data.loader import ImageLoader
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import file_sha256, remove_unfinished, save_tensors, write_atomic
 from sendvae_fast.progress import Progress
-
-
-def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hash of a state dict's names, dtypes, shapes and values, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class LatentCacheWriter:

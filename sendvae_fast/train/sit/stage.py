@@ -19,6 +19,7 @@ from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
+from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.alignment import alignment_loss
 from sendvae_fast.losses.velocity import velocity_direction_loss, velocity_loss
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, load_autoencoder
@@ -28,7 +29,6 @@ from sendvae_fast.models.sit.storage import load_initial_weights, save_sit
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import noise_inject, philox
 from sendvae_fast.sampling.generate import LatentDecoder, generate
-from sendvae_fast.sampling.writer import save_grid
 from sendvae_fast.train.accumulation import add_means, micro_batches
 from sendvae_fast.train.frozen_networks import build_foundation
 from sendvae_fast.train.loop import fit

@@ -18,17 +18,17 @@ from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.files import save_tensors
+from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.adversarial import generator_loss, hinge_discriminator_loss
 from sendvae_fast.losses.known_gradient import with_known_gradient
 from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.losses.reconstruction import kl_loss, mean_psnr, reconstruction_loss
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, save_autoencoder
-from sendvae_fast.models.pixels import to_model_range
+from sendvae_fast.models.pixels import to_model_range, to_uint8
 from sendvae_fast.models.send_vae import join_state, split_state
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import philox
-from sendvae_fast.sampling.writer import save_grid, to_uint8
 from sendvae_fast.train.accumulation import add_means, micro_batches
 from sendvae_fast.train.frozen_networks import build_foundation, frozen_network
 from sendvae_fast.train.loop import fit
