@@ -13,14 +13,13 @@ forced. float64 tensors always take the reference, which is the ground truth of 
 
 import importlib.util
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 
 import torch
 
-from sendvae_fast.errors import UserError
 from sendvae_fast.ops import library
+from sendvae_fast.ops.forcing import ForcedChoice, cannot_run
 from sendvae_fast.ops.tracing import constant_when_traced
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -42,11 +41,10 @@ ENVIRONMENT_VARIABLE = "SENDVAE_BACKEND"
 
 # Device type: backends in order of preference.
 _AUTOMATIC = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
-_forced: str | None = None  # set by use_backend; torch.compile guards on it
+_forced = ForcedChoice(ENVIRONMENT_VARIABLE, "use_backend", "backend", BACKENDS)
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str) -> AbstractContextManager[None]:
     """Force the backend of every op inside the `with` block; it outranks SENDVAE_BACKEND, blocks nest.
 
     The setting is the process's, not the thread's. It decides forward calls; a backward pass runs on the backend of
@@ -55,18 +53,12 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         UserError: `name` is not a backend. That the backend cannot run is reported by the op that needs it.
     """
-    global _forced
-    _check_name(name, "use_backend")
-    previous, _forced = _forced, name
-    try:
-        yield
-    finally:
-        _forced = previous
+    return _forced.use(name)
 
 
 def forced_backend() -> str | None:
     """The backend that `use_backend` or SENDVAE_BACKEND forces, if one does."""
-    return _forced_by(_forced)[0]
+    return _forced.resolve(_forced.name)[0]
 
 
 def available_backends(op: str) -> dict[str, str | None]:
@@ -87,7 +79,7 @@ def chosen_backend(op: str, device: torch.device | str) -> str:
     Raises:
         UserError: the forced backend is unknown or cannot run, and why.
     """
-    return _choose(op, torch.device(device).type, _forced)
+    return _choose(op, torch.device(device).type, _forced.name)
 
 
 def backend_for(op: str, tensor: torch.Tensor) -> str:
@@ -98,7 +90,7 @@ def backend_for(op: str, tensor: torch.Tensor) -> str:
     """
     if tensor.dtype == torch.float64:
         return "reference"
-    return _choose(op, tensor.device.type, _forced)
+    return _choose(op, tensor.device.type, _forced.name)
 
 
 def compiled_op_is_defined(op: str) -> bool:
@@ -111,26 +103,15 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-# Dynamo calls these while tracing and burns the answer into the graph; `forced` is an argument so that it is guarded.
-@constant_when_traced
-def _forced_by(forced: str | None) -> tuple[str | None, str]:
-    """The forced backend, if there is one, and what forces it, given what `use_backend` has set."""
-    if forced is not None:
-        return forced, "use_backend"
-    forced = os.environ.get(ENVIRONMENT_VARIABLE) or None
-    if forced is not None:
-        _check_name(forced, ENVIRONMENT_VARIABLE)
-    return forced, ENVIRONMENT_VARIABLE
-
-
+# Dynamo calls this while tracing and burns the answer into the graph; `forced` is an argument so that it is guarded.
 @constant_when_traced
 def _choose(op: str, device_type: str, forced: str | None) -> str:
-    forced, source = _forced_by(forced)
+    forced, source = _forced.resolve(forced)
     reasons = available_backends(op)
     if forced in OPS[op] and not (op in DATA_OPS and _is_for_another_device(forced, device_type)):
         reason = _unusable(forced, device_type) or reasons[forced]
         if reason is not None:
-            raise UserError(f"{op}: backend {forced!r} is forced by {source} but cannot run: {reason}")
+            raise cannot_run(op, forced, source, reason)
         return forced
     candidates = _AUTOMATIC.get(device_type, ("reference",))
     return next(name for name in candidates if reasons[name] is None)
@@ -161,8 +142,3 @@ def _triton_reason() -> str | None:
     if not torch.cuda.is_available() and not interpreting_triton():
         return "no CUDA device (on a CPU it runs only under TRITON_INTERPRET=1, for tests)"
     return None
-
-
-def _check_name(name: str, source: str) -> None:
-    if name not in BACKENDS:
-        raise UserError(f"{source}: unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")

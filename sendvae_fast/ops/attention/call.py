@@ -3,22 +3,18 @@
 B batch, N tokens.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-from sendvae_fast.errors import UserError
 from sendvae_fast.ops import dispatch
 from sendvae_fast.ops.attention import table as attention_table
 from sendvae_fast.ops.attention.backends import BACKENDS, unavailable, unsupported
+from sendvae_fast.ops.forcing import ForcedChoice, cannot_run
 from sendvae_fast.ops.tracing import constant_when_traced
 
-ENVIRONMENT_VARIABLE = "SENDVAE_ATTENTION"
-
-_forced: str | None = None  # set by use_attention; torch.compile guards on it
+_forced = ForcedChoice("SENDVAE_ATTENTION", "use_attention", "attention backend", BACKENDS)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -53,7 +49,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         UserError: the forced backend is unknown or cannot run, and why.
     """
     _check(q, k, v)
-    forced, source = _forced_backend(_forced)
+    forced, source = _forced.resolve(_forced.name)
     if forced is None:
         return BACKENDS[_choose(q, k, v)].run(q, k, v)
     reason = _unavailable(forced, q.device.type, q.device.index)
@@ -67,7 +63,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if not str(error).startswith(("No available kernel", "No viable backend")):
                 raise
             reason = f"PyTorch has no such kernel for {q.dtype} {list(q.shape)}"
-    raise UserError(f"attention: backend {forced!r} is forced by {source} but cannot run: {reason}")
+    raise cannot_run("attention", forced, source, reason)
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -77,8 +73,7 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (torch.softmax(scores, dim=-1) @ v.to(compute)).to(q.dtype)
 
 
-@contextmanager
-def use_attention(name: str) -> Iterator[None]:
+def use_attention(name: str) -> AbstractContextManager[None]:
     """Force the backend of `attention` inside the `with` block; it outranks SENDVAE_ATTENTION, blocks nest.
 
     The setting is the process's, not the thread's. A backward pass is computed by the backend of its forward pass.
@@ -86,13 +81,7 @@ def use_attention(name: str) -> Iterator[None]:
     Raises:
         UserError: `name` is not a backend. That it cannot run is reported by the call that needs it.
     """
-    global _forced
-    _check_name(name, "use_attention")
-    previous, _forced = _forced, name
-    try:
-        yield
-    finally:
-        _forced = previous
+    return _forced.use(name)
 
 
 def available_attention(device: torch.device | str) -> dict[str, str | None]:
@@ -118,7 +107,7 @@ def _choose(q: Tensor, k: Tensor, v: Tensor) -> str:
     return "sdpa"
 
 
-# Dynamo calls these three while tracing and burns the answers into the graph.
+# Dynamo calls these two while tracing and burns the answers into the graph.
 @constant_when_traced
 def _choices(device_type: str, device_index: int | None) -> tuple[attention_table.Choice, ...]:
     return attention_table.choices(device_type, device_index)
@@ -127,22 +116,6 @@ def _choices(device_type: str, device_index: int | None) -> tuple[attention_tabl
 @constant_when_traced
 def _unavailable(name: str, device_type: str, device_index: int | None) -> str | None:
     return unavailable(name, device_type, device_index)
-
-
-@constant_when_traced
-def _forced_backend(forced: str | None) -> tuple[str | None, str]:
-    """The name of the forced backend, if there is one, and what forces it."""
-    if forced is not None:
-        return forced, "use_attention"
-    forced = os.environ.get(ENVIRONMENT_VARIABLE) or None
-    if forced is not None:
-        _check_name(forced, ENVIRONMENT_VARIABLE)
-    return forced, ENVIRONMENT_VARIABLE
-
-
-def _check_name(name: str, source: str) -> None:
-    if name not in BACKENDS:
-        raise UserError(f"{source}: unknown attention backend {name!r}; choose one of {', '.join(BACKENDS)}")
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
