@@ -21,6 +21,7 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
 from sendvae_fast.models.pixels import Rounding, to_uint8
 from sendvae_fast.models.sit.sit import SiT
+from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.sampling.guidance import LabelledModel, check_guidance, guided
 from sendvae_fast.sampling.labels import LabelSampling, sample_labels
 from sendvae_fast.sampling.replay import CudaGraphRecorder, ReplayedModel
@@ -98,6 +99,21 @@ class LatentDecoder(NamedTuple):
         return self.autoencoder.decode(latents * std + mean)
 
 
+def check_fit(generator: SiTConfig, autoencoder: Autoencoder, config: GenerateConfig) -> None:
+    """Raise UserError if the two networks do not belong together, or `config` asks for what the generator cannot do."""
+    if autoencoder.config.latent_channels != generator.latent_channels:
+        raise UserError(
+            f"the generator makes latents of {generator.latent_channels} channels but the autoencoder decodes "
+            f"{autoencoder.config.latent_channels}; give the autoencoder whose latents the generator was trained on"
+        )
+    if config.guidance_scale > 1 and generator.label_dropout == 0:
+        raise UserError(
+            f"guidance_scale is {config.guidance_scale}, but the generator was trained without label dropout and has "
+            "no unconditional half to guide away from; give guidance_scale 1"
+        )
+    config.check_channels(generator.latent_channels)
+
+
 class LatentSampler:
     """Draws normalised latents of a generator. What is made ready for a batch size serves all batches of that size.
 
@@ -114,10 +130,16 @@ class LatentSampler:
             self._model = ReplayedModel(network, CudaGraphRecorder())
 
     @torch.inference_mode()
-    def __call__(self, sample_ids: Tensor, on_step: Callable[[], object] = lambda: None) -> tuple[Tensor, Tensor]:
-        """Labels int64 [B] and latents float32 [B, C, H, H] of sample ids int64 [B], which are on the device."""
+    def __call__(
+        self, sample_ids: Tensor, on_step: Callable[[], object] = lambda: None, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Labels int64 [B] and latents float32 [B, C, H, H] of sample ids int64 [B], which are on the device.
+
+        `labels`, where given, are taken in place of those that the configuration draws.
+        """
         sizes, config = self._sizes, self._config
-        labels = sample_labels(config.seed, sample_ids, sizes.num_classes, config.labels)
+        if labels is None:
+            labels = sample_labels(config.seed, sample_ids, sizes.num_classes, config.labels)
         velocity = guided(
             self._model, labels, config.guidance_scale, config.guidance_interval, sizes.num_classes,
             config.guidance_channels,
@@ -135,19 +157,23 @@ def generate(
     sample_ids: Tensor,
     config: GenerateConfig,
     on_step: Callable[[int], object] = lambda count: None,
+    labels: Tensor | None = None,
 ) -> Iterator[Generated]:
     """Draw the pictures of `sample_ids` (int64 [N], on the networks' device), batch by batch.
 
     on_step: called after every sampler step with the number of pictures in the batch.
+    labels: int64 [N], the classes of the pictures; drawn as the configuration says where not given.
     """
     if not len(sample_ids):  # of which split makes an empty batch, which would be sampled like any other
         return
     draw = LatentSampler(sit, config, sample_ids.device)
-    for ids in sample_ids.split(config.batch_size):
-        labels, latents = draw(ids, lambda ids=ids: on_step(len(ids)))
+    batches = sample_ids.split(config.batch_size)
+    given = [None] * len(batches) if labels is None else labels.split(config.batch_size)
+    for ids, classes in zip(batches, given, strict=True):
+        classes, latents = draw(ids, lambda ids=ids: on_step(len(ids)), classes)
         with tensor_cores(config.precision != "fp32"):
             parts = [to_uint8(decoder(part), config.rounding) for part in latents.split(DECODED_AT_ONCE)]
-        yield Generated(ids, labels, torch.cat(parts))
+        yield Generated(ids, classes, torch.cat(parts))
 
 
 @contextmanager

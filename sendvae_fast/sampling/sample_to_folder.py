@@ -23,7 +23,7 @@ from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.sit.storage import SavedSiT, load_sit
 from sendvae_fast.models.weights import weights_sha256
 from sendvae_fast.progress import Progress
-from sendvae_fast.sampling.generate import GenerateConfig, LatentDecoder, generate
+from sendvae_fast.sampling.generate import GenerateConfig, LatentDecoder, check_fit, generate
 from sendvae_fast.sampling.writer import PngFolder, write_npz
 
 MAX_GRID = 64
@@ -58,7 +58,7 @@ def sample_to_folder(config: SampleConfig, distributed: Distributed) -> PngFolde
     """
     saved = load_sit(resolve_weights(config.generator), ema=config.ema)
     autoencoder = load_autoencoder(resolve_weights(config.autoencoder)).autoencoder
-    _check_fit(saved, autoencoder, config)
+    check_fit(saved.sit.config, autoencoder, config)
     folder = PngFolder(config.out)
     problem = _claim(folder, config, saved, autoencoder) if distributed.is_main else None
     if problem := distributed.broadcast_object(problem):
@@ -74,21 +74,6 @@ def sample_to_folder(config: SampleConfig, distributed: Distributed) -> PngFolde
         _write_overview(folder, config)
     distributed.barrier()
     return folder
-
-
-def _check_fit(saved: SavedSiT, autoencoder: Autoencoder, config: SampleConfig) -> None:
-    generator = saved.sit.config
-    if autoencoder.config.latent_channels != generator.latent_channels:
-        raise UserError(
-            f"the generator makes latents of {generator.latent_channels} channels but the autoencoder decodes "
-            f"{autoencoder.config.latent_channels}; give the autoencoder whose latents the generator was trained on"
-        )
-    if config.guidance_scale > 1 and generator.label_dropout == 0:
-        raise UserError(
-            f"guidance_scale is {config.guidance_scale}, but the generator was trained without label dropout and has "
-            "no unconditional half to guide away from; give guidance_scale 1"
-        )
-    config.check_channels(generator.latent_channels)
 
 
 def _claim(folder: PngFolder, config: SampleConfig, saved: SavedSiT, autoencoder: Autoencoder) -> str | None:
