@@ -1,6 +1,6 @@
 """Autoencoders on disk.
 
-Our format is a plain folder::
+Our format is a plain folder:
 
     config.json               the fields of AutoencoderConfig
     model.safetensors         weights in the LDM layout, nothing else

@@ -1,6 +1,6 @@
 """SiT generators on disk.
 
-Our format is a plain folder::
+Our format is a plain folder:
 
     config.json               the fields of SiTConfig
     model.safetensors         weights in the SiT / REPA layout
