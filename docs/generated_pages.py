@@ -23,8 +23,8 @@ COPIED = {
 }
 # Packages whose public names are re-exported by their `__init__`: they are documented under these names.
 FLAT = ("ops", "nn")
-# What is nobody's interface: the command line (its options have a page), the demo, kernels behind `ops`.
-HIDDEN = ("cli", "demo", "triton", "_lib", "configs")
+# What is nobody's interface: the command line (its options have a page), the demo, what is behind `ops`.
+HIDDEN = ("cli", "demo", "attention", "triton", "_lib", "configs", "version")
 OPTIONS_PREFACE = """Give options on the command line as `--key.subkey=value`, or in a YAML file as nested keys; the
 command line wins. `sendvae config show VERB` prints them resolved."""
 PACKAGE = griffe.load("sendvae_fast", search_paths=[str(ROOT)], docstring_parser="google")
@@ -63,29 +63,26 @@ def relink(text: str) -> str:
 
 def packages() -> dict[str, list[str]]:
     """Packages with a page, and the modules on it."""
-    found = {"sendvae_fast": []}
-    folders = [file.parent.relative_to(ROOT) for file in (ROOT / "sendvae_fast").glob("*/**/__init__.py")]
-    for folder in sorted(folders, key=lambda folder: (folder.parts[1] not in FLAT, folder)):
+    found = {}
+    folders = [file.parent.relative_to(ROOT) for file in (ROOT / "sendvae_fast").glob("**/__init__.py")]
+    for folder in sorted(folders, key=lambda folder: (len(folder.parts) > 1 and folder.parts[1] not in FLAT, folder)):
         if not set(folder.parts) & set(HIDDEN):
-            modules = [".".join((*folder.parts, file.stem)) for file in sorted((ROOT / folder).glob("[!_]*.py"))]
-            found[".".join(folder.parts)] = [] if folder.parts[1] in FLAT else modules
+            stems = sorted({file.stem for file in (ROOT / folder).glob("[!_]*.py")} - set(HIDDEN))
+            modules = [".".join((*folder.parts, stem)) for stem in stems]
+            found[".".join(folder.parts)] = [] if set(folder.parts) & set(FLAT) else modules
     return found
 
 
 def package_page(name: str, modules: list[str]) -> str:
-    """The reference of a package: its docstring, then every module, or what it exports under the names it gives."""
+    """The reference of a package: its docstring, then its modules, those that it exports from first; or its exports."""
     package = PACKAGE[name.partition(".")[2]] if "." in name else PACKAGE
     lines = [f"# {name}", "", package.docstring.value if package.docstring else "", ""]
-    for module in modules:
+    exported = exports(package)
+    offered = {path.rpartition(".")[0] for path in exported.values()}
+    for module in sorted(modules, key=lambda module: module not in offered):
         lines += [f"::: {module}", ""]
-    for exported, path in exports(package).items():
-        lines += [
-            f"::: {path}",
-            "    options:",
-            f"      heading: {name}.{exported}",
-            f"      toc_label: {exported}",
-            "",
-        ]
+    for title, path in ({} if modules else exported).items():
+        lines += [f"::: {path}", "    options:", f"      heading: {name}.{title}", f"      toc_label: {title}", ""]
     return "\n".join(lines)
 
 
@@ -99,7 +96,8 @@ def exports(package: griffe.Module) -> dict[str, str]:
         for alias in node.names
     }
     names = {name: origins.get(name, f"{package.path}.{name}") for name in sorted(map(str, package.exports or ()))}
-    return {name: path for name, path in names.items() if path not in packages() and not name.startswith("__")}
+    shown = packages()
+    return {name: path for name, path in names.items() if path not in shown and not name.startswith("__")}
 
 
 # ---- Options ----

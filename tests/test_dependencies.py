@@ -124,7 +124,7 @@ def test_what_the_test_extra_declares_is_imported():
 
 
 @pytest.mark.parametrize(
-    "module", ["ops", "nn", "models.autoencoder.storage", "models.sit.storage", "sampling.generate"]
+    "module", ["ops", "nn", "pretrained", "models.autoencoder.storage", "models.sit.storage", "sampling.generate"]
 )
 def test_the_library_needs_the_base_install_only(module):
     assert packages_needed_to_import(f"sendvae_fast.{module}") <= packages_of()
