@@ -91,8 +91,10 @@ class PretrainedGenerator(nn.Module):
             labels: the class of all, or of each picture; where not given they are drawn as `settings` say.
             settings: other fields of `GenerateConfig`, such as ``guidance_scale``, ``seed``, ``precision`` and
                 ``sampler=SamplerConfig(num_steps=50)``; the paper's where not given.
+
         Returns:
             (ids int64 [N], labels int64 [N], images uint8 [N, 3, S, S]), on the generator's device.
+
         Raises:
             UserError: settings out of range, an autoencoder that does not fit or is elsewhere, classes that the
                 generator does not have.
@@ -132,6 +134,7 @@ def load_autoencoder(
         path: what to load.
         stats: a file with the mean and deviation of the latents, in place of those found there.
         scaling_factor: one number for all channels in their place, such as SD-VAE's 0.18215.
+
     Raises:
         UserError: nothing of the kind is there, it is broken or not finite, or there are no statistics.
     """
@@ -150,7 +153,9 @@ def load_generator(
     Args:
         path: what to load.
         ema: take the moving average of the weights, as all published numbers do, where there is one.
-        stats, scaling_factor: as in `load_autoencoder`.
+        stats: as in `load_autoencoder`, like the next.
+        scaling_factor: as there.
+
     Raises:
         UserError: nothing of the kind is there, it is broken or not finite, or there are no statistics.
     """
