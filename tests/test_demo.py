@@ -70,7 +70,7 @@ def photographs(root, per_class):
         for number in range(per_class):
             pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / name / f"{name} {number}.JPEG")
-    return Catalog.from_folder(root)
+    return Catalog.open(root)
 
 
 def test_photographs_are_split_by_catalogs(tmp_path):

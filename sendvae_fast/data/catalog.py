@@ -13,7 +13,6 @@ from sendvae_fast.data.attributes import Attributes, read_attributes
 from sendvae_fast.data.catalog_file import is_catalog_file, read_catalog_file, write_catalog_file
 from sendvae_fast.data.sources.base import Listing, Source
 from sendvae_fast.data.sources.find import list_source
-from sendvae_fast.data.sources.folder import list_folder
 from sendvae_fast.data.sources.shards import CATALOG_NAME
 from sendvae_fast.errors import UserError
 
@@ -108,15 +107,6 @@ class Catalog:
         for line in listing.passed_over:
             logger.warning(line)
         return cls._of_listing(listing)
-
-    @classmethod
-    def from_folder(cls, root: str | os.PathLike[str]) -> "Catalog":
-        """List an ImageFolder by names alone, so that a million files take seconds.
-
-        Raises:
-            UserError: as `list_folder`, or when its `attributes.csv` does not fit.
-        """
-        return cls._of_listing(list_folder(root))
 
     @classmethod
     def _of_listing(cls, listing: Listing, facts: pa.Table | None = None) -> "Catalog":

@@ -37,7 +37,7 @@ from sendvae_fast.evaluation.evaluate import Evaluator
 from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.perceptual import PerceptualConfig
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
-from sendvae_fast.models.foundation.foundation import FoundationConfig
+from sendvae_fast.models.foundation.config import FoundationConfig
 from sendvae_fast.models.pixels import to_model_range, to_uint8
 from sendvae_fast.report import load_report, write_report
 from sendvae_fast.sampling.generate import GenerateConfig

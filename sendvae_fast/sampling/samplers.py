@@ -91,7 +91,7 @@ def euler_maruyama(
     """The reverse SDE: x <- x + d(x, t) Δt + sqrt(w(t) |Δt|) ε, and x <- x + d(x, t) Δt in the last step.
 
     The same numbers of steps, grid, precision and order of operations as REPA's and REPA-E's sampler
-    (`path.sde_drift`, `path.sde_diffusion`, a step in `ops.sde_step`); only the noise comes from elsewhere. Guidance is
+    (d and w in `ops.sde_step`, which is a step); only the noise comes from elsewhere. Guidance is
     computed in the state's precision. Arguments as in `sample`.
     """
     times = time_grid(config)

@@ -24,10 +24,8 @@ from sendvae_fast.data.scenes.scene import CLASS_NAMES
 from sendvae_fast.data.scenes.scene_folder import render_scenes
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import save_tensors
-from sendvae_fast.models.foundation.demo_vit import DemoViT
+from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS, DemoViT
 from sendvae_fast.progress import Progress
-
-WEIGHTS = Path(__file__).parents[1] / "models" / "foundation" / "demo_vit.safetensors"
 
 
 @dataclass(kw_only=True)
@@ -66,7 +64,7 @@ class DemoFoundationRecipe:
         return {**sizes, "num_classes": len(CLASS_NAMES)}
 
 
-def train_demo_foundation(recipe: DemoFoundationRecipe, output: Path = WEIGHTS) -> float:
+def train_demo_foundation(recipe: DemoFoundationRecipe, output: Path = DEMO_WEIGHTS) -> float:
     """Train on the CPU, write `output` and return the accuracy on held-out scenes of the weights as written."""
     torch.manual_seed(recipe.seed)
     images, labels, _ = render_scenes(range(recipe.num_scenes), recipe.img_size, recipe.seed)

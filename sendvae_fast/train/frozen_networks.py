@@ -9,7 +9,8 @@ import torch
 from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.engine.speed import compile_blocks
 from sendvae_fast.losses.perceptual import Perceptual
-from sendvae_fast.models.foundation.foundation import Foundation, FoundationConfig, load_foundation
+from sendvae_fast.models.foundation.config import FoundationConfig
+from sendvae_fast.models.foundation.foundation import Foundation, load_foundation
 from sendvae_fast.ops.layout import MEMORY_FORMAT
 
 Frozen = TypeVar("Frozen", Foundation, Perceptual)

@@ -30,21 +30,21 @@ def test_lists_as_torchvision_does(tmp_path):
     root = tree(tmp_path)
     (root / ".cache").rmdir()
     (root / "n10" / ".hidden.jpg").unlink()
-    catalog, truth = Catalog.from_folder(root), ImageFolder(root)
+    catalog, truth = Catalog.open(root), ImageFolder(root)
     assert list(catalog.class_names) == truth.classes == ["n01", "n02", "n10"]
     assert [(catalog.locate(i), label) for i, label in enumerate(catalog.labels.tolist())] == truth.samples
     assert len(catalog) == 5 and catalog.labels.dtype == np.int64 and catalog.attributes is None
 
 
 def test_hidden_names_are_passed_over(tmp_path):
-    catalog = Catalog.from_folder(tree(tmp_path))
+    catalog = Catalog.open(tree(tmp_path))
     assert len(catalog) == 5 and catalog.class_names == ("n01", "n02", "n10")
 
 
 def test_a_flat_folder_is_one_class(tmp_path):
     save(tmp_path / "flat" / "b.jpg")
     save(tmp_path / "flat" / "a.jpg")
-    catalog = Catalog.from_folder(tmp_path / "flat")
+    catalog = Catalog.open(tmp_path / "flat")
     assert catalog.class_names == ("flat",) and catalog.labels.tolist() == [0, 0]
     assert catalog.names == ["a.jpg", "b.jpg"]
 
@@ -54,7 +54,7 @@ def test_attributes_are_read_by_file_name(tmp_path):
     (root / "attributes.csv").write_text(
         "file,round,warm\nn02/a.jpg,0,1\nn01/z.jpeg,1,1\nn01/sub/x.JpG,0,0\nn10/q.Png,1,0\nn02/b.JPEG,1,1\ngone.jpg,0,0\n"
     )
-    catalog = Catalog.from_folder(root)
+    catalog = Catalog.open(root)
     assert catalog.attributes.names == ("round", "warm")
     by_name = {
         os.path.basename(path): row.tolist() for path, row in zip(catalog.names, catalog.attributes.values, strict=True)
@@ -81,22 +81,22 @@ def test_attributes_are_read_by_file_name(tmp_path):
 def test_bad_attribute_tables(tmp_path, table, message):
     (tree(tmp_path) / "attributes.csv").write_text(table)
     with pytest.raises(UserError, match=message):
-        Catalog.from_folder(tmp_path)
+        Catalog.open(tmp_path)
 
 
 def test_folder_errors(tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist; check the path"):
-        Catalog.from_folder(tmp_path / "nowhere")
+        Catalog.open(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
-        Catalog.from_folder(tmp_path / "file")
+        Catalog.open(tmp_path / "file")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images in .*empty; expected .*<class>/<image>"):
-        Catalog.from_folder(tmp_path / "empty")
+        Catalog.open(tmp_path / "empty")
     save(tmp_path / "part" / "full" / "a.jpg")
     (tmp_path / "part" / "hollow").mkdir()
     with pytest.raises(UserError, match="part/hollow holds no images"):
-        Catalog.from_folder(tmp_path / "part")
+        Catalog.open(tmp_path / "part")
 
 
 def test_the_parent_of_train_stands_for_train(tmp_path):
@@ -151,7 +151,7 @@ def test_damaged_and_future_catalogs(tmp_path):
 
 
 def test_reading_and_subsets(tmp_path):
-    catalog = Catalog.from_folder(tree(tmp_path))
+    catalog = Catalog.open(tree(tmp_path))
     part = catalog.subset(np.array([4, 1]))
     assert part.names == [catalog.names[4], catalog.names[1]] and part.class_names == catalog.class_names
     assert part.labels.tolist() == [2, 0] and part.locate(0) == str(tmp_path / catalog.names[4])

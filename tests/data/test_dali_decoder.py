@@ -106,7 +106,7 @@ def test_a_failed_batch_leaves_a_decoder_that_works(caplog):
 
 @pytest.mark.parametrize("cache_mb", [0, 64])
 def test_the_loader_gives_the_same_with_dali(folder, cache_mb):
-    catalog = indexed(Catalog.from_folder(folder))
+    catalog = indexed(Catalog.open(folder))
     assert sorted(set(catalog.verdicts)) != ["ok"]
     truth = crops_of(catalog, LoaderConfig(decoder="pillow"))
     config = LoaderConfig(decoder="dali", cache_mb=cache_mb, num_threads=2)
@@ -116,7 +116,7 @@ def test_the_loader_gives_the_same_with_dali(folder, cache_mb):
 
 def test_files_that_broke_after_the_index(folder, caplog):
     """DALI fails on them; Pillow decodes the batch, says what is wrong, and the next good picture takes the place."""
-    catalog = indexed(Catalog.from_folder(folder))
+    catalog = indexed(Catalog.open(folder))
     broken = [i for i in range(NUM) if catalog.verdicts[i] == "ok"][2:5:2]
     for i in broken:
         path = catalog.locate(i)
@@ -131,7 +131,7 @@ def test_files_that_broke_after_the_index(folder, caplog):
 
 
 def test_a_dead_pipeline_changes_no_sample(folder, monkeypatch, caplog):
-    catalog = indexed(Catalog.from_folder(folder))
+    catalog = indexed(Catalog.open(folder))
     truth = crops_of(catalog, LoaderConfig(decoder="pillow"))
 
     class Dying(DaliDecoder):
@@ -146,7 +146,7 @@ def test_a_dead_pipeline_changes_no_sample(folder, monkeypatch, caplog):
 
 def test_a_preview_in_the_middle_of_training_mixes_nothing_up(folder, monkeypatch):
     """One pipeline serves both, one batch at a time: what it is fed is what it gives back."""
-    catalog = indexed(Catalog.from_folder(folder))
+    catalog = indexed(Catalog.open(folder))
     config = LoaderConfig(decoder="dali", cache_mb=0, num_threads=2)
     truth, preview = crops_of(catalog, config), list(ImageLoader(catalog, 32, config).in_order(8))
     decoders, overlaps = [], []
@@ -177,7 +177,7 @@ def test_a_preview_in_the_middle_of_training_mixes_nothing_up(folder, monkeypatc
 def test_bad_pictures_that_the_catalog_knows_are_never_read(folder, monkeypatch):
     for i in (0, 7):
         (folder / f"class{i % 3}" / f"{i:02d}.jpg").write_bytes(b"broken")
-    catalog = indexed(Catalog.from_folder(folder))
+    catalog = indexed(Catalog.open(folder))
     bad = set(np.flatnonzero(catalog.is_bad).tolist())
     assert len(bad) == 2
     read = set()
@@ -190,7 +190,7 @@ def test_bad_pictures_that_the_catalog_knows_are_never_read(folder, monkeypatch)
 
 
 def test_who_decodes(folder, monkeypatch):
-    plain = Catalog.from_folder(folder)
+    plain = Catalog.open(folder)
     with pytest.raises(UserError, match="sendvae data index"):
         ImageLoader(plain, 32, LoaderConfig(decoder="dali"))
     monkeypatch.setattr(loader_module, "import_dali", lambda: None)

@@ -166,7 +166,7 @@ def loader(tmp_path):
         path = tmp_path / "images" / f"class{i % 3}" / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
-    return ImageLoader(Catalog.from_folder(tmp_path / "images"), 16)
+    return ImageLoader(Catalog.open(tmp_path / "images"), 16)
 
 
 def encode(images):
@@ -221,7 +221,7 @@ def test_a_cache_knows_its_images(tmp_path, loader):
         cache.check_catalog(loader.catalog, 32)
     (tmp_path / "images" / "class0" / "00.png").rename(tmp_path / "images" / "class0" / "99.png")
     with pytest.raises(UserError, match="give the same images, or run `sendvae cache-latents`"):
-        cache.check_catalog(Catalog.from_folder(tmp_path / "images"), 16)
+        cache.check_catalog(Catalog.open(tmp_path / "images"), 16)
 
 
 def test_weights_hash():

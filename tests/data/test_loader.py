@@ -25,7 +25,7 @@ def catalog(tmp_path):
         path = tmp_path / f"class{i % 3}" / f"{i:02d}.jpg"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (20 + i, 25, 3), np.uint8)).save(path)
-    return Catalog.from_folder(tmp_path)
+    return Catalog.open(tmp_path)
 
 
 def same(first, second):
@@ -128,7 +128,7 @@ def test_any_number_of_bad_files_shifts_nothing_on_any_number_of_ranks(tmp_path,
     (tmp_path / "a").mkdir()
     for i in range(num):
         (tmp_path / "a" / f"{i:03d}.jpg").touch()
-    catalog = Catalog.from_folder(tmp_path)
+    catalog = Catalog.open(tmp_path)
     bad = set(np.random.default_rng(num_bad).choice(num, num_bad, replace=False).tolist())
 
     def read(self, i):

@@ -19,7 +19,7 @@ def files(root):
 
 def test_folder_is_a_catalog_with_attributes(tmp_path):
     synth_scenes(tmp_path / "s", 30, size=32, seed=3)
-    catalog = Catalog.from_folder(tmp_path / "s")
+    catalog = Catalog.open(tmp_path / "s")
     assert len(catalog) == 30 and catalog.class_names == tuple(sorted(CLASS_NAMES))
     assert catalog.attributes.names == ATTRIBUTES and len(ATTRIBUTES) >= 12
     for scene_id in range(30):

@@ -17,7 +17,8 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, ResnetBlock
 from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
-from sendvae_fast.models.foundation.foundation import FoundationConfig, load_foundation
+from sendvae_fast.models.foundation.config import FoundationConfig
+from sendvae_fast.models.foundation.foundation import load_foundation
 from sendvae_fast.models.mappers.mapper import Mapper, MapperConfig
 from sendvae_fast.models.send_vae import SendVAE
 from sendvae_fast.models.sit.sit import SiT, SiTConfig

@@ -13,7 +13,7 @@ from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.alignment import vf_loss
 from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
-from sendvae_fast.models.foundation.backbones import DEMO_WEIGHTS
+from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS
 from sendvae_fast.models.mappers.linear import LinearMapper
 from sendvae_fast.models.mappers.mlp import MLPMapper
 from sendvae_fast.models.pixels import to_model_range

@@ -7,9 +7,8 @@ from safetensors.torch import load_file
 
 from sendvae_fast.data.scenes.scene_folder import render_scenes
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.foundation.demo_vit import ConvStem, DemoViT
+from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS, ConvStem, DemoViT
 from sendvae_fast.train.demo_foundation import (
-    WEIGHTS,
     DemoFoundationRecipe,
     augment,
     normalise,
@@ -47,8 +46,8 @@ def test_the_recipe_runs_and_its_file_loads(tmp_path):
 
 
 def test_the_committed_model_knows_fresh_scenes():
-    assert WEIGHTS.stat().st_size <= 2 * 2**20
-    model, metadata = load(WEIGHTS)
+    assert DEMO_WEIGHTS.stat().st_size <= 2 * 2**20
+    model, metadata = load(DEMO_WEIGHTS)
     images, labels, _ = render_scenes(range(240), seed=999)
     with torch.no_grad():
         predicted = model(normalise(torch.from_numpy(images))).argmax(-1)

@@ -59,14 +59,14 @@ def first(batches):
 def test_latents_and_images_are_of_the_same_picture_flipped_alike(latents, images, autoencoder):
     """Every latent is the encoding of the very image beside it; about half of them are mirrored."""
     encoder = load_autoencoder(resolve_weights(autoencoder)).autoencoder
-    originals = torch.cat([batch.images for batch in ImageLoader(Catalog.from_folder(images), 32).in_order(8)])
+    originals = torch.cat([batch.images for batch in ImageLoader(Catalog.open(images), 32).in_order(8)])
     num_flipped = 0
     for ids, mean, std, labels, pictures in first(training_latents(latents, images).batches(0)):
         with torch.no_grad():
             posterior = Posterior.from_moments(encoder.encode(to_model_range(pictures)))
         torch.testing.assert_close(mean, posterior.mean, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(std, posterior.std, rtol=1e-4, atol=1e-4)
-        assert torch.equal(labels, torch.from_numpy(Catalog.from_folder(images).labels)[ids])
+        assert torch.equal(labels, torch.from_numpy(Catalog.open(images).labels)[ids])
         plain, mirrored = originals[ids], originals[ids].flip(-1)
         is_plain, is_mirrored = ((pictures == x).flatten(1).all(1) for x in (plain, mirrored))
         assert (is_plain | is_mirrored).all()

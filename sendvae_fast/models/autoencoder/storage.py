@@ -21,7 +21,7 @@ from torch import Tensor
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import CONFIG_FILE, save_tensors, write_atomic
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
-from sendvae_fast.models.autoencoder.published import PublishedAutoencoder, ldm_state, read_published
+from sendvae_fast.models.autoencoder.published import PublishedAutoencoder, read_published
 from sendvae_fast.models.latent_statistics import choose_statistics, statistics_of_file
 from sendvae_fast.models.weights import load_weights, read_weights
 
@@ -74,15 +74,6 @@ def load_autoencoder(
     autoencoder = Autoencoder(found.config)
     load_weights(autoencoder, found.state, found.weights)
     return SavedAutoencoder(autoencoder.eval(), *statistics)
-
-
-def load_ldm_weights(autoencoder: Autoencoder, path: str | Path) -> None:
-    """Load a published file in the LDM layout into `autoencoder`; see `published.ldm_state` for what may be around it.
-
-    Anything of the autoencoder that does not match is a `UserError`.
-    """
-    state = ldm_state(read_weights(path), path)
-    load_weights(autoencoder, state, path)
 
 
 def _is_published(path: Path) -> bool:

@@ -6,10 +6,21 @@ al., 2021) lets a transformer learn from thousands of pictures rather than milli
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import timm
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.foundation.backbone import Backbone, Preprocessing
+from sendvae_fast.models.foundation.config import FoundationConfig
+from sendvae_fast.models.weights import load_weights, read_weights
+
+DEMO_WEIGHTS = Path(__file__).with_name("demo_vit.safetensors")
+_PREPROCESSING = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # x / 127.5 - 1
 STRIDE = 8
 # (in, out, kernel): even kernels where the stride is 2 keep the map's cells centred on the patches.
 STEM = ((3, 24, 4), (24, 48, 3), (48, 64, 4), (64, 64, 3), (64, 128, 4), (128, 128, 3))
@@ -73,3 +84,34 @@ class DemoViT(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """Patch tokens [B, N, embed_dim] after the last block, each normalised to mean 0 and deviation 1."""
         return F.layer_norm(self.vit.forward_features(images), (self.embed_dim,))
+
+
+class DemoTokens(nn.Module):
+    """Images [B, 3, S, S] to the tokens of a `DemoViT`."""
+
+    def __init__(self, model: DemoViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.tokens(x)
+
+
+def load_demo_vit(config: FoundationConfig) -> Backbone:
+    """The package's own small ViT; the file's metadata holds its sizes (key ``config``, JSON)."""
+    path = Path(config.weights or DEMO_WEIGHTS)
+    if not path.is_file():
+        raise UserError(f"the demo foundation model's weights {path} are missing: install sendvae_fast again")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if "config" not in metadata:
+        raise UserError(f"{path} is not a demo foundation model: it has no `config` in its metadata")
+    model = DemoViT(**json.loads(metadata["config"]))
+    if (config.image_size or model.img_size, config.grid_size or model.grid_size) != (model.img_size, model.grid_size):
+        raise UserError(
+            f"the demo foundation model sees images of {model.img_size} px as {model.grid_size} x {model.grid_size} "
+            "tokens and nothing else: leave image_size and grid_size out"
+        )
+    if not config.random_weights:
+        load_weights(model, read_weights(path), path)
+    return Backbone(DemoTokens(model), model.img_size, model.grid_size, model.embed_dim, _PREPROCESSING)

@@ -8,55 +8,20 @@ Shape letters: B batch, S image size, N patch tokens, D feature width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block as ViTBlock
 from torch import Tensor, nn
 
-from sendvae_fast import checks
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.foundation import backbones
+from sendvae_fast.models.foundation.backbone import Backbone
+from sendvae_fast.models.foundation.config import FoundationConfig
+from sendvae_fast.models.foundation.demo_vit import load_demo_vit
+from sendvae_fast.models.foundation.squeezenet import load_squeezenet
+from sendvae_fast.models.foundation.vision_transformer import load_transformer
 from sendvae_fast.models.precision import cast_parameters
 from sendvae_fast.ops.layout import MEMORY_FORMAT
-
-
-@dataclass(kw_only=True)
-class FoundationConfig:
-    """Which foundation model, from which file, seen at which size.
-
-    Raises `UserError` for a value out of range, and for settings that exclude each other.
-    """
-
-    name: str
-    """``demo`` (the package's own small ViT), ``squeezenet`` (torchvision's SqueezeNet-1.1 features),
-    ``dinov2-vit-{s,b,l,g}``, ``dinov2reg-vit-{s,b,l,g}``, ``dinov3-vit-{s,splus,b,l,hplus,7b}``, ``clip-vit-l``,
-    ``ijepa-vit-h``, ``mae-vit-{b,l}``, ``siglip-{b,l,so400m}``, ``siglip2-{b,l,so400m,g}``, or the timm name of any
-    vision transformer."""
-    weights: str | None = None
-    """Local weight file: timm's .safetensors, or the original release's. Only ``demo`` brings its own."""
-    image_size: int | None = None
-    """Side in pixels to which images are resized; by default 224 for patches of 14, 256 for patches of 16, 64 for
-    ``demo``, 224 for ``squeezenet``."""
-    grid_size: int | None = None
-    """Patch tokens wanted per side, in place of `image_size`, which follows from it. Match it to the latents: 16 for
-    images of 256 and f16 latents, 32 for 512."""
-    layer: int | None = None
-    """``squeezenet`` only: which of its 13 feature modules (0 to 12, default 12) gives the tokens. 4, 7 and 12 give
-    128, 256 and 512 channels at 1/4, 1/8 and 1/16 of `image_size`."""
-    random_weights: bool = False
-    """Leave the network as initialised, without a file. For tests of the machinery: the features mean nothing."""
-
-    def __post_init__(self) -> None:
-        if self.image_size is not None and self.grid_size is not None:
-            raise UserError("foundation image_size and grid_size are both set: give one, the other follows from it")
-        checks.at_least(1, self, "image_size", "grid_size", where="foundation")
-        if self.layer is not None and self.name != "squeezenet":
-            raise UserError(f"foundation layer={self.layer} is only for squeezenet, not for {self.name}: leave it out")
-        if self.random_weights and self.weights is not None:
-            raise UserError("foundation random_weights and weights are both set: give one")
 
 
 class Foundation(nn.Module):
@@ -66,7 +31,7 @@ class Foundation(nn.Module):
     It stays in evaluation mode and gives no gradient. Images of another size than `image_size` are resized.
     """
 
-    def __init__(self, name: str, backbone: backbones.Backbone):
+    def __init__(self, name: str, backbone: Backbone):
         super().__init__()
         self.name = name
         self.tokens = backbone.tokens.eval().requires_grad_(False)
@@ -123,5 +88,5 @@ def load_foundation(config: FoundationConfig) -> Foundation:
     Raises `UserError` for an unknown name, a weight file that is not given, missing or of another network, and an image
     size that the model cannot take.
     """
-    build = {"demo": backbones.demo, "squeezenet": backbones.squeezenet}.get(config.name, backbones.timm_transformer)
-    return Foundation(config.name, build(config))
+    load = {"demo": load_demo_vit, "squeezenet": load_squeezenet}.get(config.name, load_transformer)
+    return Foundation(config.name, load(config))

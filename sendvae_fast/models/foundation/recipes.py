@@ -22,19 +22,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import timm
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from sendvae_fast.errors import UserError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """What a network wants of its input."""
-
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
-    interpolation: str = "bicubic"
-    antialias: bool = False
+from sendvae_fast.models.foundation.backbone import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.alignment import alignment_loss, reals_loss, vf_loss
-from sendvae_fast.models.foundation.foundation import Foundation, FoundationConfig
+from sendvae_fast.models.foundation.config import FoundationConfig
+from sendvae_fast.models.foundation.foundation import Foundation
 from sendvae_fast.models.mappers.linear import LinearMapper
 from sendvae_fast.models.mappers.mapper import Mapper, MapperConfig
 from sendvae_fast.models.mappers.mlp import MLPMapper

@@ -1,0 +1,30 @@
+"""What every family of foundation models is built into: a network of tokens and the input it wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What a network wants of its input."""
+
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    interpolation: str = "bicubic"
+    antialias: bool = False
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A feature network and the input it wants."""
+
+    tokens: nn.Module
+    """Normalised images [B, 3, image_size, image_size] to tokens [B, grid_size ** 2, dim]."""
+    image_size: int
+    grid_size: int
+    dim: int
+    preprocessing: Preprocessing
