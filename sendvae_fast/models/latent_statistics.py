@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import save_tensors
 from sendvae_fast.models.weights import read_weights
+
+STATS_FILE = "latent_stats.safetensors"
+"""Beside our weights: latent_mean, latent_std, float32 [C]."""
+
+_LIGHTNINGDIT_FILE = "latents_stats.pt"
 
 _BATCH_NORM_EPS = 1e-4
 """Of the batch norm through which REPA-E's generator sees latents."""
@@ -87,6 +93,19 @@ def statistics_of_file(path: str | Path) -> LatentStatistics:
     )
 
 
+def save_statistics(directory: Path, mean: Tensor, std: Tensor) -> None:
+    """Write our file of mean and std [C] into a folder of weights."""
+    stats = {"latent_mean": mean, "latent_std": std}
+    stats = {key: value.detach().float().cpu().contiguous() for key, value in stats.items()}
+    save_tensors(directory / STATS_FILE, stats, {"format": "pt"})
+
+
+def save_lightningdit_statistics(directory: Path, mean: Tensor, std: Tensor) -> None:
+    """Write the file that LightningDiT looks for in the folder of weights."""
+    stats = {"mean": mean, "std": std}
+    torch.save({key: value.view(1, -1, 1, 1) for key, value in stats.items()}, directory / _LIGHTNINGDIT_FILE)
+
+
 def save_repa_e_statistics(weights: Path, mean: Tensor, std: Tensor) -> None:
     """Write the file that REPA-E looks for beside the file of weights."""
     stats = {"latents_scale": 1 / std, "latents_bias": mean}
@@ -99,7 +118,7 @@ def _repa_e_file(weights: Path) -> Path:
 
 def statistics_beside(path: Path) -> LatentStatistics | None:
     """From the file that REPA-E, LightningDiT or `sendvae` puts beside the weights at `path`, if there is one."""
-    for name in (_repa_e_file(path).name, "latents_stats.pt", "latent_stats.safetensors"):
+    for name in (_repa_e_file(path).name, _LIGHTNINGDIT_FILE, STATS_FILE):
         if path.with_name(name).is_file():
             return statistics_of_file(path.with_name(name))
     return None

@@ -11,7 +11,7 @@ from pictures import encoded, picture, write_folder, write_parquet, write_tar
 
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.indexing.index import default_catalog, index_source
-from sendvae_fast.data.indexing.resumable_parts import Parts
+from sendvae_fast.data.indexing.listing_parts import ListingParts
 from sendvae_fast.errors import UserError
 
 
@@ -121,7 +121,7 @@ def test_a_killed_index_goes_on(tmp_path, monkeypatch, num_parts):
         index_source(source, out, quick=True)
     seen = []
     monkeypatch.setattr(
-        Parts,
+        ListingParts,
         "remove",
         lambda self: seen.append({path.name: path.stat().st_mtime_ns for path in self.folder.glob("part-*.parquet")}),
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from sendvae_fast.data.catalog import catalog_file_at
 from sendvae_fast.data.catalog_file import read_origin, write_catalog_file
-from sendvae_fast.data.indexing.resumable_parts import Parts, listing_sha256
+from sendvae_fast.data.indexing.listing_parts import ListingParts, listing_sha256
 from sendvae_fast.data.indexing.sandbox import SampleFacts, examine_parts
 from sendvae_fast.data.sources.find import list_source
 from sendvae_fast.data.sources.shards import CATALOG_NAME, is_pattern
@@ -15,7 +15,7 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.progress import Progress
 
 CATALOG_SUFFIX = f".{CATALOG_NAME}"
-NUM_PARTS, MIN_PART, MAX_PART = 64, 32, 4096
+NUM_PARTS, MIN_PART_SIZE, MAX_PART_SIZE = 64, 32, 4096
 """Enough parts for many workers; small ones lose little when the command is killed, large ones make few files."""
 
 
@@ -54,7 +54,8 @@ def index_source(
             )
         return False
     num_samples = len(listing.source)
-    parts = Parts(Path(f"{out}.parts"), listing, int(np.clip(num_samples // NUM_PARTS, MIN_PART, MAX_PART)), origin)
+    part_size = int(np.clip(num_samples // NUM_PARTS, MIN_PART_SIZE, MAX_PART_SIZE))
+    parts = ListingParts(Path(f"{out}.parts"), listing, part_size, origin)
     num_bad = 0
 
     def count(facts: SampleFacts) -> None:

@@ -24,7 +24,7 @@ from sendvae_fast.data.attributes import write_attributes
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.catalog_file import read_origin, write_catalog_file
 from sendvae_fast.data.decode import FORMAT_OF_EXTENSION, UnreadableImage
-from sendvae_fast.data.indexing.resumable_parts import Parts, listing_sha256
+from sendvae_fast.data.indexing.listing_parts import ListingParts, listing_sha256
 from sendvae_fast.data.indexing.sandbox import SampleFacts
 from sendvae_fast.data.sources.base import Listing
 from sendvae_fast.data.sources.shards import CATALOG_NAME
@@ -72,7 +72,7 @@ def pack_catalog(
         return False
     if out.exists() and not (out / PARTS_FOLDER).exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and holds something else; give an empty or a new folder with --out")
-    parts = Parts(out / PARTS_FOLDER, catalog.listing, shard_size, origin)
+    parts = ListingParts(out / PARTS_FOLDER, catalog.listing, shard_size, origin)
     jobs = [
         (number, (_shard_path(out, number), parts.ids(number), catalog.subset(parts.ids(number)), image_size))
         for number in parts.missing()

@@ -85,31 +85,31 @@ def examine_parts(
     Raises:
         UserError: when a worker dies for any other reason than a picture.
     """
-    pending = (_Part(number, source.take(indices)) for number, indices in parts)
-    workers = [_Worker(part, quick) for part in itertools.islice(pending, num_workers)]
+    pending = (_Job(number, source.take(indices)) for number, indices in parts)
+    workers = [_Worker(job, quick) for job in itertools.islice(pending, num_workers)]
     try:
         while workers:
             ready = wait([worker.connection for worker in workers])
             for worker in [worker for worker in workers if worker.connection in ready]:
                 for facts in worker.receive():
                     on_sample(facts)
-                if not worker.part.is_done:
+                if not worker.job.is_done:
                     continue
-                yield worker.part.number, worker.part.facts
-                part = next(pending, None)
-                if part is None:
+                yield worker.job.number, worker.job.facts
+                job = next(pending, None)
+                if job is None:
                     workers.remove(worker)
                     worker.end()
                 else:
-                    worker.give(part)
+                    worker.give(job)
     finally:
         for worker in workers:
             worker.end()
 
 
 @dataclass
-class _Part:
-    """Samples for one worker and what it found out about the first of them so far."""
+class _Job:
+    """A part for one worker, and what it has found out about the first of its samples."""
 
     number: int
     source: Source
@@ -127,15 +127,15 @@ class _Part:
 class _Worker:
     """A process that examines one part after the other, and is replaced when a picture kills it."""
 
-    def __init__(self, part: _Part, quick: bool) -> None:
-        self.part, self._quick = part, quick
+    def __init__(self, job: _Job, quick: bool) -> None:
+        self.job, self._quick = job, quick
         self._start()
 
-    def give(self, part: _Part) -> None:
-        """Go on with `part`."""
-        self.part = part
+    def give(self, job: _Job) -> None:
+        """Go on with `job`."""
+        self.job = job
         with suppress(ConnectionError):  # of a dead worker `receive` makes the best
-            self.connection.send(part.rest())
+            self.connection.send(job.rest())
 
     def receive(self) -> list[SampleFacts]:
         """What the worker has found out since the last call; to be called when its connection is ready."""
@@ -146,7 +146,7 @@ class _Worker:
         if message is None:
             self._is_ready = True
             return []
-        self.part.facts.append(message)
+        self.job.facts.append(message)
         return [message]
 
     def end(self) -> None:
@@ -164,8 +164,8 @@ class _Worker:
         self._process.start()
         theirs.close()
         self._is_ready = False
-        if not self.part.is_done:
-            self.give(self.part)
+        if not self.job.is_done:
+            self.give(self.job)
 
     def _replace(self) -> list[SampleFacts]:
         """After the death of the process: the facts about the picture it was at."""
@@ -181,7 +181,7 @@ class _Worker:
                 f"a worker process ended with exit code {-number}, which is no picture's fault; if memory is short, "
                 "give fewer workers; run the same command again to go on"
             )
-        self.part.facts.append(facts)
+        self.job.facts.append(facts)
         self._start()
         return [facts]
 

@@ -34,8 +34,8 @@ _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _FIRST_WEIGHT = "encoder.conv_in.weight"
 
 
-class PublishedAutoencoder(NamedTuple):
-    """What `read_published` finds."""
+class FoundAutoencoder(NamedTuple):
+    """What a folder or file holds: nobody has looked yet whether its parts belong together."""
 
     config: AutoencoderConfig
     state: dict[str, Tensor]  # LDM layout
@@ -45,11 +45,8 @@ class PublishedAutoencoder(NamedTuple):
     """Unchecked; None where the source has none."""
 
 
-def read_published(path: str | Path) -> PublishedAutoencoder:
-    """Read a diffusers folder or a checkpoint file in the LDM layout; `UserError` where it is neither.
-
-    Nobody has yet looked whether the weights are those of the configuration.
-    """
+def read_published(path: str | Path) -> FoundAutoencoder:
+    """Read a diffusers folder or a checkpoint file in the LDM layout; `UserError` where it is neither."""
     path = Path(path)
     return _read_diffusers(path) if path.is_dir() else _read_ldm(path)
 
@@ -96,15 +93,15 @@ def ldm_config(state: dict[str, Tensor], path: str | Path) -> AutoencoderConfig:
     )
 
 
-def _read_ldm(path: Path) -> PublishedAutoencoder:
+def _read_ldm(path: Path) -> FoundAutoencoder:
     content = read_weights(path)
     state = ldm_state(content, path)
     config = ldm_config(state, path)
     statistics = statistics_of_batch_norm(content, path.name) or statistics_beside(path)
-    return PublishedAutoencoder(config, state, path, statistics)
+    return FoundAutoencoder(config, state, path, statistics)
 
 
-def _read_diffusers(directory: Path) -> PublishedAutoencoder:
+def _read_diffusers(directory: Path) -> FoundAutoencoder:
     config_file = directory / "config.json"
     weights = next((directory / name for name in _DIFFUSERS_WEIGHTS if (directory / name).is_file()), None)
     if weights is None:
@@ -117,4 +114,4 @@ def _read_diffusers(directory: Path) -> PublishedAutoencoder:
         raise UserError(f"{config_file} is not the config of an AutoencoderKL: it lacks {error}") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{config_file} is not the config of an autoencoder of ours: {error}") from error
-    return PublishedAutoencoder(config, from_diffusers(read_weights(weights), config), weights, statistics)
+    return FoundAutoencoder(config, from_diffusers(read_weights(weights), config), weights, statistics)

@@ -21,12 +21,11 @@ from torch import Tensor
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import CONFIG_FILE, save_tensors, write_atomic
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
-from sendvae_fast.models.autoencoder.published import PublishedAutoencoder, read_published
-from sendvae_fast.models.latent_statistics import choose_statistics, statistics_of_file
+from sendvae_fast.models.autoencoder.published import FoundAutoencoder, read_published
+from sendvae_fast.models.latent_statistics import STATS_FILE, choose_statistics, save_statistics, statistics_of_file
 from sendvae_fast.models.weights import load_weights, read_weights
 
 WEIGHTS_FILE = "model.safetensors"
-STATS_FILE = "latent_stats.safetensors"
 
 
 class SavedAutoencoder(NamedTuple):
@@ -48,11 +47,9 @@ def save_autoencoder(directory: str | Path, autoencoder: Autoencoder, latent_mea
     directory.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in autoencoder.state_dict().items()}
     channels = autoencoder.config.latent_channels
-    stats = {"latent_mean": latent_mean, "latent_std": latent_std}
-    stats = {key: value.detach().float().cpu().reshape(channels) for key, value in stats.items()}
     config = json.dumps(dataclasses.asdict(autoencoder.config), indent=2) + "\n"
     save_tensors(directory / WEIGHTS_FILE, state, {"format": "pt"})
-    save_tensors(directory / STATS_FILE, stats, {"format": "pt"})
+    save_statistics(directory, latent_mean.reshape(channels), latent_std.reshape(channels))
     write_atomic(directory / CONFIG_FILE, config)
 
 
@@ -84,7 +81,7 @@ def _is_published(path: Path) -> bool:
     return config.is_file() and '"block_out_channels"' in config.read_text(encoding="utf-8", errors="replace")
 
 
-def _read_own(directory: Path) -> PublishedAutoencoder:
+def _read_own(directory: Path) -> FoundAutoencoder:
     config_file, weights, stats = (directory / name for name in (CONFIG_FILE, WEIGHTS_FILE, STATS_FILE))
     if not config_file.is_file():
         raise UserError(
@@ -94,4 +91,4 @@ def _read_own(directory: Path) -> PublishedAutoencoder:
         config = AutoencoderConfig(**json.loads(config_file.read_text()))
     except (ValueError, TypeError) as error:
         raise UserError(f"{config_file} is not an autoencoder configuration: {error}") from error
-    return PublishedAutoencoder(config, read_weights(weights), weights, statistics_of_file(stats))
+    return FoundAutoencoder(config, read_weights(weights), weights, statistics_of_file(stats))

@@ -22,11 +22,14 @@ from torch import Tensor
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import CONFIG_FILE, save_tensors, write_atomic
-from sendvae_fast.models.autoencoder.storage import STATS_FILE, WEIGHTS_FILE
+from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE
 from sendvae_fast.models.latent_statistics import (
+    STATS_FILE,
     LatentStatistics,
     choose_statistics,
+    save_lightningdit_statistics,
     save_repa_e_statistics,
+    save_statistics,
     statistics_beside,
     statistics_of_batch_norm,
     statistics_of_file,
@@ -73,8 +76,7 @@ def save_sit(
     directory.mkdir(parents=True, exist_ok=True)
     save_tensors(directory / WEIGHTS_FILE, weights, {"format": "pt"})
     save_tensors(directory / EMA_FILE, ema, {"format": "pt"})
-    stats = {"latent_mean": latent_mean.float().cpu(), "latent_std": latent_std.float().cpu()}
-    save_tensors(directory / STATS_FILE, stats, {"format": "pt"})
+    save_statistics(directory, latent_mean, latent_std)
     write_atomic(directory / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
@@ -124,8 +126,7 @@ def write_published(directory: Path, raw: SavedSiT, ema: SavedSiT, layout: str) 
     mean, std = ema.latent_mean, ema.latent_std
     if layout == "lightningdit":
         content = {"model": to_lightningdit(raw.sit), "ema": to_lightningdit(ema.sit)}
-        stats = {"mean": mean.view(1, -1, 1, 1), "std": std.view(1, -1, 1, 1)}
-        torch.save(stats, directory / "latents_stats.pt")
+        save_lightningdit_statistics(directory, mean, std)
     else:
         has_batch_norm = layout == "repa-e"
         content = {name: to_repa(part.sit, mean, std, has_batch_norm) for name, part in (("model", raw), ("ema", ema))}

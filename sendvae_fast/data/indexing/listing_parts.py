@@ -1,4 +1,4 @@
-"""A long look at all samples of a listing that can be interrupted: done in parts, each kept on disk when it is done.
+"""The samples of a listing in parts, so that a long look at all of them can be interrupted: done parts stay on disk.
 
 <folder>/origin.json     what is being done; another command must not go on here
 <folder>/part-00000.parquet ...   rows of `catalog_file.FACTS`, whole files only
@@ -25,8 +25,8 @@ from sendvae_fast.files import staged, write_atomic
 ORIGIN_FILE = "origin.json"
 
 
-class Parts:
-    """The parts of `listing`: `part_size` samples each, in the order in which the storage is read fastest.
+class ListingParts:
+    """Parts of `part_size` samples each, in the order in which the storage is read fastest.
 
     Raises:
         UserError: when `folder` cannot be made, or was made for another `origin`.
