@@ -1,13 +1,16 @@
 """The same step under each engine: DDP and DeepSpeed's ZeRO stages, on every rank of this process group."""
 
+import resource
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
-from bench.step_cases import StepCase
+from bench.step_cases import Stage, StepCase
 from bench.timing import MAX_ROUNDS, MIN_ROUNDS, Timing, rotations
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
@@ -20,6 +23,22 @@ BOUND = 1e-3
 """Relative difference of the first step's losses and gradient norm between engines: order of summation alone."""
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What one step cost. All but its time are this rank's."""
+
+    step_us: float
+    """From when all ranks began it together until the last had ended."""
+    cpu_us: float
+    """Of all threads, in the system too: what it costs however busy the machine is."""
+    page_faults: int
+    """Pages of 4 KB that the system had to find for it: buffers made anew."""
+    backward_us: float
+    """In `Engine.backward` of the stage's own network: gradients are computed and reduced over ranks."""
+    update_us: float
+    """In its `Engine.step`: norm, optimizer, ZeRO's gathering of the weights."""
+
+
 def engine_forms(
     case: StepCase, names: list[str], scratch: Path, distributed: Distributed, seconds: float
 ) -> dict[str, Any]:
@@ -29,19 +48,24 @@ def engine_forms(
         stage = case.build(scratch, ENGINES[name], distributed)
         batch = case.batch(stage.config, distributed.device)
         losses[name] = {key: float(value) for key, value in stage.train_step(0, batch).items()}
-        steps[name] = lambda stage=stage, batch=batch: stage.train_step(1, batch)
+        steps[name] = measured_step(stage, batch, distributed)
     check_equal(losses)
-    estimate = {name: _time(step, distributed) for name, step in steps.items()}
-    num_rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / sum(estimate.values()))))
-    samples_us: dict[str, list[float]] = {name: [] for name in names}
+    estimate_us = sum(step().step_us for step in steps.values())
+    num_rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(1e6 * seconds / estimate_us)))
+    costs: dict[str, list[Cost]] = {name: [] for name in names}
     for _, order in zip(range(num_rounds), rotations(names), strict=False):
         for name in order:
-            samples_us[name].append(1e6 * _time(steps[name], distributed))
+            costs[name].append(steps[name]())
     images = case.batch_size * distributed.world_size
     results = {}
-    for name, samples in samples_us.items():
-        timing = Timing.of(samples)
+    for name, of_engine in costs.items():
+        timing = Timing.of([cost.step_us for cost in of_engine])
         results[name] = {**asdict(timing), "img_per_s": images * 1e6 / timing.median_us, "losses": losses[name]}
+        if distributed.device.type == "cpu":  # on a GPU the host runs ahead, and its time says little
+            of_rank = [asdict(cost) for cost in of_engine]
+            results[name]["rank0"] = {
+                key: median(cost[key] for cost in of_rank) for key in of_rank[0] if key != "step_us"
+            }
     return {"precision": str(stage.config.engine.dtype).removeprefix("torch."), "engines": results}
 
 
@@ -57,14 +81,40 @@ def check_equal(losses: dict[str, dict[str, float]]) -> None:
                 )
 
 
-def _time(step: Any, distributed: Distributed) -> float:
-    """Seconds of a step that all ranks begin together, until the last has ended; the same number on every rank."""
-    distributed.barrier()
-    _wait(distributed.device)
-    start_s = time.perf_counter()
-    step()
-    _wait(distributed.device)
-    return max(distributed.gather_objects(time.perf_counter() - start_s))
+def measured_step(stage: Stage, batch: Any, distributed: Distributed) -> Callable[[], Cost]:
+    """A step of the stage, on a batch, that says what it cost."""
+    spent = {"backward": 0.0, "step": 0.0}
+
+    def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            start_s = time.perf_counter()
+            try:
+                return method(*arguments)
+            finally:
+                spent[name] += time.perf_counter() - start_s
+
+        return call
+
+    for name in spent:
+        setattr(stage.engine, name, timed(name, getattr(stage.engine, name)))
+
+    def measure() -> Cost:
+        spent.update(dict.fromkeys(spent, 0.0))
+        distributed.barrier()
+        _wait(distributed.device)
+        before, start_s = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+        stage.train_step(1, batch)
+        _wait(distributed.device)
+        took_s, after = time.perf_counter() - start_s, resource.getrusage(resource.RUSAGE_SELF)
+        return Cost(
+            step_us=1e6 * max(distributed.gather_objects(took_s)),
+            cpu_us=1e6 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
+            page_faults=after.ru_minflt - before.ru_minflt,
+            backward_us=1e6 * spent["backward"],
+            update_us=1e6 * spent["step"],
+        )
+
+    return measure
 
 
 def _wait(device: torch.device) -> None:

@@ -115,6 +115,18 @@ def step_tables(results: Path) -> str:
             lines += [line(("case", "precision", "part of ours", "time", "of the step")), line(["---"] * 5)]
             lines += [line(cells) for row in parted for cells in part_cells(row)]
             lines.append("")
+        if cells := [cells for row in rows for cells in engine_cells(row)]:
+            heads = (
+                "case",
+                "precision",
+                "engine",
+                "CPU time",
+                "vs first",
+                "in backward",
+                "in the update",
+                "page faults",
+            )
+            lines += [line(heads), line(["---"] * len(heads)), *map(line, cells), ""]
         lines += [
             f"- {row['case']}, batch {row['batch_size']}, {row['precision']}: {verdict}"
             for row in rows
@@ -146,6 +158,18 @@ def part_cells(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
     for name, part in sorted(row["parts"].items(), key=lambda item: -item[1]["median_us"]):
         share = percent(part["median_us"] / step_us)
         yield row["case"], row["precision"], name, duration(part["median_us"]), share
+
+
+def engine_cells(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
+    """A table's lines for what a step costs rank 0 under every engine, where that was measured."""
+    costs = {name: result["rank0"] for name, result in row.get("engines", {}).items() if "rank0" in result}
+    for name, cost in costs.items():
+        first_us = next(iter(costs.values()))["cpu_us"]
+        yield (
+            f"{row['case']}, {row['ranks']} ranks", row["precision"], name, duration(cost["cpu_us"]),
+            times(cost["cpu_us"] / first_us), duration(cost["backward_us"]), duration(cost["update_us"]),
+            f"{cost['page_faults']:,.0f}",
+        )  # fmt: skip
 
 
 def machine_tables(rows: list[dict[str, Any]]) -> str:

@@ -52,8 +52,5 @@ class DDPEngine(Engine):
     def scatter(self, name: str, kind: str, value: Tensor) -> None:
         self.gather(name, kind).copy_(value)
 
-    def optimizer_params(self) -> list[Tensor]:
-        return list(self.trained.values())
-
     def close(self) -> None:
         self._forward = self.module

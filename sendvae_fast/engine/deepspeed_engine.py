@@ -5,50 +5,22 @@ Parameters stay fp32 at every stage (bf16 is autocast), so the module holds the 
 """
 
 import contextlib
-import logging
-import math
-import os
-from collections import defaultdict
-from types import ModuleType
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sendvae_fast.engine.deepspeed_private import flat_partitions, import_deepspeed, link_optimizer_state
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.engine import Engine, EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 
-# Elements reduced at once. DeepSpeed's default of 5e8 is a 2 GB buffer per engine, whatever the model's size.
 MAX_BUCKET_ELEMENTS = 100_000_000
-
-
-def import_deepspeed(device: torch.device) -> ModuleType:
-    """DeepSpeed, told which device to use before it guesses, and quiet unless something is wrong."""
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    # DeepSpeed insists on it even when the process group exists; a process outside torchrun is local rank 0.
-    os.environ.setdefault("LOCAL_RANK", "0")
-    # On a machine with nvcc and no GPU, torch's extension builder, which DeepSpeed imports, remarks on it.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    import deepspeed
-    import deepspeed.ops
-
-    # None of its compiled ops is used. On a CPU it would compile one for half a minute and announce it on stdout.
-    deepspeed.ops.__compatible_ops__ = defaultdict(bool)
-    logger = logging.getLogger("DeepSpeed")
-    logger.setLevel(logging.WARNING)
-    logger.addFilter(_is_worth_saying)
-    # Its own handler writes to stdout, which belongs to the command; Python's default one writes warnings to stderr.
-    for handler in [handler for handler in logger.handlers if type(handler) is logging.StreamHandler]:
-        logger.removeHandler(handler)
-    logger.propagate = True
-    return deepspeed
-
-
-def _is_worth_saying(record: logging.LogRecord) -> bool:
-    # It calls any optimizer not on its own list untested; ours is tested with every stage.
-    return "untested optimizer" not in record.getMessage()
+"""Elements reduced at once. DeepSpeed's default of 5e8 is a 2 GB buffer per engine, whatever the model's size."""
+CPU_BUCKET_ELEMENTS = 4_000_000
+"""The same on CPU ranks, and the elements of a parameter group there: 16 MB. DeepSpeed makes its buffers anew at every
+step; above 32 MB malloc takes their pages from the system each time, which costs more than the communication."""
 
 
 class DeepSpeedEngine(Engine):
@@ -58,6 +30,13 @@ class DeepSpeedEngine(Engine):
         self, module: nn.Module, optimizer_config: OptimizerConfig, config: EngineConfig, distributed: Distributed
     ) -> None:
         super().__init__(module, optimizer_config, config, distributed)
+        self._saves_allocations = distributed.device.type == "cpu" and config.zero_stage in (1, 2)
+        if self._saves_allocations:
+            # DeepSpeed flattens, splits, updates and gathers each group by itself.
+            (group,) = self.optimizer.param_groups
+            self.optimizer.param_groups = [
+                {**group, "params": part} for part in chunks(group["params"], CPU_BUCKET_ELEMENTS)
+            ]
         deepspeed = import_deepspeed(distributed.device)
         self._gathered_parameters = deepspeed.zero.GatheredParameters
         self._fragments = deepspeed.utils
@@ -70,20 +49,27 @@ class DeepSpeedEngine(Engine):
         # DeepSpeed fills optimizer state at the first step; here it is readable and loadable from the start. Anything
         # a trial step of its initialisation left there (some versions make one with zero gradients) goes.
         self.optimizer.state.clear()
-        self.optimizer.init_state(self.optimizer_params())
+        if config.zero_stage == 3:
+            self.optimizer.init_state(flat_partitions(self._engine.optimizer))
+        else:
+            self.optimizer.init_state(param for group in self.optimizer.param_groups for param in group["params"])
         if config.zero_stage in (1, 2):
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+            link_optimizer_state(self._engine.optimizer)
 
     def _deepspeed_config(self) -> dict[str, Any]:
         stage = self.config.zero_stage
         num_elements = sum(param.numel() for param in self.trained.values())
+        zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": min(num_elements, MAX_BUCKET_ELEMENTS)}
+        if self._saves_allocations:
+            # Gradients are reduced bucket by bucket where they are, and not by way of a buffer as large as all of them.
+            zero |= {"contiguous_gradients": False, "reduce_scatter": False, "reduce_bucket_size": CPU_BUCKET_ELEMENTS}
         settings = {
             # Only DeepSpeed's own throughput line would use it, and that is off.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": self.config.accumulation_steps,
             # At stage 0 DeepSpeed would neither report the norm nor skip a bad step: the optimizer does both.
             "gradient_clipping": self.optimizer_config.max_grad_norm if stage > 0 else 0.0,
-            "zero_optimization": {"stage": stage, "reduce_bucket_size": min(num_elements, MAX_BUCKET_ELEMENTS)},
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
             "steps_per_print": None,
         }
@@ -105,8 +91,8 @@ class DeepSpeedEngine(Engine):
         self._engine.step()
         if self.config.zero_stage == 0:
             return self.optimizer.wait_for_grad_norm()
-        # A skipped step leaves the norm at inf; otherwise it is the norm before clipping.
-        return math.inf if self._engine.optimizer.overflow else float(self._engine.get_global_grad_norm())
+        # Before clipping; of a skipped step it is inf.
+        return float(self._engine.get_global_grad_norm())
 
     def gather(self, name: str, kind: str) -> Tensor:
         param = self.module.get_parameter(name)
@@ -140,7 +126,7 @@ class DeepSpeedEngine(Engine):
 
         DeepSpeed's own safe_set_full_* fail where there is padding.
         """
-        size = param.ds_tensor.numel()
+        size = self._fragments.safe_get_local_fp32_param(param).numel()
         padded = value.new_zeros(size * self.distributed.world_size)
         padded[: value.numel()] = value.flatten()
         part = padded[size * self.distributed.rank :][:size]
@@ -148,13 +134,6 @@ class DeepSpeedEngine(Engine):
             self._fragments.safe_set_local_fp32_param(param, part)
         else:
             self._fragments.safe_set_local_optimizer_state(param, part, kind)
-
-    def optimizer_params(self) -> list[Tensor]:
-        if self.config.zero_stage == 0:
-            return list(self.trained.values())
-        if self.config.zero_stage == 3:
-            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
-        return list(self._engine.optimizer.single_partition_of_fp32_groups)
 
     def _whole(self, param: nn.Parameter, modifier_rank: int | None = None) -> contextlib.AbstractContextManager:
         """Within it a ZeRO 3 parameter is whole on this rank; what `modifier_rank` wrote is then split again."""
@@ -164,3 +143,16 @@ class DeepSpeedEngine(Engine):
 
     def close(self) -> None:
         self._engine.destroy()
+
+
+def chunks(params: Iterable[Tensor], max_elements: int) -> list[list[Tensor]]:
+    """The parameters in their order, in lists of up to `max_elements` elements; a larger one is alone in its list."""
+    parts: list[list[Tensor]] = []
+    room = 0
+    for param in params:
+        if param.numel() > room:
+            parts.append([])
+            room = max_elements
+        parts[-1].append(param)
+        room -= param.numel()
+    return parts

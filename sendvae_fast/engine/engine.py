@@ -1,5 +1,6 @@
 """What a trainer sees of an engine, whichever engine it is."""
 
+import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Callable
@@ -59,6 +60,10 @@ class EngineConfig:
     def has_whole_parameters(self) -> bool:
         """Whether every rank holds all weights at all times."""
         return self.name == "ddp" or self.zero_stage < 3
+
+    def with_whole_parameters(self) -> "EngineConfig":
+        """These settings for a network that cannot do without its whole weights."""
+        return self if self.has_whole_parameters else dataclasses.replace(self, zero_stage=2)
 
     @property
     def has_whole_gradients(self) -> bool:

@@ -30,7 +30,8 @@ class TrainingState(ABC):
 
     Args:
         module: on the device already, every parameter whole. Those that require a gradient are trained.
-        optimizer: of the parameters that are trained.
+        optimizer: of the parameters that are trained. The engine gives it their state, or that of this rank's parts of
+            them, before it is used.
         distributed: the ranks.
     """
 
@@ -52,10 +53,6 @@ class TrainingState(ABC):
     def scatter(self, name: str, kind: str, value: Tensor) -> None:
         """Store a full tensor behind one parameter name: the inverse of `gather`, with the value on every rank."""
 
-    @abstractmethod
-    def optimizer_params(self) -> list[Tensor]:
-        """The tensors the optimizer updates: the parameters, or this rank's flat partitions of them."""
-
     @property
     def state_keys(self) -> tuple[str, ...]:
         """Optimizer state tensors there are: exp_avg, exp_avg_sq and, with ema_decay, ema."""
@@ -64,7 +61,7 @@ class TrainingState(ABC):
     @property
     def num_updates(self) -> int:
         """Optimizer steps applied so far (skipped ones not counted)."""
-        return int(self.optimizer.state[self.optimizer_params()[0]]["step"])
+        return int(next(iter(self.optimizer.state.values()))["step"])
 
     def full_state(self, kind: str) -> dict[str, Tensor]:
         """All tensors of one kind by name, on the CPU of every rank. Collective.
@@ -148,8 +145,8 @@ class TrainingState(ABC):
             raise UserError(
                 f"cannot read optimizer state from {directory} ({error}): use another checkpoint"
             ) from error
-        for param in self.optimizer_params():
-            self.optimizer.state[param]["step"].fill_(num_updates)
+        for of_param in self.optimizer.state.values():
+            of_param["step"].fill_(num_updates)
 
 
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

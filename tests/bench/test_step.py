@@ -143,6 +143,10 @@ def test_engines_side_by_side(tmp_path):
     row = engine_forms(SIT, list(ENGINES), tmp_path, init_distributed("cpu"), 0.01)
     assert row["engines"].keys() == ENGINES.keys()
     assert all(form["img_per_s"] > 0 for form in row["engines"].values())
+    for form in row["engines"].values():
+        assert all(form["rank0"][key] > 0 for key in ("cpu_us", "backward_us", "update_us"))
+    lines = [cells[2:5] for cells in table.engine_cells({**row, "case": "SiT", "ranks": 1})]
+    assert [name for name, *_ in lines] == list(ENGINES) and lines[0][2] == "1.00x"
     judged = {**row, "stage": "sit", "case": "SiT", "batch_size": 2, "device": "cuda", "machine": {"name": "a GPU"}}
     (verdict,) = step_verdicts(judged)
     assert verdict.form == "zero1" and verdict.goal.against == "ddp"

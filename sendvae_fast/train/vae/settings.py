@@ -125,7 +125,7 @@ class VAETrainConfig:
                     f"{name}.ema_decay is for stage 2: stage 1 exports its weights as they are, as REPA-E does, and "
                     "would keep an average for nothing: leave it out"
                 )
-        if self.alignment.is_adaptive and self.engine.name == "deepspeed" and self.engine.zero_stage == 3:
+        if self.alignment.is_adaptive and not self.engine.has_whole_parameters:
             raise UserError(
                 "alignment.va.adaptive needs whole weights in the decoder, which engine.zero_stage=3 splits: use "
                 "zero_stage 0 to 2, or --alignment.va.adaptive=false"

@@ -6,7 +6,6 @@ them. Shape letters: B batch, S image size, C latent channels, H W latent size, 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,9 +62,11 @@ class VAEStage:
         self.discriminator_engine = None
         if config.loss.gan_weight > 0:
             # `Engine.input_gradient` needs whole parameters, and splitting 3 million of them would save nothing.
-            unsplit = dataclasses.replace(config.engine, zero_stage=min(config.engine.zero_stage, 2))
             self.discriminator_engine = build_engine(
-                build_discriminator(config, distributed), config.discriminator_optimizer, unsplit, distributed
+                build_discriminator(config, distributed),
+                config.discriminator_optimizer,
+                config.engine.with_whole_parameters(),
+                distributed,
             )
 
     # -- one step, read aloud ------------------------------------------------------------------------------------
