@@ -61,7 +61,7 @@ def available_memory(proc: Path, cgroup: Path) -> int | None:
     """
     known = [free for directory in memory_groups(proc, cgroup) if (free := free_in_group(directory)) is not None]
     meminfo = text_of(proc / "meminfo")
-    if found := re.search(r"^MemAvailable:\s*(\d+) kB", meminfo, re.M):
+    if found := re.search(r"^MemAvailable:\s*(\d+) kB", meminfo, re.MULTILINE):
         known.append(int(found[1]) * 1024)
     return min(known, default=None)
 
@@ -73,7 +73,9 @@ def memory_groups(proc: Path, cgroup: Path) -> list[Path]:
     In a container the path can be one of the host's, which is not mounted there; the group at the top then is its own.
     """
     directories = [cgroup, cgroup / "memory"]
-    for hierarchy, controllers, path in re.findall(r"^(\d+):([^:]*):/(.*)$", text_of(proc / "self/cgroup"), re.M):
+    for hierarchy, controllers, path in re.findall(
+        r"^(\d+):([^:]*):/(.*)$", text_of(proc / "self/cgroup"), re.MULTILINE
+    ):
         if hierarchy == "0" or "memory" in controllers.split(","):
             top = cgroup if hierarchy == "0" else cgroup / "memory"
             names = Path(path).parts
@@ -89,7 +91,7 @@ def free_in_group(directory: Path) -> int | None:
     ):
         limit, usage = text_of(directory / limit_file).strip(), text_of(directory / usage_file).strip()
         if limit.isdecimal() and usage.isdecimal():  # a limit of "max" is none
-            found = re.search(rf"^{cache} (\d+)", text_of(directory / "memory.stat"), re.M)
+            found = re.search(rf"^{cache} (\d+)", text_of(directory / "memory.stat"), re.MULTILINE)
             return max(0, int(limit) - int(usage) + (int(found[1]) if found else 0))
     return None
 

@@ -199,7 +199,7 @@ def run_short(runner: Runner, verb: str, out: Path, *arguments: str) -> Part:
     """A benchmark's first case, with the goals it reached; it fails when ours computes something else than eager."""
     command = [sys.executable, "-m", "bench", verb, *arguments, "--quick", "--out", str(out)]
     part, output = runner.run(" ".join(["bench", verb, *arguments[1:]]), command, LIMITS_S[verb])
-    said = re.findall(r"^ +(?:FAILED .*|.*\(goal .*)$", output, re.M)
+    said = re.findall(r"^ +(?:FAILED .*|.*\(goal .*)$", output, re.MULTILINE)
     part.detail = "; ".join(filter(None, [part.detail, *map(str.strip, said)]))
     return part
 

@@ -57,7 +57,7 @@ def slug(name: str) -> str:
 def cpu_model() -> str:
     """The processor's name as the system gives it."""
     path = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", path.read_text(), re.M) if path.exists() else None
+    found = re.search(r"^model name\s*:\s*(.+)$", path.read_text(), re.MULTILINE) if path.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 

@@ -48,7 +48,7 @@ def with_tables(page: str, text: str, begin: str = BEGIN, end: str = END) -> str
     """The page with `text` between two of its markers."""
     if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
         raise UserError(f"the page needs these two lines, once each and in this order: {begin} and {end}")
-    before, after = page.split(begin)[0], page.split(end)[1]
+    before, after = page.split(begin, maxsplit=1)[0], page.split(end, maxsplit=1)[1]
     return f"{before}{begin}\n\n{text}\n{end}{after}"
 
 

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -37,7 +38,7 @@ class Progress:
         self._values: dict[str, float] = {}
         self._printed: int | None = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         self._began_s = self._last_line_s = time.monotonic()
         if not self._silent and sys.stderr.isatty():
             columns = (

@@ -47,10 +47,12 @@ def output_of(*command: object) -> str:
 
 def test_every_source_is_listed_once():
     sources = {str(path.relative_to(ROOT)) for suffix in ("cpp", "cu") for path in ROOT.glob(f"csrc/**/*.{suffix}")}
-    lists = re.findall(r"^set\(SENDVAE_\w+_SOURCES\n([^)]*)\)", (ROOT / "CMakeLists.txt").read_text(), flags=re.M)
+    lists = re.findall(
+        r"^set\(SENDVAE_\w+_SOURCES\n([^)]*)\)", (ROOT / "CMakeLists.txt").read_text(), flags=re.MULTILINE
+    )
     listed = " ".join(lists).split()
     assert sorted(listed) == sorted(sources)
-    assert "csrc/" not in re.sub(r"csrc/$", "", (ROOT / "setup.py").read_text(), flags=re.M)
+    assert "csrc/" not in re.sub(r"csrc/$", "", (ROOT / "setup.py").read_text(), flags=re.MULTILINE)
 
 
 def included_files(source: Path, seen: set[Path]) -> set[str]:

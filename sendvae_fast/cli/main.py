@@ -145,7 +145,7 @@ def _module(verb: str) -> ModuleType:
 
 
 def _needs_extra_of(verb: str) -> AbstractContextManager[None]:
-    return needs_extra(EXTRAS.get(verb.split()[0], "train"), f"`sendvae {verb}`")
+    return needs_extra(EXTRAS.get(verb.split(maxsplit=1)[0], "train"), f"`sendvae {verb}`")
 
 
 def _read_arguments(module: ModuleType, arguments: list[str]) -> tuple[type, list[Path], dict]:

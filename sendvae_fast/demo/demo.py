@@ -280,10 +280,12 @@ def measure(config: DemoConfig, root: Path, train: Catalog, test: Catalog) -> di
         "originals": "originals.png",
         "variants": entries,
         "notes": [
-            f"Control and Send-VAE start from the same plain VAE and take {config.finetune_steps:,} steps each; every "
-            f"generator takes {config.generator_steps:,} steps. Distances are Fréchet distances between features of "
-            f"the foundation model ({config.foundation.name}): they compare the columns of this page with each other, "
-            f"not with published FIDs.",
+            (
+                f"Control and Send-VAE start from the same plain VAE and take {config.finetune_steps:,} steps each; "
+                f"every generator takes {config.generator_steps:,} steps. Distances are Fréchet distances between "
+                f"features of the foundation model ({config.foundation.name}): they compare the columns of this page "
+                f"with each other, not with published FIDs."
+            ),
             "One seed is an anecdote: run the demo with other seeds before believing a small difference.",
         ],
     }

@@ -47,7 +47,7 @@ class MetricsLogger:
             lines = run.metrics.read_text(encoding="utf-8").splitlines()
             write_atomic(run.metrics, "".join(line + "\n" for line in lines if _is_up_to(line, last_step)))
         # Buffered by line: a line is in the file as soon as it is logged.
-        self._file = open(run.metrics, "a", encoding="utf-8", buffering=1)
+        self._file = open(run.metrics, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close()
         if importlib.util.find_spec("tensorboard") is None:
             print("note: no TensorBoard curves without pip install 'sendvae_fast[logging]'", file=sys.stderr)
             return

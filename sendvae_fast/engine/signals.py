@@ -3,6 +3,7 @@
 import signal
 import sys
 from types import FrameType, TracebackType
+from typing import Self
 
 import torch
 
@@ -31,7 +32,7 @@ class StopOnSignal:
         self._distributed = distributed
         self._received = False
 
-    def __enter__(self) -> "StopOnSignal":
+    def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 

@@ -176,16 +176,16 @@ def _reconstruction_strips(path: Path, results: Mapping[str, Any]) -> list[Pictu
                 alt="A row of pictures from the data.",
             )
         )
-    for entry in results["variants"]:
-        if entry.get("reconstructions"):
-            strips.append(
-                Picture(
-                    image=_read_picture(path / entry["reconstructions"]),
-                    title=entry["name"],
-                    caption="",
-                    alt=f"The same pictures after {entry['name']} encoded and decoded them.",
-                )
-            )
+    strips += [
+        Picture(
+            image=_read_picture(path / entry["reconstructions"]),
+            title=entry["name"],
+            caption="",
+            alt=f"The same pictures after {entry['name']} encoded and decoded them.",
+        )
+        for entry in results["variants"]
+        if entry.get("reconstructions")
+    ]
     return strips
 
 

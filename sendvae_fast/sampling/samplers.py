@@ -9,6 +9,7 @@ Shape letters: B batch, C latent channels, H W latent height and width.
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -119,7 +120,7 @@ def euler(
     """The probability-flow ODE dx = v dt by Euler's method, of first order. Arguments as in `sample`."""
     times = time_grid(config)
     x = z.to(getattr(torch, config.dtype))
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in pairwise(times):
         x = x + velocity(x.to(network_dtype), t).to(x.dtype) * (t_next - t)
         on_step()
     return x.to(z.dtype)
@@ -135,7 +136,7 @@ def heun(
     """
     times = time_grid(config)
     x = z.to(getattr(torch, config.dtype))
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in pairwise(times):
         of_step = velocity.decide_at(float(t)) if isinstance(velocity, GuidedVelocity) else velocity
         slope = of_step(x.to(network_dtype), t).to(x.dtype)
         if t_next > 0:

@@ -110,4 +110,4 @@ def test_looking_at_pictures_does_not_wait_for_torch():
     """The verbs start many processes: they must start quickly."""
     code = "import sys, sendvae_fast.cli.data_index, sendvae_fast.cli.data_pack; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0

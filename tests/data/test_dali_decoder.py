@@ -3,6 +3,7 @@
 import io
 import logging
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -119,9 +120,9 @@ def test_files_that_broke_after_the_index(folder, caplog):
     catalog = indexed(Catalog.open(folder))
     broken = [i for i in range(NUM) if catalog.verdicts[i] == "ok"][2:5:2]
     for i in broken:
-        path = catalog.locate(i)
-        content = open(path, "rb").read()
-        open(path, "wb").write(content[: len(content) // 2])
+        path = Path(catalog.locate(i))
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
     config = LoaderConfig(decoder="dali", cache_mb=0, max_bad_fraction=0.2)
     with caplog.at_level(logging.WARNING):
         got = crops_of(catalog, config)

@@ -3,6 +3,7 @@
 import gzip
 import os
 import tarfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -157,7 +158,5 @@ def test_damaged_headers_raise_nothing_but_user_errors(tmp_path):
         data[random.integers(0, len(data), 3)] = random.integers(0, 256, 3)
         data[512:1024][random.integers(0, 20)] ^= 1  # in the records of the pax header, which no sum protects
         path.write_bytes(data.tobytes())
-        try:
+        with suppress(UserError):
             Catalog.open(path)
-        except UserError:
-            pass

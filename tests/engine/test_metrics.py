@@ -27,7 +27,8 @@ def test_numbers_reach_the_file_at_once_and_tensorboard(run):
     assert lines(run)[1]["loss"] is None and lines(run)[1]["norm"] is None
     logger.close()
     events = EventAccumulator(str(run.tensorboard)).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")][0] == (1, 0.5)
+    first = events.Scalars("loss")[0]
+    assert (first.step, first.value) == (1, 0.5)
 
 
 def test_resuming_drops_what_came_after_the_checkpoint(run):

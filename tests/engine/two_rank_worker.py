@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 import engine_cases
+import pytest
 import torch
 from engine_cases import CASES, ENGINES
 
@@ -42,23 +43,14 @@ def checkpoint_of_two_ranks(_, folder: Path) -> None:
         return write_or_fail
 
     assert checkpointer.save(2, fail_on_rank_1(OSError(28, "No space left on device"))) is None
-    try:
+    with pytest.raises(ValueError if ranks.rank == 1 else RuntimeError, match="a bug"):
         checkpointer.save(2, fail_on_rank_1(ValueError("a bug")))
-    except Exception as error:
-        assert "a bug" in str(error)
-        assert type(error) is (ValueError if ranks.rank == 1 else RuntimeError)
-    else:
-        raise AssertionError("a bug on rank 1 went unseen")
     assert checkpointer.load_latest() == (1, path)
     assert checkpointer.save(3, write) is not None
     assert [directory.name for directory in folder.iterdir()] == ["step_00000003"]
 
-    try:
+    with pytest.raises(UserError, match="other settings"):
         Checkpointer(folder, ranks, config_hash="other").load_latest()
-    except UserError as error:
-        assert "other settings" in str(error)
-    else:
-        raise AssertionError("only one rank knows of the other settings")
 
 
 def checkpoint_while_another_rank_renames(_, folder: Path) -> None:

@@ -75,7 +75,7 @@ def test_positions_are_those_of_mae():
                     angle = torch.tensor(coordinate * frequency, dtype=torch.float64)
                     assert_close(entry[offset + i], angle.sin(), rtol=1e-6, atol=1e-7)
                     assert_close(entry[offset + 3 + i], angle.cos(), rtol=1e-6, atol=1e-7)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="multiple of 4"):
         sincos_2d(6, 2)
 
 

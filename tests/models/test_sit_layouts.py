@@ -185,7 +185,7 @@ def test_convert_there_and_back(folder, tmp_path, capsys, to):
 
 
 def test_convert_lightningdit_there_and_back(tmp_path):
-    state, heads = state_of("lightning, norm of queries")
+    state, _ = state_of("lightning, norm of queries")
     torch.save({"ema": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "lightning.pt")
     torch.save({"mean": MEAN, "std": STD}, tmp_path / "latents_stats.pt")
     commands = [(tmp_path / "lightning.pt", "generator", "1"), (tmp_path / "1", "lightningdit", "2")]

@@ -145,7 +145,7 @@ def example(number: int, dtype: torch.dtype, device: str) -> Example:
 
     def function(*tensors):
         """Clones, so that repeated calls find the same values."""
-        lists = [list(x.clone() for x in tensors[i * count :][:count]) for i in range(len(LISTS) + 1)]
+        lists = [[x.clone() for x in tensors[i * count :][:count]] for i in range(len(LISTS) + 1)]
         Arguments(*lists, tensors[-1], arguments.options).update()
         return tuple(x for part in (0, 2, 3, 4, 5) for x in lists[part])
 

@@ -160,7 +160,7 @@ def example(number: int, dtype: torch.dtype, device: str) -> Example:
 
 def raw_calls(backend: str, device: str) -> list[tuple[str, tuple]]:
     mean, spread, *rest, _ = NoiseCase((2, 4, 6, 4)).inputs(torch.float32, device, 0)
-    latent_mean, latent_std, key, ids = rest
+    _, latent_std, key, ids = rest
     leaves, t = (mean.requires_grad_(), spread.requires_grad_()), torch.rand(2, device=device)
     grads = [torch.randn_like(mean) for _ in range(3)]
     token_grads = grads[0], grads[1].view(2, 6, 16), grads[2]

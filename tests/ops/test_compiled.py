@@ -167,8 +167,8 @@ def test_hooks_refuse_wrong_lengths():
 # ---- noise_inject ----
 
 
-@pytest.mark.parametrize("given_t", (False, True))
-@pytest.mark.parametrize("spread_is_std", (False, True))
+@pytest.mark.parametrize("given_t", [False, True])
+@pytest.mark.parametrize("spread_is_std", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_noise_inject(dtype, spread_is_std, given_t):
     case = Case(dtype=dtype, spread_is_std=spread_is_std, given_t=given_t)
@@ -270,7 +270,7 @@ def test_noise_inject_nan_stays():
         assert out.isnan().flatten().tolist() == [True, *[False] * 6, True]
 
 
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_every_half_precision_value(dtype):
     """Each of the 2^16 numbers is read and written unchanged: std 0 and t 0 make z the mean."""
     mean = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).view(1, 1, 256, 256)
@@ -293,7 +293,7 @@ def test_every_half_precision_value(dtype):
     assert torch.equal(z_t[finite], mean[finite])
 
 
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_rounding_is_to_nearest_even(dtype):
     """A gradient that is just grad_velocity / -latent_std rounds like PyTorch: ties, subnormals, overflow."""
     shape = (1, 1, 256, 256)

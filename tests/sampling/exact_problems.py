@@ -1,5 +1,7 @@
 """Gaussian data, whose velocity is known in closed form, and what samples of them are compared with."""
 
+from itertools import pairwise
+
 import torch
 
 from sendvae_fast.sampling.samplers import initial_noise, time_grid
@@ -32,7 +34,7 @@ def euler_maruyama_moments(config, stop=0.0):
     """Mean and covariance of the discretised SDE at noise level `stop` for Gaussian data: all its steps are affine."""
     mean, covariance = torch.zeros(2, dtype=torch.float64), EYE.clone()
     times = [t for t in time_grid(config).tolist() if t >= stop]
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in pairwise(times):
         dt = t_next - t
         matrix, offset = gaussian_velocity_matrix(t)
         step = EYE + ((2 - t) * matrix + EYE) * dt

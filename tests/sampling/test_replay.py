@@ -22,8 +22,7 @@ class Tracer:
     def __call__(self, work):
         self.num_recordings += 1
         with use_backend("reference"):  # what is compiled is one operation to a trace
-            program = make_fx(work)()
-        return program
+            return make_fx(work)()
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ def test_damaged_and_absent_pictures_are_missing(tmp_path):
 
 def test_a_failed_write_is_heard_and_leaves_no_picture(tmp_path):
     folder = PngFolder(tmp_path)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="zip"):
         folder.write([0, 1, 2], random_images(2))
     assert folder.missing(range(3)) == [0, 1, 2]
 

@@ -39,7 +39,7 @@ def runs(images, tmp_path_factory):
         str(latents),
         str(root / "initial"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return root
 

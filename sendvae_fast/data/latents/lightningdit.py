@@ -55,7 +55,8 @@ class PublishedLatents:
         labels = []
         for path, shard in zip(paths, rows.shards, strict=True):
             with safe_open(path, framework="pt") as file:
-                if "labels" not in file.keys() or file.get_slice("labels").get_shape() != [shard.count]:
+                keys = file.keys()  # the file itself knows no `in`
+                if "labels" not in keys or file.get_slice("labels").get_shape() != [shard.count]:
                     raise UserError(f"the latent shard {path} has no label for each of its {shard.count} latents")
                 labels.append(file.get_tensor("labels").to(torch.int64))
         mean, std = _statistics(directory / STATISTICS_FILE, rows.shape[0])

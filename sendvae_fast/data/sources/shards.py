@@ -52,7 +52,7 @@ def shards_in(folder: Path, suffix: str) -> list[Path]:
     if len(splits) > 1:
         raise UserError(
             f"{folder} holds files of the splits {', '.join(sorted(splits))}; give those of one, "
-            f"as in '{folder}/*{sorted(splits)[0]}*{suffix}'"
+            f"as in '{folder}/*{min(splits)}*{suffix}'"
         )
     return found
 
