@@ -178,10 +178,19 @@ struct Adaln {
 
   template <typename T, typename M>
   AdalnArgs<T, M> args() const {
-    return {tokens_of<T>(x), tokens_of<T>(branch), modulation_of<M>(gate), modulation_of<M>(shift),
-            modulation_of<M>(scale), branch.has_value(), mutable_data<T>(y),
+    return {tokens_of<T>(x),
+            tokens_of<T>(branch),
+            modulation_of<M>(gate),
+            modulation_of<M>(shift),
+            modulation_of<M>(scale),
+            branch.has_value(),
+            mutable_data<T>(y),
             branch.has_value() ? mutable_data<T>(s) : nullptr,
-            mutable_data<LayerNormStats>(stats), x.size(0), x.size(1), x.size(2), eps};
+            mutable_data<LayerNormStats>(stats),
+            x.size(0),
+            x.size(1),
+            x.size(2),
+            eps};
   }
 
   std::tuple<Tensor, Tensor, Tensor> outputs() const { return {y, s, stats}; }
@@ -231,12 +240,26 @@ struct AdalnBackward {
   template <typename T, typename M>
   AdalnBackwardArgs<T, M> args() const {
     const bool has_branch = branch.has_value();
-    return {tokens_of<T>(grad_y), tokens_of<T>(grad_s), tokens_of<T>(s), tokens_of<T>(branch),
-            modulation_of<M>(gate), modulation_of<M>(scale), grad_s.has_value(), has_branch,
-            data<LayerNormStats>(stats), mutable_data<T>(grad_x),
-            has_branch ? mutable_data<T>(grad_branch) : nullptr, has_branch ? mutable_data<M>(grad_gate) : nullptr,
-            mutable_data<M>(grad_shift), mutable_data<M>(grad_scale), mutable_data<float>(partials),
-            s.size(0), s.size(1), s.size(2), chunks, chunk_tokens};
+    return {tokens_of<T>(grad_y),
+            tokens_of<T>(grad_s),
+            tokens_of<T>(s),
+            tokens_of<T>(branch),
+            modulation_of<M>(gate),
+            modulation_of<M>(scale),
+            grad_s.has_value(),
+            has_branch,
+            data<LayerNormStats>(stats),
+            mutable_data<T>(grad_x),
+            has_branch ? mutable_data<T>(grad_branch) : nullptr,
+            has_branch ? mutable_data<M>(grad_gate) : nullptr,
+            mutable_data<M>(grad_shift),
+            mutable_data<M>(grad_scale),
+            mutable_data<float>(partials),
+            s.size(0),
+            s.size(1),
+            s.size(2),
+            chunks,
+            chunk_tokens};
   }
 
   std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> outputs() const {

@@ -94,8 +94,8 @@ __device__ __forceinline__ void finish_vector(const AdalnBackwardArgs<T, M>& arg
   for (int i = 0; i < kWidth; ++i) {
     const float upstream = to_float(in.grad_y.values[i]);
     const float h = normalised(to_float(in.s.values[i]), stats);
-    grad_x[i] = to_float(in.grad_s.values[i]) +
-                layer_norm_grad(upstream * state.scale_plus_one[i], h, means, stats.rstd);
+    grad_x[i] =
+        to_float(in.grad_s.values[i]) + layer_norm_grad(upstream * state.scale_plus_one[i], h, means, stats.rstd);
     grad_branch[i] = grad_x[i] * state.gate[i];
     state.shift_sum[i] += upstream;
     state.scale_sum[i] += upstream * h;
@@ -119,8 +119,7 @@ __device__ __forceinline__ void store_partials(const AdalnBackwardArgs<T, M>& ar
 // The block covers the width with kVectors vectors a thread, all of them whole, and takes kTokens tokens at a time: all
 // their loads are under way at once. The usual widths have one vector, and at most 128 registers a thread.
 template <typename T, typename M, int kVectors>
-__global__ void __launch_bounds__(kMaxThreads, kVectors == 1 ? 2 : 1)
-    backward_kernel(AdalnBackwardArgs<T, M> args) {
+__global__ void __launch_bounds__(kMaxThreads, kVectors == 1 ? 2 : 1) backward_kernel(AdalnBackwardArgs<T, M> args) {
   constexpr int kWidth = kVectorWidth<T>;
   constexpr int kTokens = kVectors == 1 ? 2 : 1;
   // Two, so that a warp may write the next sums while another still reads these.

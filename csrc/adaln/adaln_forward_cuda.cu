@@ -161,6 +161,4 @@ std::tuple<Tensor, Tensor, Tensor> adaln_cuda(const Tensor& x, const std::option
 }  // namespace
 }  // namespace sendvae
 
-STABLE_TORCH_LIBRARY_IMPL(sendvae, CUDA, library) {
-  library.impl("adaln", TORCH_BOX(&sendvae::adaln_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(sendvae, CUDA, library) { library.impl("adaln", TORCH_BOX(&sendvae::adaln_cuda)); }

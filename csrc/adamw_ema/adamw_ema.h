@@ -109,8 +109,12 @@ struct AdamWEMA {
            double eps, double weight_decay, double ema_decay, double max_grad_norm)
       : params(params_), grads(grads_), exp_avg(exp_avg_), exp_avg_sq(exp_avg_sq_), ema(ema_), steps(steps_),
         grad_norm(grad_norm_), settings{lr, beta1, beta2, max_grad_norm},
-        weights{static_cast<float>(1.0 - lr * weight_decay), static_cast<float>(1.0 - beta1), static_cast<float>(beta2),
-                static_cast<float>(1.0 - beta2), static_cast<float>(eps), static_cast<float>(1.0 - ema_decay)} {
+        weights{static_cast<float>(1.0 - lr * weight_decay),
+                static_cast<float>(1.0 - beta1),
+                static_cast<float>(beta2),
+                static_cast<float>(1.0 - beta2),
+                static_cast<float>(eps),
+                static_cast<float>(1.0 - ema_decay)} {
     STD_TORCH_CHECK(!params.empty() && !grads.empty(), kName, ": params and grads must not be empty");
     check_list_like(kName, "params", params, ScalarType::Float, params);
     check_float_dtype(kName, "grads", grads[0]);

@@ -60,6 +60,4 @@ void adamw_ema_cpu(const std::vector<Tensor>& params, const std::vector<Tensor>&
 }  // namespace
 }  // namespace sendvae
 
-STABLE_TORCH_LIBRARY_IMPL(sendvae, CPU, library) {
-  library.impl("adamw_ema", TORCH_BOX(&sendvae::adamw_ema_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(sendvae, CPU, library) { library.impl("adamw_ema", TORCH_BOX(&sendvae::adamw_ema_cpu)); }

@@ -20,9 +20,8 @@ struct StepTable {
   int32_t count;
 };
 
-__global__ void __launch_bounds__(kStepThreads)
-    step_kernel(const __grid_constant__ StepTable table, const float* norm, AdamWSettings settings,
-                StepFactors* factors) {
+__global__ void __launch_bounds__(kStepThreads) step_kernel(const __grid_constant__ StepTable table, const float* norm,
+                                                            AdamWSettings settings, StepFactors* factors) {
   const int i = static_cast<int>(blockIdx.x) * kStepThreads + threadIdx.x;
   if (i < table.count) factors[i] = advance(table.steps[i], norm, settings);
 }
@@ -119,6 +118,4 @@ void adamw_ema_cuda(const std::vector<Tensor>& params, const std::vector<Tensor>
 }  // namespace
 }  // namespace sendvae
 
-STABLE_TORCH_LIBRARY_IMPL(sendvae, CUDA, library) {
-  library.impl("adamw_ema", TORCH_BOX(&sendvae::adamw_ema_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(sendvae, CUDA, library) { library.impl("adamw_ema", TORCH_BOX(&sendvae::adamw_ema_cuda)); }

@@ -23,9 +23,7 @@ struct DevicePass {
   bool vertical;
 };
 
-__device__ __forceinline__ int64_t thread_pixel() {
-  return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-}
+__device__ __forceinline__ int64_t thread_pixel() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
 
 __global__ void __launch_bounds__(kThreads) pass_kernel(const DevicePass* passes) {
   const DevicePass& pass = passes[blockIdx.y];
@@ -153,8 +151,8 @@ void write_crops(const CenterCrop& call, const std::vector<Picture>& crops, cuda
       T* normalised = call.has_normalised ? mutable_data<T>(call.normalised) : nullptr;
       const float* mean = call.has_normalised ? data<float>(call.mean) : nullptr;
       const float* std = call.has_normalised ? data<float>(call.std) : nullptr;
-      floats_kernel<T><<<grid, kThreads, 0, stream>>>(pictures, call.size, mutable_data<T>(call.pixels), normalised,
-                                                      mean, std);
+      floats_kernel<T>
+          <<<grid, kThreads, 0, stream>>>(pictures, call.size, mutable_data<T>(call.pixels), normalised, mean, std);
     });
   }
   check_launch(CenterCrop::kName);

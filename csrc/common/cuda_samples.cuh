@@ -16,7 +16,7 @@ constexpr int kMaxThreads = 256;
 struct Place {
   int64_t sample;
   bool first_of_sample;  // the first block of the sample
-  uint32_t element;      // first of the thread's vector; may lie past the sample's end
+  uint32_t element;  // first of the thread's vector; may lie past the sample's end
 };
 
 __device__ __forceinline__ Place find_place(uint32_t blocks_per_sample, int vector_width) {

@@ -136,8 +136,14 @@ struct CosineAlign {
 
   template <typename T>
   CosineAlignArgs<T> args() const {
-    return {rows<T>(features), rows<T>(target), mutable_data<float>(distance), mutable_data<RowStats>(stats),
-            features.size(0), features.size(1), eps, margin};
+    return {rows<T>(features),
+            rows<T>(target),
+            mutable_data<float>(distance),
+            mutable_data<RowStats>(stats),
+            features.size(0),
+            features.size(1),
+            eps,
+            margin};
   }
 
   std::tuple<Tensor, Tensor> outputs() const { return {distance, stats}; }
@@ -174,9 +180,16 @@ struct CosineAlignBackward {
 
   template <typename T>
   CosineAlignBackwardArgs<T> args() const {
-    return {data<float>(grad), rows<T>(features), rows<T>(target), data<RowStats>(stats),
-            mutable_data<T>(grad_features), need_target ? mutable_data<T>(grad_target) : nullptr,
-            features.size(0), features.size(1), eps, margin};
+    return {data<float>(grad),
+            rows<T>(features),
+            rows<T>(target),
+            data<RowStats>(stats),
+            mutable_data<T>(grad_features),
+            need_target ? mutable_data<T>(grad_target) : nullptr,
+            features.size(0),
+            features.size(1),
+            eps,
+            margin};
   }
 
   std::tuple<Tensor, Tensor> outputs() const { return {grad_features, grad_target}; }

@@ -70,8 +70,8 @@ std::tuple<Tensor, Tensor> cosine_align_cpu(const Tensor& features, const Tensor
 }
 
 std::tuple<Tensor, Tensor> cosine_align_backward_cpu(const Tensor& grad, const Tensor& features, const Tensor& target,
-                                                     const Tensor& stats, double eps, const std::optional<double>& margin,
-                                                     bool need_target) {
+                                                     const Tensor& stats, double eps,
+                                                     const std::optional<double>& margin, bool need_target) {
   const CosineAlignBackward call(grad, features, target, stats, eps, margin, need_target);
   dispatch_float(features.scalar_type(), [&](auto type) {
     using T = decltype(type);

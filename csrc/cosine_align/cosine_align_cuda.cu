@@ -45,8 +45,7 @@ __global__ void __launch_bounds__(kWarp* kRowsPerBlock) forward_kernel(CosineAli
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kWarp* kRowsPerBlock)
-    backward_kernel(CosineAlignBackwardArgs<T> args, bool aligned) {
+__global__ void __launch_bounds__(kWarp* kRowsPerBlock) backward_kernel(CosineAlignBackwardArgs<T> args, bool aligned) {
   constexpr int kWidth = kVectorWidth<T>;
   const int64_t row = warp_row();
   if (row >= args.rows) return;
@@ -97,8 +96,8 @@ std::tuple<Tensor, Tensor> cosine_align_cuda(const Tensor& features, const Tenso
 }
 
 std::tuple<Tensor, Tensor> cosine_align_backward_cuda(const Tensor& grad, const Tensor& features, const Tensor& target,
-                                                      const Tensor& stats, double eps, const std::optional<double>& margin,
-                                                      bool need_target) {
+                                                      const Tensor& stats, double eps,
+                                                      const std::optional<double>& margin, bool need_target) {
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   const CosineAlignBackward call(grad, features, target, stats, eps, margin, need_target);
   dispatch_float(features.scalar_type(), [&](auto type) {

@@ -54,6 +54,4 @@ Tensor global_norm_cpu(const std::vector<Tensor>& tensors) {
 }  // namespace
 }  // namespace sendvae
 
-STABLE_TORCH_LIBRARY_IMPL(sendvae, CPU, library) {
-  library.impl("global_norm", TORCH_BOX(&sendvae::global_norm_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(sendvae, CPU, library) { library.impl("global_norm", TORCH_BOX(&sendvae::global_norm_cpu)); }

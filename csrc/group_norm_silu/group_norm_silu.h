@@ -95,30 +95,30 @@ struct GroupNormShape {
 
 template <typename T>
 struct GroupNormSiluArgs {
-  const T* x;             // [B, P, C]
-  const T* residual;      // [B, P, C], or null
-  const float* weight;    // [C]
-  const float* bias;      // [C]
-  T* y;                   // [B, P, C]
-  T* s;                   // [B, P, C], or null without a residual
-  float* mean;            // [B, G]
-  float* rstd;            // [B, G]
+  const T* x;  // [B, P, C]
+  const T* residual;  // [B, P, C], or null
+  const float* weight;  // [C]
+  const float* bias;  // [C]
+  T* y;  // [B, P, C]
+  T* s;  // [B, P, C], or null without a residual
+  float* mean;  // [B, G]
+  float* rstd;  // [B, G]
   GroupNormShape shape;
   float eps;
 };
 
 template <typename T>
 struct GroupNormSiluBackwardArgs {
-  const T* grad_y;        // [B, P, C]
-  const T* grad_s;        // [B, P, C], or null: zero
-  const T* s;             // [B, P, C], what was normalised
-  const float* mean;      // [B, G]
-  const float* rstd;      // [B, G]
-  const float* weight;    // [C]
-  const float* bias;      // [C]
-  T* grad_x;              // [B, P, C]
-  float* grad_weight;     // [C]
-  float* grad_bias;       // [C]
+  const T* grad_y;  // [B, P, C]
+  const T* grad_s;  // [B, P, C], or null: zero
+  const T* s;  // [B, P, C], what was normalised
+  const float* mean;  // [B, G]
+  const float* rstd;  // [B, G]
+  const float* weight;  // [C]
+  const float* bias;  // [C]
+  T* grad_x;  // [B, P, C]
+  float* grad_weight;  // [C]
+  float* grad_bias;  // [C]
   GroupNormShape shape;
 };
 
@@ -187,9 +187,16 @@ struct GroupNormSilu {
 
   template <typename T>
   GroupNormSiluArgs<T> args() const {
-    return {data<T>(x), residual ? data<T>(*residual) : nullptr, data<float>(weight), data<float>(bias),
-            mutable_data<T>(y), residual ? mutable_data<T>(s) : nullptr, mutable_data<float>(mean),
-            mutable_data<float>(rstd), shape, eps};
+    return {data<T>(x),
+            residual ? data<T>(*residual) : nullptr,
+            data<float>(weight),
+            data<float>(bias),
+            mutable_data<T>(y),
+            residual ? mutable_data<T>(s) : nullptr,
+            mutable_data<float>(mean),
+            mutable_data<float>(rstd),
+            shape,
+            eps};
   }
 
   std::tuple<Tensor, Tensor, Tensor, Tensor> outputs() const { return {y, s, mean, rstd}; }
@@ -221,9 +228,17 @@ struct GroupNormSiluBackward {
 
   template <typename T>
   GroupNormSiluBackwardArgs<T> args() const {
-    return {data<T>(grad_y), grad_s ? data<T>(*grad_s) : nullptr, data<T>(s), data<float>(mean), data<float>(rstd),
-            data<float>(weight), data<float>(bias), mutable_data<T>(grad_x), mutable_data<float>(grad_weight),
-            mutable_data<float>(grad_bias), shape};
+    return {data<T>(grad_y),
+            grad_s ? data<T>(*grad_s) : nullptr,
+            data<T>(s),
+            data<float>(mean),
+            data<float>(rstd),
+            data<float>(weight),
+            data<float>(bias),
+            mutable_data<T>(grad_x),
+            mutable_data<float>(grad_weight),
+            mutable_data<float>(grad_bias),
+            shape};
   }
 
   std::tuple<Tensor, Tensor, Tensor> outputs() const { return {grad_x, grad_weight, grad_bias}; }

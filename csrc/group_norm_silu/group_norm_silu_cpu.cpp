@@ -381,9 +381,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu_cpu(const Tensor& x, 
   return call.outputs();
 }
 
-std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward_cpu(
-    const Tensor& grad_y, const std::optional<Tensor>& grad_s, const Tensor& s, const Tensor& mean, const Tensor& rstd,
-    const Tensor& weight, const Tensor& bias, int64_t num_groups, bool silu) {
+std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward_cpu(const Tensor& grad_y,
+                                                                const std::optional<Tensor>& grad_s, const Tensor& s,
+                                                                const Tensor& mean, const Tensor& rstd,
+                                                                const Tensor& weight, const Tensor& bias,
+                                                                int64_t num_groups, bool silu) {
   const GroupNormSiluBackward call(grad_y, grad_s, s, mean, rstd, weight, bias, num_groups);
   dispatch_float(s.scalar_type(), [&](auto type) {
     using T = decltype(type);

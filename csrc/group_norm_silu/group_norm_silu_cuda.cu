@@ -290,9 +290,7 @@ dim3 join_threads(int64_t channels_per_group) {
   return {columns, kJoinThreads / columns};
 }
 
-Tensor workspace(const Tensor& like, int64_t size) {
-  return torch::stable::new_empty(like, {size}, ScalarType::Float);
-}
+Tensor workspace(const Tensor& like, int64_t size) { return torch::stable::new_empty(like, {size}, ScalarType::Float); }
 
 template <typename T, bool kSilu, bool kAligned>
 void launch_forward(const GroupNormSiluArgs<T>& args, const Tensor& x) {
@@ -325,8 +323,8 @@ void launch_backward(const GroupNormSiluBackwardArgs<T>& args, const Tensor& s, 
   parameter_grads_kernel<T, kSilu, kAligned>
       <<<tiling.blocks, threads, 0, stream>>>(args, tiling, mutable_data<float>(parts));
   check_launch(op);
-  join_parameter_grads_kernel<<<groups, join, 0, stream>>>(
-      shape, tiling, args.rstd, args.weight, data<float>(parts), sums, mutable_data<GroupGrad>(group_grads));
+  join_parameter_grads_kernel<<<groups, join, 0, stream>>>(shape, tiling, args.rstd, args.weight, data<float>(parts),
+                                                           sums, mutable_data<GroupGrad>(group_grads));
   check_launch(op);
   input_grad_kernel<T, kSilu, kAligned>
       <<<tiling.blocks, threads, 0, stream>>>(args, tiling, data<GroupGrad>(group_grads));
@@ -362,9 +360,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu_cuda(const Tensor& x,
   return call.outputs();
 }
 
-std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward_cuda(
-    const Tensor& grad_y, const std::optional<Tensor>& grad_s, const Tensor& s, const Tensor& mean, const Tensor& rstd,
-    const Tensor& weight, const Tensor& bias, int64_t num_groups, bool silu) {
+std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward_cuda(const Tensor& grad_y,
+                                                                 const std::optional<Tensor>& grad_s, const Tensor& s,
+                                                                 const Tensor& mean, const Tensor& rstd,
+                                                                 const Tensor& weight, const Tensor& bias,
+                                                                 int64_t num_groups, bool silu) {
   const torch::stable::accelerator::DeviceGuard guard(s.get_device_index());
   const GroupNormSiluBackward call(grad_y, grad_s, s, mean, rstd, weight, bias, num_groups);
   const GroupNormShape& shape = call.shape;
@@ -375,17 +375,16 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward_cuda(
     const GroupNormSiluBackwardArgs<T> args = call.args<T>();
     // A null grad_s counts as aligned.
     const bool aligned = is_vector_aligned(args.grad_y, shape.channels) &&
-                         is_vector_aligned(args.grad_s, shape.channels) &&
-                         is_vector_aligned(args.s, shape.channels) && is_vector_aligned(args.grad_x, shape.channels);
+                         is_vector_aligned(args.grad_s, shape.channels) && is_vector_aligned(args.s, shape.channels) &&
+                         is_vector_aligned(args.grad_x, shape.channels);
     dispatch_flags(silu, aligned, [&](auto with_silu, auto is_aligned) {
       launch_backward<T, with_silu.value, is_aligned.value>(args, s, mutable_data<float>(sums));
     });
   });
   const dim3 threads(kWarp, kJoinThreads / kWarp);
   const uint32_t blocks = checked_blocks(call.kName, (2 * shape.channels + kWarp - 1) / kWarp);
-  batch_sum_kernel<<<blocks, threads, 0, current_stream(s)>>>(shape, data<float>(sums),
-                                                              mutable_data<float>(call.grad_bias),
-                                                              mutable_data<float>(call.grad_weight));
+  batch_sum_kernel<<<blocks, threads, 0, current_stream(s)>>>(
+      shape, data<float>(sums), mutable_data<float>(call.grad_bias), mutable_data<float>(call.grad_weight));
   check_launch(call.kName);
   return call.outputs();
 }

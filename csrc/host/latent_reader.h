@@ -83,7 +83,8 @@ class LatentReader {
 
   struct Batch {
     std::vector<int64_t> ids, variants;
-    std::vector<char*> buffers;  // one per field, of ids.size() rows; the caller keeps them until the batch is waited for
+    std::vector<char*>
+        buffers;  // one per field, of ids.size() rows; the caller keeps them until the batch is waited for
     size_t next = 0, unfinished = 0;
     std::string error;
   };
@@ -174,7 +175,8 @@ class LatentReader {
       const ssize_t got = pread(descriptor, out + done, count - done, offset + done);
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) return path + ": " + std::strerror(errno);
-      if (got == 0) return path + " ends before byte " + std::to_string(offset + count) + ": it was cut short while in use";
+      if (got == 0)
+        return path + " ends before byte " + std::to_string(offset + count) + ": it was cut short while in use";
       done += got;
     }
     return {};

@@ -57,20 +57,20 @@ template <typename T>
 struct LpipsDistanceArgs {
   Planes<T> f0, f1;
   const float* weight;  // [C]
-  float* distance;      // [B]
-  float* stats;         // [B, 4, P]
+  float* distance;  // [B]
+  float* stats;  // [B, 4, P]
   int64_t batch, channels, pixels;
 };
 
 // Of one side: the gradient of its own features.
 template <typename T>
 struct LpipsDistanceBackwardArgs {
-  const float* grad;    // [B]
+  const float* grad;  // [B]
   Planes<T> own, other;
   const float* weight;  // [C]
-  const float* stats;   // [B, 4, P]
-  T* grad_own;          // [B, C, P], or [B, P, C] if channels-last; null: not needed
-  int side;             // 0 or 1
+  const float* stats;  // [B, 4, P]
+  T* grad_own;  // [B, C, P], or [B, P, C] if channels-last; null: not needed
+  int side;  // 0 or 1
   int64_t batch, channels, pixels;
 };
 
@@ -118,8 +118,9 @@ struct LpipsDistance {
 
   template <typename T>
   LpipsDistanceArgs<T> args() const {
-    return {planes<T>(f0), planes<T>(f1), data<float>(weight), mutable_data<float>(distance),
-            mutable_data<float>(stats), f0.size(0), f0.size(1), f0.size(2) * f0.size(3)};
+    return {
+        planes<T>(f0), planes<T>(f1), data<float>(weight),    mutable_data<float>(distance), mutable_data<float>(stats),
+        f0.size(0),    f0.size(1),    f0.size(2) * f0.size(3)};
   }
 
   std::tuple<Tensor, Tensor> outputs() const { return {distance, stats}; }
@@ -151,9 +152,16 @@ struct LpipsDistanceBackward {
   template <typename T>
   LpipsDistanceBackwardArgs<T> args(int side) const {
     const Tensor& grad_own = side == 0 ? grad0 : grad1;
-    return {data<float>(grad), planes<T>(side == 0 ? f0 : f1), planes<T>(side == 0 ? f1 : f0), data<float>(weight),
-            data<float>(stats), grad_own.dim() == 4 ? mutable_data<T>(grad_own) : nullptr, side,
-            f0.size(0), f0.size(1), f0.size(2) * f0.size(3)};
+    return {data<float>(grad),
+            planes<T>(side == 0 ? f0 : f1),
+            planes<T>(side == 0 ? f1 : f0),
+            data<float>(weight),
+            data<float>(stats),
+            grad_own.dim() == 4 ? mutable_data<T>(grad_own) : nullptr,
+            side,
+            f0.size(0),
+            f0.size(1),
+            f0.size(2) * f0.size(3)};
   }
 
   std::tuple<Tensor, Tensor> outputs() const { return {grad0, grad1}; }
@@ -161,9 +169,9 @@ struct LpipsDistanceBackward {
  private:
   Tensor empty_grad(bool needed) const {
     if (!needed) return torch::stable::new_empty(f0, {0}, f0.scalar_type());
-    return torch::stable::empty(f0.sizes(), f0.scalar_type(), std::nullopt, f0.device(), std::nullopt,
-                                channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
-                                              : torch::headeronly::MemoryFormat::Contiguous);
+    return torch::stable::empty(
+        f0.sizes(), f0.scalar_type(), std::nullopt, f0.device(), std::nullopt,
+        channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
   }
 };
 

@@ -14,9 +14,9 @@
 namespace sendvae {
 namespace {
 
-constexpr int64_t kChunk = 256;          // pixels
-constexpr int64_t kLanes = 32;           // pixels side by side
-constexpr int64_t kGrainElements = 8192; // elements a thread takes at least
+constexpr int64_t kChunk = 256;  // pixels
+constexpr int64_t kLanes = 32;  // pixels side by side
+constexpr int64_t kGrainElements = 8192;  // elements a thread takes at least
 
 template <typename T>
 SENDVAE_HD const T* at(const Planes<T>& planes, int64_t sample, int64_t pixel) {

@@ -123,9 +123,7 @@ inline bool is_uniform(const Tensor& tensor) {
   return tensor.numel() > 0;
 }
 
-inline Tensor packed_or_uniform(const Tensor& tensor) {
-  return is_uniform(tensor) ? tensor : inner_contiguous(tensor);
-}
+inline Tensor packed_or_uniform(const Tensor& tensor) { return is_uniform(tensor) ? tensor : inner_contiguous(tensor); }
 
 template <typename T>
 Samples<T> samples(const Tensor& tensor) {
@@ -187,20 +185,31 @@ struct NoiseInject {
     sample_ids = checked_vector(kName, "sample_ids", sample_ids_, mean_, ScalarType::Long, batch);
     if (t_.has_value()) given_t = checked_vector(kName, "t", *t_, mean_, ScalarType::Float, batch);
     z = empty_packed(mean_);
-    z_t = grid.patch ? torch::stable::new_empty(mean_, {batch, num_tokens(mean_, grid), grid.features},
-                                                mean_.scalar_type())
-                     : empty_packed(mean_);
+    z_t = grid.patch
+              ? torch::stable::new_empty(mean_, {batch, num_tokens(mean_, grid), grid.features}, mean_.scalar_type())
+              : empty_packed(mean_);
     velocity = empty_packed(mean_);
     t = torch::stable::new_empty(latent_mean, {batch}, ScalarType::Float);
   }
 
   template <typename T>
   NoiseInjectArgs<T> args() const {
-    return {samples<T>(mean), samples<T>(spread), data<float>(latent_mean), data<float>(latent_std),
-            data<int64_t>(key), data<int64_t>(sample_ids), given_t.has_value() ? data<float>(*given_t) : nullptr,
-            mutable_data<T>(z), mutable_data<T>(z_t), mutable_data<T>(velocity), mutable_data<float>(t),
-            mean.size(0), static_cast<uint32_t>(mean.size(1) * mean.size(2) * mean.size(3)),
-            static_cast<uint32_t>(mean.size(2) * mean.size(3)), grid, spread_is_std};
+    return {samples<T>(mean),
+            samples<T>(spread),
+            data<float>(latent_mean),
+            data<float>(latent_std),
+            data<int64_t>(key),
+            data<int64_t>(sample_ids),
+            given_t.has_value() ? data<float>(*given_t) : nullptr,
+            mutable_data<T>(z),
+            mutable_data<T>(z_t),
+            mutable_data<T>(velocity),
+            mutable_data<float>(t),
+            mean.size(0),
+            static_cast<uint32_t>(mean.size(1) * mean.size(2) * mean.size(3)),
+            static_cast<uint32_t>(mean.size(2) * mean.size(3)),
+            grid,
+            spread_is_std};
   }
 
   std::tuple<Tensor, Tensor, Tensor, Tensor> outputs() const { return {z, z_t, velocity, t}; }
@@ -237,11 +246,21 @@ struct NoiseInjectBackward {
 
   template <typename T>
   NoiseInjectBackwardArgs<T> args() const {
-    return {samples<T>(grad_z), samples<T>(grad_z_t), samples<T>(grad_velocity), samples<T>(spread),
-            data<float>(latent_std), data<int64_t>(key), data<int64_t>(sample_ids), data<float>(t),
-            mutable_data<T>(grad_mean), mutable_data<T>(grad_spread), spread.size(0),
+    return {samples<T>(grad_z),
+            samples<T>(grad_z_t),
+            samples<T>(grad_velocity),
+            samples<T>(spread),
+            data<float>(latent_std),
+            data<int64_t>(key),
+            data<int64_t>(sample_ids),
+            data<float>(t),
+            mutable_data<T>(grad_mean),
+            mutable_data<T>(grad_spread),
+            spread.size(0),
             static_cast<uint32_t>(spread.size(1) * spread.size(2) * spread.size(3)),
-            static_cast<uint32_t>(spread.size(2) * spread.size(3)), grid, spread_is_std};
+            static_cast<uint32_t>(spread.size(2) * spread.size(3)),
+            grid,
+            spread_is_std};
   }
 
   std::tuple<Tensor, Tensor> outputs() const { return {grad_mean, grad_spread}; }

@@ -80,10 +80,8 @@ SENDVAE_CPU_CLONES void forward_tile(const NoiseInjectArgs<T>& args, int64_t sam
   });
   if (!args.grid.patch) return;
   T* __restrict__ tokens = args.z_t + first_of_sample;
-  for_each_token_index(args.grid, args.plane, begin, end, [&](int64_t i, uint32_t index)
-                                                              __attribute__((always_inline)) {
-    tokens[index] = z_t_tile[i];
-  });
+  for_each_token_index(args.grid, args.plane, begin, end,
+                       [&](int64_t i, uint32_t index) __attribute__((always_inline)) { tokens[index] = z_t_tile[i]; });
 }
 
 template <typename T, bool kSpreadIsStd>
@@ -98,10 +96,9 @@ SENDVAE_CPU_CLONES void backward_tile(const NoiseInjectBackwardArgs<T>& args, in
   const T* grad_z_t_tile = grad_z_t_scratch;
   if (args.grid.patch && !args.grad_z_t.uniform) {
     const T* tokens = args.grad_z_t.data + sample * args.grad_z_t.stride;
-    for_each_token_index(args.grid, args.plane, begin, end, [&](int64_t i, uint32_t index)
-                                                                __attribute__((always_inline)) {
-      grad_z_t_scratch[i] = tokens[index];
-    });
+    for_each_token_index(args.grid, args.plane, begin, end,
+                         [&](int64_t i, uint32_t index)
+                             __attribute__((always_inline)) { grad_z_t_scratch[i] = tokens[index]; });
   } else {
     grad_z_t_tile = tile_of(args.grad_z_t, sample, begin, end - begin, grad_z_t_scratch);
   }
@@ -121,19 +118,19 @@ SENDVAE_CPU_CLONES void backward_tile(const NoiseInjectBackwardArgs<T>& args, in
     T* __restrict__ grad_spread = args.grad_spread + offset + run.begin;
     const int64_t count = run.end - run.begin;
     for (int64_t i = 0; i < count; ++i) {
-      const InjectedGrad grad =
-          inject_backward(to_float(grad_z[i]), to_float(grad_z_t[i]), to_float(grad_velocity[i]), to_float(spread[i]),
-                          kSpreadIsStd, latent_std, t, e1[i]);
+      const InjectedGrad grad = inject_backward(to_float(grad_z[i]), to_float(grad_z_t[i]), to_float(grad_velocity[i]),
+                                                to_float(spread[i]), kSpreadIsStd, latent_std, t, e1[i]);
       grad_mean[i] = from_float<T>(grad.mean);
       grad_spread[i] = from_float<T>(grad.spread);
     }
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> noise_inject_cpu(
-    const Tensor& mean, const Tensor& spread, const Tensor& latent_mean, const Tensor& latent_std, const Tensor& key,
-    const Tensor& sample_ids, const std::optional<Tensor>& t, bool spread_is_std,
-    const std::optional<int64_t>& patch_size) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> noise_inject_cpu(const Tensor& mean, const Tensor& spread,
+                                                            const Tensor& latent_mean, const Tensor& latent_std,
+                                                            const Tensor& key, const Tensor& sample_ids,
+                                                            const std::optional<Tensor>& t, bool spread_is_std,
+                                                            const std::optional<int64_t>& patch_size) {
   const NoiseInject call(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size);
   dispatch_float(mean.scalar_type(), [&](auto type) {
     using T = decltype(type);
@@ -147,12 +144,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> noise_inject_cpu(
   return call.outputs();
 }
 
-std::tuple<Tensor, Tensor> noise_inject_backward_cpu(
-    const Tensor& grad_z, const Tensor& grad_z_t, const Tensor& grad_velocity, const Tensor& spread,
-    const Tensor& latent_std, const Tensor& key, const Tensor& sample_ids, const Tensor& t, bool spread_is_std,
-    const std::optional<int64_t>& patch_size) {
-  const NoiseInjectBackward call(grad_z, grad_z_t, grad_velocity, spread, latent_std, key, sample_ids, t,
-                                 spread_is_std, patch_size);
+std::tuple<Tensor, Tensor> noise_inject_backward_cpu(const Tensor& grad_z, const Tensor& grad_z_t,
+                                                     const Tensor& grad_velocity, const Tensor& spread,
+                                                     const Tensor& latent_std, const Tensor& key,
+                                                     const Tensor& sample_ids, const Tensor& t, bool spread_is_std,
+                                                     const std::optional<int64_t>& patch_size) {
+  const NoiseInjectBackward call(grad_z, grad_z_t, grad_velocity, spread, latent_std, key, sample_ids, t, spread_is_std,
+                                 patch_size);
   dispatch_float(spread.scalar_type(), [&](auto type) {
     using T = decltype(type);
     for_each_tile(call.args<T>(), spread_is_std ? backward_tile<T, true> : backward_tile<T, false>);

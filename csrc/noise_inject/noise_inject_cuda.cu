@@ -138,10 +138,11 @@ bool is_aligned(const Samples<T>& samples) {
   return samples.uniform || is_vector_aligned(samples.data, samples.stride);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> noise_inject_cuda(
-    const Tensor& mean, const Tensor& spread, const Tensor& latent_mean, const Tensor& latent_std, const Tensor& key,
-    const Tensor& sample_ids, const std::optional<Tensor>& t, bool spread_is_std,
-    const std::optional<int64_t>& patch_size) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> noise_inject_cuda(const Tensor& mean, const Tensor& spread,
+                                                             const Tensor& latent_mean, const Tensor& latent_std,
+                                                             const Tensor& key, const Tensor& sample_ids,
+                                                             const std::optional<Tensor>& t, bool spread_is_std,
+                                                             const std::optional<int64_t>& patch_size) {
   const torch::stable::accelerator::DeviceGuard guard(mean.get_device_index());
   const NoiseInject call(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size);
   dispatch_float(mean.scalar_type(), [&](auto type) {
@@ -149,22 +150,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> noise_inject_cuda(
     const NoiseInjectArgs<T> args = call.args<T>();
     if (args.batch == 0) return;
     const Grid grid = grid_for(call.kName, args.batch, args.elements, kVectorWidth<T>);
-    const bool aligned = is_aligned(args.mean) && is_aligned(args.spread) &&
-                         is_vector_aligned(args.z, args.elements) && is_vector_aligned(args.z_t, args.elements) &&
-                         is_vector_aligned(args.velocity, args.elements);
+    const bool aligned = is_aligned(args.mean) && is_aligned(args.spread) && is_vector_aligned(args.z, args.elements) &&
+                         is_vector_aligned(args.z_t, args.elements) && is_vector_aligned(args.velocity, args.elements);
     forward_kernel<T><<<grid.blocks, grid.threads, 0, current_stream(mean)>>>(args, grid.blocks_per_sample, aligned);
     check_launch(call.kName);
   });
   return call.outputs();
 }
 
-std::tuple<Tensor, Tensor> noise_inject_backward_cuda(
-    const Tensor& grad_z, const Tensor& grad_z_t, const Tensor& grad_velocity, const Tensor& spread,
-    const Tensor& latent_std, const Tensor& key, const Tensor& sample_ids, const Tensor& t, bool spread_is_std,
-    const std::optional<int64_t>& patch_size) {
+std::tuple<Tensor, Tensor> noise_inject_backward_cuda(const Tensor& grad_z, const Tensor& grad_z_t,
+                                                      const Tensor& grad_velocity, const Tensor& spread,
+                                                      const Tensor& latent_std, const Tensor& key,
+                                                      const Tensor& sample_ids, const Tensor& t, bool spread_is_std,
+                                                      const std::optional<int64_t>& patch_size) {
   const torch::stable::accelerator::DeviceGuard guard(grad_z.get_device_index());
-  const NoiseInjectBackward call(grad_z, grad_z_t, grad_velocity, spread, latent_std, key, sample_ids, t,
-                                 spread_is_std, patch_size);
+  const NoiseInjectBackward call(grad_z, grad_z_t, grad_velocity, spread, latent_std, key, sample_ids, t, spread_is_std,
+                                 patch_size);
   dispatch_float(grad_z.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const NoiseInjectBackwardArgs<T> args = call.args<T>();

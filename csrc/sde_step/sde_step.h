@@ -97,10 +97,21 @@ struct SdeStep {
     const Planes<T> conditional = planes<T>(velocity);
     Planes<T> unconditional = conditional;
     if (scale) unconditional.data += x.size(0) * unconditional.stride_b;
-    return {data<S>(x), x.stride(0), conditional, unconditional, data<double>(times), data<int64_t>(key),
-            data<int64_t>(sample_ids), mutable_data<S>(x_next), mutable_data<T>(network_input), x.size(0),
-            static_cast<uint32_t>(x.size(1) * x.size(2) * x.size(3)), static_cast<uint32_t>(x.size(2) * x.size(3)),
-            static_cast<S>(scale.value_or(1.0)), scale.has_value(), last};
+    return {data<S>(x),
+            x.stride(0),
+            conditional,
+            unconditional,
+            data<double>(times),
+            data<int64_t>(key),
+            data<int64_t>(sample_ids),
+            mutable_data<S>(x_next),
+            mutable_data<T>(network_input),
+            x.size(0),
+            static_cast<uint32_t>(x.size(1) * x.size(2) * x.size(3)),
+            static_cast<uint32_t>(x.size(2) * x.size(3)),
+            static_cast<S>(scale.value_or(1.0)),
+            scale.has_value(),
+            last};
   }
 
   // Calls function(args) with the arguments of this call's precisions.

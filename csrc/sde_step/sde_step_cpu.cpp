@@ -54,9 +54,8 @@ SENDVAE_CPU_CLONES void step_tile(const SdeStepArgs<S, T>& args, int64_t sample,
   for (uint32_t i = 0; i < count; ++i) network_input[i] = from_float<T>(static_cast<float>(x_next[i]));
 }
 
-std::tuple<Tensor, Tensor> sde_step_cpu(const Tensor& x, const Tensor& velocity, const Tensor& times,
-                                        const Tensor& key, const Tensor& sample_ids, std::optional<double> scale,
-                                        bool last) {
+std::tuple<Tensor, Tensor> sde_step_cpu(const Tensor& x, const Tensor& velocity, const Tensor& times, const Tensor& key,
+                                        const Tensor& sample_ids, std::optional<double> scale, bool last) {
   const SdeStep call(x, velocity, times, key, sample_ids, scale, last);
   call.dispatch([]<typename S, typename T>(const SdeStepArgs<S, T>& args) { for_each_tile(args, step_tile<S, T>); });
   return call.outputs();
@@ -65,6 +64,4 @@ std::tuple<Tensor, Tensor> sde_step_cpu(const Tensor& x, const Tensor& velocity,
 }  // namespace
 }  // namespace sendvae
 
-STABLE_TORCH_LIBRARY_IMPL(sendvae, CPU, library) {
-  library.impl("sde_step", TORCH_BOX(&sendvae::sde_step_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(sendvae, CPU, library) { library.impl("sde_step", TORCH_BOX(&sendvae::sde_step_cpu)); }

@@ -60,6 +60,4 @@ std::tuple<Tensor, Tensor> sde_step_cuda(const Tensor& x, const Tensor& velocity
 }  // namespace
 }  // namespace sendvae
 
-STABLE_TORCH_LIBRARY_IMPL(sendvae, CUDA, library) {
-  library.impl("sde_step", TORCH_BOX(&sendvae::sde_step_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(sendvae, CUDA, library) { library.impl("sde_step", TORCH_BOX(&sendvae::sde_step_cuda)); }
