@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from time_limits import HANG_S
+
 THREADS_AT_EXIT = """
 import atexit, os
 from torch import distributed as dist, nn
@@ -24,7 +26,7 @@ del network
 
 def test_no_thread_of_the_group_outlives_it():
     command = [sys.executable, "-c", THREADS_AT_EXIT]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("at exit")
     assert "gloo" not in done.stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 import engine_cases
 import pytest
 from engine_cases import CASES, ENGINES
+from time_limits import HANG_S
 
 WORKER = Path(__file__).with_name("two_rank_worker.py")
 
@@ -31,7 +32,7 @@ def two_ranks(one_rank, tmp_path_factory):
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         env={**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
     assert finished.returncode == 0, finished.stderr[-4000:]

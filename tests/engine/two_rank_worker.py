@@ -110,7 +110,7 @@ RANK_CASES = [
 
 def main() -> None:
     torch.set_num_threads(1)
-    ranks, folder = init_distributed("cpu", timeout_s=20), Path(sys.argv[1])
+    ranks, folder = init_distributed("cpu", timeout_s=300), Path(sys.argv[1])
 
     def load_from_one_rank(kind, _):
         # Each engine loads the save of another one.

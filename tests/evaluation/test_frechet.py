@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from time_limits import HANG_S
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from sendvae_fast.errors import UserError
@@ -86,9 +87,9 @@ class Meeting:
 
     def all_reduce_sum(self, tensor):
         self.tensors[threading.get_ident()] = tensor.clone()
-        self.barrier.wait(timeout=10)
+        self.barrier.wait(timeout=HANG_S)
         tensor.copy_(sum(self.tensors.values()))
-        self.barrier.wait(timeout=10)
+        self.barrier.wait(timeout=HANG_S)
         return tensor
 
 

@@ -11,6 +11,7 @@ import fake_runs
 import numpy as np
 import pytest
 from PIL import Image
+from time_limits import HANG_S
 
 from sendvae_fast.report import ReportData, Variant, build_report, load_report, write_report
 from sendvae_fast.report.charts import MAX_POINTS, line_chart, thin
@@ -63,7 +64,7 @@ def in_chromium(tmp_path):
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}/profile"]
 
     def call(*arguments):
-        return subprocess.run([CHROMIUM, *flags, *arguments], capture_output=True, timeout=60, check=True).stdout
+        return subprocess.run([CHROMIUM, *flags, *arguments], capture_output=True, timeout=HANG_S, check=True).stdout
 
     return call
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from time_limits import HANG_S
 from tiny_networks import save_decoder, save_generator
 
 from sendvae_fast.cli.main import main
@@ -76,7 +77,7 @@ def test_two_ranks_and_batches_of_seven_draw_the_same(networks, whole, tmp_path)
         "sendvae_fast",
         *arguments(networks, tmp_path / "two", "--batch_size=7", "--npz"),
     ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG_S, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("20 pictures") == 1
     assert_same_pictures(tmp_path / "two", whole)
@@ -89,7 +90,7 @@ def test_a_killed_job_goes_on_where_it_stopped(networks, whole, tmp_path):
     command = [sys.executable, "-m", "sendvae_fast", *arguments(networks, out, "--batch_size=2")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, cwd=ROOT)
-    folder, deadline = PngFolder(out), time.monotonic() + 120
+    folder, deadline = PngFolder(out), time.monotonic() + HANG_S
     while len(folder.sample_ids()) < 4 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

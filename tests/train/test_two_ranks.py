@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from time_limits import HANG_S
 from tiny_runs import cache_of, checkpoint_tensors, vae_config
 from two_rank_training import ALIGNED_ENGINES, ENGINES, train_aligned, train_all
 
@@ -39,7 +40,7 @@ def runs(images, tmp_path_factory):
         str(latents),
         str(root / "initial"),
     ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr[-3000:]
     return root
 
