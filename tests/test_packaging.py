@@ -383,7 +383,9 @@ def test_configs_are_found_in_an_installed_wheel(tmp_path):
         "from sendvae_fast import config as c; p = c.find_config('vae/f16d16'); print(p, c.read_yaml(p)['init_from'])"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.stdout.split() == [str(site / "sendvae_fast/configs/vae/f16d16.yaml"), "pretrained/vae-f16d16"]
     assert len([*site.glob("sendvae_fast/configs/**/*.yaml")]) == len(names_of_configs()) > 40
 

@@ -35,9 +35,9 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
 def compiled_blocks(network: nn.Module) -> Iterator[nn.Module]:
     """The modules that compile, unless SyncBatchNorm is in them, which makes shapes of what other ranks say."""
     for module in network.modules():
-        if getattr(module, "compiles", False):
-            if not any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
-                yield module
+        synchronises = any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
+        if getattr(module, "compiles", False) and not synchronises:
+            yield module
 
 
 def recomputed_blocks(network: nn.Module) -> Iterator[nn.Module]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from sendvae_fast.models.norms import GroupNormSiLU
@@ -67,7 +69,7 @@ def _swap_in_sequential(module: nn.Module) -> int:
     if type(module) is not nn.Sequential:
         return 0
     parts = list(module)
-    count = sum(_is_pair(norm, activation) for norm, activation in zip(parts, parts[1:], strict=False))
+    count = sum(_is_pair(norm, activation) for norm, activation in pairwise(parts))
     if count:
         module.__class__ = FusedSequential  # in place: whoever holds it, holds the fast one
     return count

@@ -30,7 +30,7 @@ def test_equations():
     z = mean + (0.5 * logvar).exp() * posterior
     normalised = (z - offset.view(C, 1, 1)) / scale.view(C, 1, 1)
     t = out.t.view(-1, 1, 1, 1)
-    assert ((0 < t) & (t < 1)).all() and len(t.unique()) == 4
+    assert ((t > 0) & (t < 1)).all() and len(t.unique()) == 4
     assert_close(out.z, z)
     assert_close(out.z_t, (1 - t) * normalised + t * noise)
     assert_close(out.velocity, noise - normalised)
