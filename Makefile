@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Everything a rebuild of the package depends on; Python files do not, because the install is editable.
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+CSRC := $(filter %.cpp %.cu %.cuh %.h,$(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test docs lint gpu-check clean
+.PHONY: help env demo test test-fast docs lint format gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -16,12 +17,21 @@ help:  ## list the targets
 demo: env  ## run everything end to end on synthetic pictures and write runs/demo/report.html
 	$(BIN)/sendvae demo $(ARGS)
 
-test: env $(VENV)/.docs  ## lint, then the whole test suite
-	$(BIN)/ruff check .
-	$(BIN)/python -m pytest $(ARGS)
+test: lint $(VENV)/.docs  ## lint, then the whole test suite, a process per core
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
-lint: env  ## ruff only
+test-fast: env  ## the tests of single parts: no training, no second process, no compiler
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow" $(ARGS)
+
+lint: env  ## ruff and clang-format; changes nothing
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+
+format: env  ## write Python and C++ as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSRC)
 
 docs: $(VENV)/.docs  ## build the documentation as an offline site: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -9,9 +9,18 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-if "OMP_NUM_THREADS" not in os.environ:
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other cores have workers of their own; processes inherit it
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+elif "OMP_NUM_THREADS" not in os.environ:
     # Tensors are tiny here: more threads only wait for each other.
     torch.set_num_threads(min(4, len(os.sched_getaffinity(0))))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: a worker for every core that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from sendvae_fast.train.sit.settings import FlowConfig, SiTTrainConfig
 from sendvae_fast.train.vae.networks import build_model
 from sendvae_fast.train.vae.settings import VAETrainConfig
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1] / "configs"
 FILES = sorted(ROOT.rglob("*.yaml"))
 NUM_IMAGES = 1_281_167  # ImageNet-1k's training set

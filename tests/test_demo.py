@@ -11,6 +11,8 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.demo.demo import split_photographs
 from sendvae_fast.errors import UserError
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+
 SMALL = [
     "--num_train_images=48",
     "--num_test_images=48",

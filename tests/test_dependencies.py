@@ -12,6 +12,8 @@ import pytest
 
 from sendvae_fast.cli.main import EXTRAS, VERBS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Where a package's name on the index is not that of its module.

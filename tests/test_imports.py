@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 LAZY = ("torch._dynamo", "triton", "torchvision", "timm", "deepspeed", "lpips", "pyarrow", "matplotlib")
 
 

@@ -18,6 +18,8 @@ from sendvae_fast.evaluation.evaluate import EvaluateConfig
 from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.vae.settings import VAETrainConfig
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
+
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 JOINED = re.compile(r"<b><code>(\w+, \w+[^<]*)</code>")

@@ -9,6 +9,8 @@ from bench import data, table
 from sendvae_fast.data.decode import examine
 from sendvae_fast.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def test_textures_are_ordinary_jpegs_of_a_photographs_size():
     encoded = data.texture(0)

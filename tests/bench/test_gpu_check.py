@@ -14,6 +14,8 @@ from time_limits import HANG_S
 from bench import gpu_check
 from bench.parts import FAILED, PASSED, SKIPPED, Part, Runner, table
 
+pytestmark = pytest.mark.slow
+
 PYTHON = sys.executable
 
 

@@ -16,6 +16,8 @@ from bench.kernel_rows import COPY, EAGER, Effort, rows_of
 from bench.result_file import write_rows
 from sendvae_fast.ops.dispatch import OPS
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 EFFORT = Effort(seconds=0.0, sample_s=0.0, compile=False)
 

@@ -9,6 +9,8 @@ import torch
 from bench import gpu_check, sampling, table, timing
 from bench.parts import FAILED, PASSED, Part
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tiny(monkeypatch):

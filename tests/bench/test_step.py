@@ -19,6 +19,8 @@ from sendvae_fast.engine.ddp_engine import DDPEngine
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 VAE = StepCase("vae", "tiny", "demo/vae.yaml", {
     "data": {"image_size": 64}, "autoencoder": {"channel_multipliers": [1, 2, 2, 2]}, "loss": {"gan_weight": 0.1},
     "alignment": {

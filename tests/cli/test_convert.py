@@ -16,6 +16,8 @@ from sendvae_fast.cli.main import main
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
 
+pytestmark = pytest.mark.slow
+
 SIZES = dict(base_channels=32, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(128,))
 MEAN, STD = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.3, 2.0, 4.0])
 

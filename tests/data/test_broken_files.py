@@ -14,6 +14,8 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.decode import UnreadableImage, decode_rgb, examine
 from sendvae_fast.data.indexing.index import index_source
 
+pytestmark = pytest.mark.slow
+
 KINDS = broken_files()
 
 

@@ -20,7 +20,10 @@ from sendvae_fast.data.loader import ImageLoader, LoaderConfig
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.errors import UserError
 
-pytestmark = pytest.mark.skipif(import_dali() is None, reason="DALI is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(import_dali() is None, reason="DALI is not installed"),
+]
 CPU = torch.device("cpu")
 NUM = 23
 

@@ -14,6 +14,8 @@ from sendvae_fast.data.indexing.index import default_catalog, index_source
 from sendvae_fast.data.indexing.listing_parts import ListingParts
 from sendvae_fast.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def files(num):
     return {f"n{k % 3}/{k:04d}.jpg": encoded(picture(8 + k % 50, 20, seed=k)) for k in range(num)}

@@ -14,6 +14,8 @@ from sendvae_fast.data.indexing.pack import pack_catalog
 from sendvae_fast.data.latents.shard_format import file_list_sha256
 from sendvae_fast.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def files(num=11):
     pictures = {f"n{k % 3}/p.{k:02d}.JPEG": encoded(picture(40 + k, 33, seed=k)) for k in range(num)}

@@ -10,6 +10,8 @@ from sendvae_fast.data.indexing.sandbox import MEMORY_LIMIT, examine_parts, limi
 from sendvae_fast.data.sources.base import Source
 from sendvae_fast.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 class TrapNames(list):
     """Names that do harm when they are looked at, which a worker does while its limits hold."""

@@ -12,6 +12,8 @@ from sendvae_fast.data.scenes.sdf import distance
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.attribute_probe import probe_attributes
 
+pytestmark = pytest.mark.slow
+
 
 def files(root):
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}

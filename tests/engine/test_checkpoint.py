@@ -15,6 +15,8 @@ from sendvae_fast.engine.checkpoint import Checkpointer
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 # Every call that changes the disk but for writing itself; a kill comes before each, which is after the one before.
 DISK_CALLS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 from time_limits import HANG_S
+
+pytestmark = pytest.mark.slow
 
 THREADS_AT_EXIT = """
 import atexit, os

@@ -11,6 +11,8 @@ import pytest
 from engine_cases import CASES, ENGINES
 from time_limits import HANG_S
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine on two ranks")]
+
 WORKER = Path(__file__).with_name("two_rank_worker.py")
 
 

@@ -24,6 +24,8 @@ from sendvae_fast.models.send_vae import SendVAE
 from sendvae_fast.models.sit.sit import SiT, SiTConfig
 from sendvae_fast.ops import philox
 
+pytestmark = pytest.mark.slow
+
 
 def fill(network: nn.Module) -> nn.Module:
     """No zero-initialised layer hides a gradient."""

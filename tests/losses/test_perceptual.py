@@ -13,6 +13,8 @@ from torch.testing import assert_close
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
 
+pytestmark = pytest.mark.slow
+
 FEATURES = {
     "alex": lambda: torchvision.models.alexnet(weights=None).features,
     "squeeze": lambda: torchvision.models.squeezenet1_1(weights=None).features,

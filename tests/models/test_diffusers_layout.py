@@ -16,6 +16,8 @@ from sendvae_fast.models.autoencoder.diffusers_layout import (
     to_diffusers_config,
 )
 
+pytestmark = pytest.mark.slow
+
 NARROW = {
     "f8": dict(channel_multipliers=(1, 2, 4, 4), attention_resolutions=(), latent_channels=4),
     "f16": dict(channel_multipliers=(1, 1, 2, 2, 4), attention_resolutions=(16,), latent_channels=6),

@@ -13,6 +13,8 @@ from sendvae_fast.models.foundation.config import FoundationConfig
 from sendvae_fast.models.foundation.foundation import load_foundation
 from sendvae_fast.models.foundation.recipes import RECIPES
 
+pytestmark = pytest.mark.slow
+
 GRID = 4
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -15,6 +15,8 @@ from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Autoencoder
 from sendvae_fast.models.autoencoder.published import ldm_config
 from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
 
+pytestmark = pytest.mark.slow
+
 CONFIG = AutoencoderConfig(
     base_channels=32, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(128,), latent_channels=3
 )

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from time_limits import HANG_S
 
+pytestmark = pytest.mark.slow
+
 CAPABILITIES = (90, 80, 100)
 # Local memory is spilled registers; the rest is arithmetic less exact than the reference's.
 UNWANTED = ("ld.local", "st.local", "sqrt.approx", "lg2.approx", "div.full")

@@ -17,6 +17,8 @@ from sendvae_fast.report import ReportData, Variant, build_report, load_report, 
 from sendvae_fast.report.charts import MAX_POINTS, line_chart, thin
 from sendvae_fast.report.page import attribute_table, metric_table, png_data_uri
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 

@@ -19,6 +19,8 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.sampling.guidance import guided
 from sendvae_fast.sampling.samplers import SamplerConfig, sample
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("num_steps", [10, 250])
 def test_sde_reaches_the_discrete_process_exactly(num_steps):

@@ -1,8 +1,11 @@
 """A published generator's checkpoint is sampled as it is."""
 
+import pytest
 from tiny_networks import save_decoder, save_generator
 
 from sendvae_fast.cli.main import main
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_checkpoint_in_repa_es_layout_gives_the_same_pictures(tmp_path):

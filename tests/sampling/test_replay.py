@@ -12,6 +12,8 @@ from sendvae_fast.sampling.guidance import guided
 from sendvae_fast.sampling.replay import ReplayedModel
 from sendvae_fast.sampling.samplers import SamplerConfig, initial_noise, sample
 
+pytestmark = pytest.mark.slow
+
 
 class Tracer:
     """Records the tensor operations of a first run; each replay carries out the same on the same tensors."""

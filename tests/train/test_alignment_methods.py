@@ -22,6 +22,8 @@ from sendvae_fast.train.training_images import TrainingImages
 from sendvae_fast.train.vae.networks import build_model
 from sendvae_fast.train.vae.stage import VAEStage, train_vae
 
+pytestmark = pytest.mark.slow
+
 MAPPERS = {"va": LinearMapper, "reals": MLPMapper, "none": type(None)}
 
 

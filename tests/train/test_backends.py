@@ -11,6 +11,8 @@ from sendvae_fast.ops.dispatch import ENVIRONMENT_VARIABLE, OPS
 from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.vae.stage import train_vae
 
+pytestmark = pytest.mark.slow
+
 NUM_STEPS = 100
 # One rounding per step, all the same way. Training that amplifies rounding has no such bound: these runs take small
 # steps, and nothing in them has a kink (L1, the GAN's LeakyReLU and hinge, LPIPS's ReLU).

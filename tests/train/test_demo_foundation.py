@@ -15,6 +15,8 @@ from sendvae_fast.train.demo_foundation import (
     train_demo_foundation,
 )
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "embed_dim": 32,
     "depth": 1,

@@ -21,6 +21,8 @@ from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.training_images import ImageDataConfig
 from sendvae_fast.train.vae.stage import train_vae
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("latent batches")]
+
 NUM_STEPS = 7
 
 

@@ -19,6 +19,8 @@ from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.vae.settings import VAETrainConfig
 from sendvae_fast.train.vae.stage import train_vae
 
+pytestmark = pytest.mark.slow
+
 OLD_RUNS = Path(__file__).parents[1] / "old_runs"
 LAST_STEP = 6  # of what the old code logged; its checkpoint is of step 3
 

@@ -16,6 +16,8 @@ from two_rank_training import ALIGNED_ENGINES, ENGINES, train_aligned, train_all
 
 from sendvae_fast.train.vae.stage import train_vae
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training on two ranks")]
+
 HERE = Path(__file__).parent
 
 

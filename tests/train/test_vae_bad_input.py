@@ -18,6 +18,8 @@ from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
 from sendvae_fast.train.vae import networks as vae_networks
 from sendvae_fast.train.vae.stage import VAEStage, train_vae
 
+pytestmark = pytest.mark.slow
+
 FINE_TUNED = {"init_from": "vae", "discriminator_from": "discriminator.pt"}
 
 

@@ -18,6 +18,8 @@ from sendvae_fast.ops import philox, use_backend
 from sendvae_fast.train.vae.settings import VAELossConfig
 from sendvae_fast.train.vae.stage import VAEStage
 
+pytestmark = pytest.mark.slow
+
 NUM_STEPS = 4
 
 

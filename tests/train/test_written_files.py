@@ -11,6 +11,8 @@ from sendvae_fast.ops.attention import table
 from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.vae.stage import train_vae
 
+pytestmark = pytest.mark.slow
+
 UMASK = 0o027
 
 
