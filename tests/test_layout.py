@@ -1,6 +1,7 @@
-"""Imports only go down the floors of docs/design.md, and nothing imports a sibling's private name."""
+"""Imports only go down the floors of docs/design.md and never in a circle; no sibling's private name is imported."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "sendvae_fast"
@@ -42,3 +43,26 @@ def test_imports_go_down():
 def test_no_private_names_are_imported():
     private = [f"{file}: {name}" for file, _, _, name in imports() if name.startswith("_") and name != "__version__"]
     assert not private
+
+
+def module_of(file):
+    """sendvae_fast.ops.philox of its file; of an __init__.py, the package."""
+    return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_import_circle():
+    """Of any import, also in a function or for type checkers alone: a circle has no floor, wherever it is closed."""
+    graph = {module_of(file): set() for file in PACKAGE.rglob("*.py")}
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file} has a relative import"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules = {name if name in graph else name.rpartition(".")[0] for name in names}
+            graph[module_of(file)] |= modules & graph.keys() - {module_of(file)}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError(" <- ".join(error.args[1])) from None
