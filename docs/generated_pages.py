@@ -20,6 +20,7 @@ COPIED = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "configs/README.md": "configs.md",
+    "examples/README.md": "examples.md",
 }
 # Packages whose public names are re-exported by their `__init__`: they are documented under these names.
 FLAT = ("ops", "nn")
@@ -42,6 +43,8 @@ def on_files(files, config):
     """Add the generated pages to those that lie in docs/."""
     for source, page in COPIED.items():
         text = relink((ROOT / source).read_text(encoding="utf-8"))
+        if source.startswith("examples/"):
+            text += "\n" + scripts()
         files.append(File.generated(config, page, content=text))
     for name, modules in packages().items():
         files.append(File.generated(config, f"reference/{name}.md", content=package_page(name, modules)))
@@ -59,6 +62,14 @@ def relink(text: str) -> str:
     for source, page in COPIED.items():
         text = text.replace(f"]({source}", f"]({page}")
     return text.replace("](docs/", "](")
+
+
+def scripts() -> str:
+    """The examples whole, under their names."""
+    sections = []
+    for script in sorted((ROOT / "examples").glob("*.py")):
+        sections += [f"## {script.stem}", "", "```python", script.read_text(encoding="utf-8").strip(), "```", ""]
+    return "\n".join(sections)
 
 
 def packages() -> dict[str, list[str]]:
