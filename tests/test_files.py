@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kills import killed_at
 from safetensors.torch import load_file
 
 from sendvae_fast.errors import UserError
@@ -130,31 +131,6 @@ def test_a_failing_disk_is_heard_and_leaves_the_old_file_alone(tmp_path, monkeyp
     assert path.read_text() == "old" and names(tmp_path) == ["file"]
 
 
-def killed_at(event, work):
-    """Fork, run `work`, and exit without any clean-up before the event-th call of the disk; whether it got that far."""
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def killed_before(call):
-            def wrapped(*args, **kwargs):
-                nonlocal count
-                count += 1
-                if count == event:
-                    os._exit(9)
-                return call(*args, **kwargs)
-
-            return wrapped
-
-        for name in DISK_CALLS:
-            setattr(os, name, killed_before(getattr(os, name)))
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_kill_at_any_point_leaves_old_or_new_and_what_it_left_goes(tmp_path, name):
     WRITERS[name](tmp_path / "truth")
@@ -164,7 +140,7 @@ def test_a_kill_at_any_point_leaves_old_or_new_and_what_it_left_goes(tmp_path, n
         folder = tmp_path / str(event)
         folder.mkdir()
         (folder / "file").write_text("old")
-        killed = killed_at(event, lambda folder=folder: WRITERS[name](folder / "file"))
+        killed = killed_at(event, lambda folder=folder: WRITERS[name](folder / "file"), DISK_CALLS)
         content = (folder / "file").read_bytes()
         assert content in (b"old", new)
         if killed:

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from kills import killed_at
 from safetensors.torch import load_file, save_file
 
 from sendvae_fast.engine import checkpoint
@@ -65,31 +66,6 @@ def test_saving_a_step_again_keeps_the_valid_checkpoint(tmp_path):
     assert (first / "manifest.json").stat().st_ino == before
 
 
-def kill_at(event, work):
-    """Fork, run `work`, and exit without any clean-up at the event-th point; returns whether it got that far."""
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def killed_before(call):
-            def wrapped(*args, **kwargs):
-                nonlocal count
-                count += 1
-                if count == event:
-                    os._exit(9)
-                return call(*args, **kwargs)
-
-            return wrapped
-
-        for name in DISK_CALLS:
-            setattr(os, name, killed_before(getattr(os, name)))
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-
 def test_kill_at_every_point_of_a_save(tmp_path):
     """Always a whole checkpoint to go on from, and nothing left over after the next save."""
     killed, event, found_new = True, 0, set()
@@ -98,7 +74,7 @@ def test_kill_at_every_point_of_a_save(tmp_path):
         folder = tmp_path / str(event)
         checkpointer = Checkpointer(folder, Distributed(), keep=1)
         save(checkpointer, 1)
-        killed = kill_at(event, lambda checkpointer=checkpointer: save(checkpointer, 2))
+        killed = killed_at(event, lambda checkpointer=checkpointer: save(checkpointer, 2), DISK_CALLS)
         step = value_of(checkpointer.load_latest())
         found_new.add(step)
         assert step == 2 or killed
@@ -117,7 +93,7 @@ def test_kill_while_replacing_a_damaged_checkpoint_of_the_same_step(tmp_path):
         save(checkpointer, 1)
         damaged = save(checkpointer, 2)
         (damaged / "model.safetensors").write_bytes(b"")
-        killed = kill_at(event, lambda checkpointer=checkpointer: save(checkpointer, 2))
+        killed = killed_at(event, lambda checkpointer=checkpointer: save(checkpointer, 2), DISK_CALLS)
         assert value_of(checkpointer.load_latest()) in (1, 2)
         save(checkpointer, 2)
         assert value_of(checkpointer.load_latest()) == 2
