@@ -18,6 +18,10 @@ class Preprocessing:
     antialias: bool = False
 
 
+IMAGENET = Preprocessing()
+"""Normalised by ImageNet's statistics, resized bicubically without antialiasing."""
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A feature network and the input it wants."""

@@ -25,7 +25,7 @@ import timm
 from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.foundation.backbone import Preprocessing
+from sendvae_fast.models.foundation.backbone import IMAGENET, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Recipe:
     image_size: int
     final_norm: bool = True
     """Whether the tokens pass the network's last LayerNorm."""
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: Preprocessing = IMAGENET
     arguments: dict[str, Any] = field(default_factory=dict)
     """What timm's network must be told to be the published one."""
 

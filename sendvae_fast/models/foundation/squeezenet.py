@@ -7,7 +7,7 @@ import torchvision
 from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.foundation.backbone import Backbone, Preprocessing
+from sendvae_fast.models.foundation.backbone import IMAGENET, Backbone
 from sendvae_fast.models.foundation.config import FoundationConfig
 from sendvae_fast.models.weights import load_weights, read_weights
 
@@ -48,7 +48,7 @@ def load_squeezenet(config: FoundationConfig) -> Backbone:
         raise UserError(f"foundation image_size={image_size} is too small for squeezenet: give at least {_MIN_SIZE}")
     with torch.no_grad():
         _, dim, grid_size, _ = features.eval()(torch.zeros(1, 3, image_size, image_size)).shape
-    return Backbone(ConvTokens(features), image_size, grid_size, dim, Preprocessing())
+    return Backbone(ConvTokens(features), image_size, grid_size, dim, IMAGENET)
 
 
 def _strip_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
