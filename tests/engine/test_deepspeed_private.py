@@ -103,6 +103,7 @@ def test_engines_on_every_supported_version(version):
     path = os.pathsep.join([str(Path(folder) / version), str(ROOT)])
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/engine/test_engine.py", __file__],
+        check=False,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
