@@ -22,7 +22,7 @@ def test_the_package_loads_nothing_but_itself():
     assert not {name for name in names if name.split(".")[0] not in {"sendvae_fast", *sys.stdlib_module_names}}
 
 
-@pytest.mark.parametrize("module", ["ops", "nn"])
+@pytest.mark.parametrize("module", ["ops", "nn", "pretrained"])
 def test_a_module_loads_torch_and_little_else(module):
     names = modules_after(f"import sendvae_fast.{module}")
     assert "torch" in names and f"sendvae_fast.{module}" in names
