@@ -108,7 +108,11 @@ def has_triton() -> bool:
 def _choose(op: str, device_type: str, forced: str | None) -> str:
     forced, source = _forced.resolve(forced)
     reasons = available_backends(op)
-    if forced in OPS[op] and not (op in DATA_OPS and _is_for_another_device(forced, device_type)):
+    if (
+        forced is not None
+        and forced in OPS[op]
+        and not (op in DATA_OPS and _is_for_another_device(forced, device_type))
+    ):
         reason = _unusable(forced, device_type) or reasons[forced]
         if reason is not None:
             raise cannot_run(op, forced, source, reason)

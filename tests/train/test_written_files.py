@@ -13,6 +13,7 @@ from sendvae_fast.train.vae.stage import train_vae
 
 pytestmark = pytest.mark.slow
 
+pytestmark = pytest.mark.slow
 UMASK = 0o027
 
 

@@ -36,7 +36,7 @@ _UNUSED = ("head.", "decoder_", "mask_token")
 class TransformerTokens(nn.Module):
     """The patch tokens of a timm vision transformer after its last block."""
 
-    def __init__(self, model: nn.Module, final_norm: bool):
+    def __init__(self, model: VisionTransformer | Eva, final_norm: bool):
         super().__init__()
         self.model = model
         self.final_norm = final_norm
@@ -94,7 +94,7 @@ def _read(path: str | Path, weight_files: str) -> dict[str, Tensor]:
     return state
 
 
-def _create(recipe: Recipe, **arguments: Any) -> nn.Module:
+def _create(recipe: Recipe, **arguments: Any) -> VisionTransformer | Eva:
     """The timm model without classifier, at random. For one image size: rotary positions are then computed once."""
     arguments = {"num_classes": 0, "dynamic_img_size": False, **recipe.arguments, **arguments}
     try:
@@ -111,7 +111,7 @@ def _patch_size(recipe: Recipe) -> int:
         return _create(recipe).patch_embed.patch_size[0]
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+def _load(model: VisionTransformer | Eva, state: dict[str, Tensor], path: str | Path) -> None:
     """Load what `_read` gave into a timm network, learned positions resampled to its image size.
 
     Raises UserError in one line unless every weight is there, fits and is finite.
@@ -146,5 +146,5 @@ def _has_dinov3_biases(state: dict[str, Tensor]) -> bool:
     return "storage_tokens" in state and "blocks.0.attn.qkv.bias" in state
 
 
-def _name(model: nn.Module) -> str:
+def _name(model: VisionTransformer | Eva) -> str:
     return model.pretrained_cfg.get("architecture", type(model).__name__)
