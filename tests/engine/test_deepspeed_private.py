@@ -1,16 +1,14 @@
 """What the engine takes from DeepSpeed beside its public interface: it is there, it works, and one file knows it.
 
-Other supported versions than the installed one are tested where there is a folder of them:
+For another version than the installed one, whose number the failures name:
 
-    pip install --no-deps --no-build-isolation --target FOLDER/0.18.2 deepspeed==0.18.2    # with DS_BUILD_OPS=0
-    SENDVAE_DEEPSPEEDS=FOLDER pytest tests/engine/test_deepspeed_private.py
+    DS_BUILD_OPS=0 pip install --no-deps --no-build-isolation --target FOLDER deepspeed==VERSION
+    PYTHONPATH=FOLDER:. pytest tests/engine
 """
 
 import importlib.metadata
 import logging
-import os
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -86,27 +84,9 @@ def test_one_file_knows_private_names():
     assert known == {"sendvae_fast/engine/deepspeed_private.py"}
 
 
-def test_supported_versions_are_those_that_are_installed():
+def test_the_installed_version_is_a_tested_one():
+    """Whoever takes another adds it here, when the tests of the engine pass with it."""
+    assert INSTALLED in TESTED_VERSIONS, f"DeepSpeed {INSTALLED} is not among {TESTED_VERSIONS}"
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert f"deepspeed>={TESTED_VERSIONS[0]}" in extras["train"]
     assert f"deepspeed=={TESTED_VERSIONS[-1]}" in (ROOT / "requirements-deepspeed.txt").read_text().splitlines()
-
-
-@pytest.mark.parametrize("version", TESTED_VERSIONS)
-def test_engines_on_every_supported_version(version):
-    """The engine's own tests under that version; under the installed one they run anyway."""
-    if version == INSTALLED:
-        return
-    folder = os.environ.get("SENDVAE_DEEPSPEEDS")
-    if folder is None or not (Path(folder) / version).is_dir():
-        pytest.skip(f"no DeepSpeed {version} here: see the top of this file")
-    path = os.pathsep.join([str(Path(folder) / version), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/engine/test_engine.py", __file__],
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, f"DeepSpeed {version}:\n{done.stdout[-4000:]}"
