@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.machine import ROOT
 from sendvae_fast.config import build_config, merge, read_yaml
@@ -27,6 +27,8 @@ from sendvae_fast.train.vae.stage import VAEStage
 NUM_CLASSES = 1000
 STAGES = ("vae", "sit")
 Stage = VAEStage | SiTStage
+FOUNDATION, LPIPS = "foundation model", "LPIPS"
+"""Names of frozen networks."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,15 @@ class StepCase:
             return ImageBatch(0, ids.to(device), images.to(device), labels.to(device))
         mean = torch.randn(self.batch_size, *self.latent_shape, generator=generator)
         return LatentBatch(*(x.to(device) for x in (ids, mean, torch.full_like(mean, 0.1), labels, images)))
+
+
+def frozen_networks(stage: Stage) -> dict[str, nn.Module]:
+    """The networks of a stage that judge and do not learn, by name; those it has."""
+    if isinstance(stage, SiTStage):
+        networks = {FOUNDATION: stage.foundation}
+    else:
+        networks = {FOUNDATION: stage.aligner and stage.aligner.foundation, LPIPS: stage.judge.perceptual}
+    return {name: network for name, network in networks.items() if network is not None}
 
 
 def cases_of(stage: str, device: torch.device) -> list[StepCase]:

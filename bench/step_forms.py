@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from bench import step_cases
 from bench.kernel_cases import noise_inject as noise_cases
 from bench.step_cases import Stage, StepCase
 from bench.step_names import COMPILED, EAGER, OURS, OURS_COMPILED
@@ -60,9 +61,8 @@ class Form:
         with self.context():
             self.stage = case.build(scratch, {**ENGINE, "compile": self.compile}, distributed)
         if self.plain:
-            for network in (self.stage.foundation, getattr(self.stage, "perceptual", None)):
-                if network is not None:
-                    network.forward = _autocast(network.forward, self.stage.engine.autocast)
+            for network in step_cases.frozen_networks(self.stage).values():
+                network.forward = _autocast(network.forward, self.stage.engine.autocast)
 
     def step(self, number: int, batch: Any, *, same_noise: bool = False) -> dict[str, Tensor | float]:
         """One step; with `same_noise` the plain forms draw what ours draw, not torch.randn."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.step_cases import Stage
+from bench.step_cases import FOUNDATION, LPIPS, Stage, frozen_networks
 from bench.timing import Call
 from sendvae_fast.engine.engine import Engine
 from sendvae_fast.losses.adversarial import generator_loss, hinge_discriminator_loss
@@ -25,10 +25,12 @@ OPTIMIZER = "optimizer"
 def parts_of(stage: Stage, batch: Any) -> dict[str, Call]:
     """The parts by name, each as a call that does it once."""
     calls = _vae_parts(stage, batch) if isinstance(stage, VAEStage) else _sit_parts(stage, batch)
-    if stage.foundation is not None:
-        calls["foundation model"] = lambda _: stage.foundation(batch.images)
-    engines = [stage.engine, getattr(stage, "discriminator_engine", None)]
-    return {**calls, OPTIMIZER: _updates([engine for engine in engines if engine is not None])}
+    if foundation := frozen_networks(stage).get(FOUNDATION):
+        calls[FOUNDATION] = lambda _: foundation(batch.images)
+    engines = [stage.engine]
+    if isinstance(stage, VAEStage) and stage.judge.discriminator is not None:
+        engines.append(stage.judge.discriminator)
+    return {**calls, OPTIMIZER: _updates(engines)}
 
 
 def _vae_parts(stage: VAEStage, batch: Any) -> dict[str, Call]:
@@ -44,13 +46,13 @@ def _vae_parts(stage: VAEStage, batch: Any) -> dict[str, Call]:
     }
     if network.mapper is not None:
         z_t = z.detach().flatten(2).transpose(1, 2).contiguous().requires_grad_()  # tokens of 1 x 1 patches
-        target = stage.foundation(batch.images)
-        calls["mapper and alignment"] = _trained(engine, lambda z: stage.alignment_loss(network.mapper(z), target), z_t)
+        target = stage.aligner.foundation(batch.images)
+        calls["mapper and alignment"] = _trained(engine, lambda z: stage.aligner.loss(network.mapper(z), target), z_t)
     picture = x_hat.float().requires_grad_()
-    if stage.perceptual is not None:
-        calls["LPIPS"] = lambda _: stage.perceptual(x, picture).mean().backward()
-    if stage.discriminator_engine is not None:
-        critic = stage.discriminator_engine
+    if perceptual := frozen_networks(stage).get(LPIPS):
+        calls[LPIPS] = lambda _: perceptual(x, picture).mean().backward()
+    if stage.judge.discriminator is not None:
+        critic = stage.judge.discriminator
 
         def play(_: int) -> None:
             critic.module.zero_grad(set_to_none=True)

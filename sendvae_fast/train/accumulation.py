@@ -19,7 +19,15 @@ def micro_batches(batch: Batch, num: int, device: torch.device) -> Iterator[Batc
     return (type(batch)(*micro) for micro in zip(*parts, strict=True))
 
 
-def add_means(logged: dict[str, Tensor | float], values: dict[str, Tensor], num: int) -> None:
-    """Add `values` / `num` to the scalars in `logged`: after `num` calls it holds their means."""
-    for name, value in values.items():
-        logged[name] = logged.get(name, 0.0) + value.detach() / num
+class Means:
+    """Means of what the `num` micro-batches of a step log, kept on the device: the host waits for none of them."""
+
+    def __init__(self, num: int) -> None:
+        self.num = num
+        self.values: dict[str, Tensor] = {}
+        """The sums so far over `num`: the means, after as many calls of `add`."""
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Take in the scalars of one micro-batch."""
+        for name, value in values.items():
+            self.values[name] = self.values.get(name, 0.0) + value.detach() / self.num

@@ -8,7 +8,7 @@ import torch
 
 from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.engine.speed import compile_blocks
-from sendvae_fast.losses.perceptual import Perceptual
+from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
 from sendvae_fast.models.foundation.config import FoundationConfig
 from sendvae_fast.models.foundation.foundation import Foundation, load_foundation
 from sendvae_fast.ops.layout import MEMORY_FORMAT
@@ -21,6 +21,11 @@ def build_foundation(
 ) -> Foundation | None:
     """The frozen foundation model on `device`, or None when the alignment weight is 0 and nothing would look at it."""
     return frozen_network(load_foundation(config), engine, device) if weight > 0 else None
+
+
+def build_perceptual(config: PerceptualConfig | None, engine: EngineConfig, device: torch.device) -> Perceptual | None:
+    """LPIPS on `device`, or None without a config."""
+    return None if config is None else frozen_network(Perceptual(config), engine, device)
 
 
 def frozen_network(network: Frozen, engine: EngineConfig, device: torch.device) -> Frozen:

@@ -56,7 +56,7 @@ def test_builds_what_it_needs_and_no_more(method, images, tmp_path):
     foundation = {"name": "dinov2-vit-b", "weights": "missing.pth"} if method == "none" else {"name": "demo"}
     stage = stage_of(vae_config(tmp_path, images, alignment={"method": method, "foundation": foundation}))
     assert type(stage.model.mapper) is MAPPERS[method]
-    assert (stage.foundation is None) == (method == "none")
+    assert (stage.aligner is None) == (method == "none")
 
 
 @pytest.mark.parametrize("engine", [{"name": "ddp", "recompute": True}, {"zero_stage": 0}, {"zero_stage": 2}])
@@ -68,11 +68,11 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_encoders_last_laye
 
     config = vae_config(tmp_path, images, engine=engine, **settings)
     torch.manual_seed(config.seed)
-    model = build_model(config, stage.foundation)
+    model = build_model(config, stage.aligner.foundation)
     x = to_model_range(batch.images)
     output = model(x, philox.make_key(config.seed, 0, "cpu"), batch.ids)
     nll = (x - output.reconstruction).abs().mean()
-    vf = vf_loss(output.features, stage.foundation(batch.images))
+    vf = vf_loss(output.features, stage.aligner.foundation(batch.images))
     weight = model.autoencoder.encoder.conv_out.weight
     norms = [torch.autograd.grad(loss, weight, retain_graph=True)[0].norm() for loss in (nll, vf)]
     factor = norms[0] / (norms[1] + 1e-4)

@@ -67,8 +67,8 @@ def plain_steps(settings, stage) -> list[nn.Module]:
     """The stage's networks after NUM_STEPS steps in plain PyTorch and float64."""
     model = copy.deepcopy(stage.model).double()
     model.latent_norm.float()
-    discriminator = copy.deepcopy(stage.discriminator_engine.module).double()
-    lpips = copy.deepcopy(stage.perceptual.lpips).double()
+    discriminator = copy.deepcopy(stage.judge.discriminator.module).double()
+    lpips = copy.deepcopy(stage.judge.perceptual.lpips).double()
     first = settings.get("discriminator_start_step", settings["gan_start_step"])
     optimizers = [
         torch.optim.AdamW(network.parameters(), lr=config.learning_rate, eps=config.eps, weight_decay=0)
@@ -129,7 +129,7 @@ def test_steps_equal_a_plain_version(tmp_path, perceptual, changes, norm, legacy
         None,
         init_distributed("cpu"),
     )
-    networks = [stage.model, stage.discriminator_engine.module]
+    networks = [stage.model, stage.judge.discriminator.module]
     before = [copy.deepcopy(network) for network in networks]
     with use_backend("reference"):
         truth = plain_steps(settings, stage)

@@ -29,7 +29,7 @@ from sendvae_fast.models.sit.storage import load_initial_weights, save_sit
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import noise_inject, philox
 from sendvae_fast.sampling.generate import LatentDecoder, generate
-from sendvae_fast.train.accumulation import add_means, micro_batches
+from sendvae_fast.train.accumulation import Means, micro_batches
 from sendvae_fast.train.frozen_networks import build_foundation
 from sendvae_fast.train.loop import fit
 from sendvae_fast.train.sit.latent_batches import LatentBatch, TrainingLatents
@@ -76,19 +76,17 @@ class SiTStage:
         device = self.device if self.distributed.is_main else "cpu"
         return LatentDecoder(autoencoder.to(device), self.latent_mean, self.latent_std)
 
-    # -- one step, read aloud ------------------------------------------------------------------------------------
-
     def train_step(self, step: int, batch: LatentBatch) -> dict[str, Tensor | float]:
         """One optimizer step over the accumulated micro-batches."""
         key = philox.make_key(self.config.seed, step, self.device)
-        logged: dict[str, Tensor | float] = {}
-        for micro in micro_batches(batch, self.config.engine.accumulation_steps, self.device):
+        means = Means(self.config.engine.accumulation_steps)
+        for micro in micro_batches(batch, means.num, self.device):
             target = None if self.foundation is None else self.foundation(micro.images)
             t = draw_noise_levels(self.config.flow, step, key, micro.ids)
             losses = self._losses(micro, key, t, target)
             self.engine.backward(losses["loss"])
-            add_means(logged, losses, self.config.engine.accumulation_steps)
-        return {**logged, "grad_norm": self.engine.step().grad_norm}
+            means.add(losses)
+        return {**means.values, "grad_norm": self.engine.step().grad_norm}
 
     def _losses(self, batch: LatentBatch, key: Tensor, t: Tensor | None, target: Tensor | None) -> dict[str, Tensor]:
         noised = noise_inject(
@@ -107,8 +105,6 @@ class SiTStage:
             losses["align"] = alignment_loss(features, target)
             loss = loss + self.config.repa.weight * losses["align"]
         return {"loss": loss, **losses}
-
-    # -- the rest of the loop's interface ------------------------------------------------------------------------
 
     def batches(self, start_step: int) -> Iterator[LatentBatch]:
         """This rank's latents from `start_step` on, with the images of the same ids when REPA looks at them."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.engine import Engine
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
@@ -53,6 +55,16 @@ def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVA
     elif alignment.latent_norm == "fixed":
         raise UserError("alignment.latent_norm=fixed needs init_from, whose latent statistics it keeps; use running")
     return model
+
+
+def build_discriminator_engine(config: VAETrainConfig, distributed: Distributed) -> Engine | None:
+    """The discriminator in training, or None where the GAN loss has no weight."""
+    if config.loss.gan_weight == 0:
+        return None
+    discriminator = build_discriminator(config, distributed)
+    # `Engine.input_gradient` needs whole parameters, and splitting 3 million of them would save nothing.
+    whole = config.engine.with_whole_parameters()
+    return build_engine(discriminator, config.discriminator_optimizer, whole, distributed)
 
 
 def build_discriminator(config: VAETrainConfig, distributed: Distributed) -> Discriminator:

@@ -1,0 +1,127 @@
+"""The judge of stage 1's pictures: pixel loss, LPIPS, and the game with a discriminator that learns beside it.
+
+Shape letters: B batch, S image size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.engine import Engine
+from sendvae_fast.files import save_tensors
+from sendvae_fast.losses.adversarial import generator_loss, hinge_discriminator_loss
+from sendvae_fast.losses.known_gradient import with_known_gradient
+from sendvae_fast.losses.perceptual import Perceptual
+from sendvae_fast.losses.reconstruction import mean_psnr, reconstruction_loss
+from sendvae_fast.models.weights import read_weights
+from sendvae_fast.train.vae.balance import Balance
+from sendvae_fast.train.vae.networks import DISCRIMINATOR_FILE
+from sendvae_fast.train.vae.settings import VAELossConfig
+
+GAN_LIMIT = 1e4
+"""Upper bound of the adaptive GAN weight's factor, VQGAN's."""
+
+
+class Judgement(NamedTuple):
+    """What the judge says of a batch of reconstructions."""
+
+    loss: Tensor
+    """The part of L that sees the pictures, a float32 scalar; its graph begins at the reconstruction."""
+    nll_gradient: Tensor
+    """Gradient of pixel loss and LPIPS, the GAN left out, at the pictures: float32 [B, 3, S, S]."""
+    logged: dict[str, Tensor]
+    """The terms, and what else there is to log."""
+
+
+class PictureJudge:
+    """Judges reconstructions, and lets the discriminator learn from the same pass.
+
+    Everything here is differentiated up to the pictures and no further: adaptive weights compare gradients from there
+    on, and one forward of the discriminator on the reconstruction serves it and the autoencoder.
+
+    Args:
+        config: the weights.
+        perceptual: LPIPS, or None for none.
+        discriminator: the discriminator in training, or None for no GAN.
+        last_layer: the decoder's last convolution, where an adaptive GAN weight compares gradients.
+    """
+
+    def __init__(
+        self,
+        config: VAELossConfig,
+        perceptual: Perceptual | None,
+        discriminator: Engine | None,
+        last_layer: nn.Conv2d,
+        distributed: Distributed,
+    ) -> None:
+        self.config, self.perceptual, self.discriminator = config, perceptual, discriminator
+        self._is_main = distributed.is_main
+        self._balance = Balance(last_layer, GAN_LIMIT, distributed) if config.gan_adaptive else None
+
+    def __call__(self, x: Tensor, reconstruction: Tensor, step: int) -> Judgement:
+        """Judge the reconstruction of images x, both [B, 3, S, S] in [-1, 1]; the discriminator's backward pass is in
+        it, from its first step on.
+        """
+        reconstruction = reconstruction.float()
+        x_hat = reconstruction.detach().requires_grad_()
+        nll, logged = self._nll(x, x_hat)
+        (nll_gradient,) = torch.autograd.grad(nll, x_hat)
+        loss, gradient = nll.detach(), nll_gradient
+        if self._discriminates(step):
+            gan_gradient, terms = self._play(x, x_hat)
+            weight = self._gan_weight(step, nll_gradient, gan_gradient)
+            loss, gradient = loss + weight * terms["gan"], gradient + weight * gan_gradient
+            logged |= {**terms, "gan_weight": weight}
+        return Judgement(with_known_gradient(loss, reconstruction, gradient), nll_gradient, logged)
+
+    def step(self, step: int) -> None:
+        """Update the discriminator, from its first step on, after the backward passes of all micro-batches."""
+        if self._discriminates(step):
+            self.discriminator.step()
+
+    def _discriminates(self, step: int) -> bool:
+        return self.discriminator is not None and step >= self.config.discriminator_first_step
+
+    def _nll(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pixel loss plus LPIPS, weighed and reduced, and what there is to log of them."""
+        config = self.config
+        logged = {"psnr": mean_psnr(x, x_hat), "reconstruction": reconstruction_loss(x, x_hat, config.reconstruction)}
+        nll = config.reconstruction_weight * logged["reconstruction"]
+        if self.perceptual is not None:
+            logged["lpips"] = self.perceptual(x, x_hat).mean()
+            nll = nll + config.perceptual_weight * logged["lpips"]
+        return nll * x[0].numel() if config.reduction == "sum" else nll, logged
+
+    def _play(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Backward pass of the discriminator's hinge loss; the generator's gradient, and both players' losses."""
+        # Real and fake pass apart, as in VQGAN: batch norm takes the statistics of each by itself.
+        fake, gradient = self.discriminator.input_gradient(x_hat, generator_loss)
+        loss = hinge_discriminator_loss(self.discriminator(x), fake)
+        self.discriminator.backward(loss)
+        return gradient, {"gan": generator_loss(fake), "discriminator": loss}
+
+    def _gan_weight(self, step: int, nll_gradient: Tensor, gan_gradient: Tensor) -> Tensor:
+        """The step's scheduled weight, times VQGAN's adaptive factor where `loss.gan_adaptive` asks for it."""
+        # `new_full`, as `new_tensor` copies from the host, which then waits for the GPU.
+        weight = nll_gradient.new_full((), self.config.gan_weight_at(step))
+        return weight if self._balance is None else weight * self._balance.factor(nll_gradient, gan_gradient)
+
+    def save(self, directory: Path) -> None:
+        """Write the discriminator, if there is one, and its engine's state into a checkpoint directory. Collective."""
+        if self.discriminator is None:
+            return
+        state = self.discriminator.full_state("model")
+        self.discriminator.save(directory / "engine" / "discriminator")
+        if self._is_main:
+            save_tensors(directory / DISCRIMINATOR_FILE, state)
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote."""
+        if self.discriminator is not None:
+            self.discriminator.load_model(read_weights(directory / DISCRIMINATOR_FILE))
+            self.discriminator.load(directory / "engine" / "discriminator")
