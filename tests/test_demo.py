@@ -1,6 +1,12 @@
 """The demo, smaller still: every part runs, a second call trains nothing, and photographs are split and linked."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +14,12 @@ from PIL import Image
 
 from sendvae_fast.cli.main import main
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.demo.demo import split_photographs
+from sendvae_fast.demo import timeline
+from sendvae_fast.demo.demo import claim_folder
+from sendvae_fast.demo.pictures import split_photographs
+from sendvae_fast.demo.results import Results
+from sendvae_fast.demo.settings import DemoConfig
+from sendvae_fast.demo.timeline import Speed, Timeline, costs, finish_times, in_words, measure_speed
 from sendvae_fast.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
@@ -54,6 +65,16 @@ def test_only_the_aligned_run_aligns(demo):
     assert aligned == {"plain": False, "control": False, "send": True}
 
 
+def test_the_results_say_how_they_were_made(demo):
+    results = json.loads((demo / "results.json").read_text())
+    assert results["settings"]["finetune_steps"] == 2 and results["environment"]["cpu_cores"] >= 1
+    seconds = results["seconds"]
+    assert all(seconds[name] >= 0 for name in ("pictures", "plain autoencoder", "three variants"))
+    assert set(seconds["Plain VAE"]) == {"latents", "generator", "samples", "evaluation"}
+    assert set(seconds["Control"]) == set(seconds["Send-VAE"]) == {"fine-tuning", *seconds["Plain VAE"]}
+    assert "progress" not in results and "http-equiv" not in (demo / "report.html").read_text()
+
+
 def test_a_second_call_trains_nothing(demo):
     logs = {path: path.read_text() for path in demo.rglob("metrics.jsonl")}
     assert len(logs) == 6
@@ -64,6 +85,118 @@ def test_a_second_call_trains_nothing(demo):
 def test_other_settings_in_the_same_folder_are_refused(demo, capsys):
     assert main(["demo", f"--run={demo}", *SMALL, "--seed=5"]) == 2
     assert "seed was 0, now 5" in capsys.readouterr().err
+
+
+def test_the_page_shows_what_is_there_and_what_is_to_come(demo, tmp_path):
+    """After the plain autoencoder, and with one variant measured."""
+    root = tmp_path / "run"
+    shutil.copytree(demo, root)
+    for name in ("control", "send", "control_samples.png", "send_samples.png", "send_reconstructions.png"):
+        path = root / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    config = DemoConfig(run=str(root), num_train_images=48, num_test_images=48)
+    results = Results(config, root, Timeline(costs(config, Speed(1.0, 1.0), 48, 48), num_workers=3))
+    assert not results.is_finished() and results.done()["plain", "evaluation"] == 1
+    results.finish("pictures", 1.0)
+    page = (root / "report.html").read_text()
+    assert '<meta http-equiv="refresh"' in page and "Still to come" in page and "Not finished" in page
+    assert page.count('<td class="absent">to come</td>') == 2 * 6 and page.count("<img") == 4
+    progress = json.loads((root / "results.json").read_text())["progress"]
+    states = {part["name"]: part["state"] for part in progress["parts"]}
+    assert states["Plain VAE: measuring"] == "done" and states["Control: measuring"] == "to come"
+    assert all(bool(part["when"]) == (part["state"] != "done") for part in progress["parts"])
+    for plan in ("plain/metrics.json", "plain_samples.png"):
+        (root / plan).unlink()
+    results.write()
+    page = (root / "report.html").read_text()
+    assert "Attribute F1" not in page and page.count("<img") == 3 and "Reconstructions" in page
+
+
+def test_the_folder_of_another_demo_is_refused(tmp_path):
+    claim_folder(DemoConfig(run=str(tmp_path)), tmp_path)
+    claim_folder(DemoConfig(run=str(tmp_path)), tmp_path)
+    with pytest.raises(UserError, match="finetune_steps was 700, now 9.*--run=FOLDER"):
+        claim_folder(DemoConfig(run=str(tmp_path), finetune_steps=9), tmp_path)
+
+
+def test_parts_end_when_the_cores_have_done_them():
+    parts = {("demo", "pictures"): 8.0, ("a", "x"): 6.0, ("b", "x"): 2.0, ("c", "x"): 2.0, ("a", "y"): 1.0}
+    # two cores: 4 s of pictures; three at 2/3 of a core until b and c end after 3 s; then a's last 4 + 1 on one core
+    ends = finish_times(parts, cores=2, num_workers=3)
+    assert ends == pytest.approx(
+        {("demo", "pictures"): 4, ("b", "x"): 7, ("c", "x"): 7, ("a", "x"): 11, ("a", "y"): 12}
+    )
+    assert finish_times(parts, cores=8, num_workers=1)["c", "x"] == pytest.approx(1 + 6 + 1 + 2 + 2)
+
+
+def test_times_follow_how_fast_the_work_goes(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(timeline.time, "monotonic", lambda: clock[0])
+    guess = Timeline({("a", "x"): 100.0, ("a", "y"): 100.0}, num_workers=1, cores=1)
+    guess.begin({})
+    assert guess.total_range_s() == pytest.approx((170, 280))
+    assert max(guess.remaining_s({}).values()) == pytest.approx(200)
+    clock[0] += 100
+    # half of x took twice as long as it should: the rest will, too
+    assert guess.remaining_s({("a", "x"): 0.5}) == pytest.approx({("a", "x"): 100, ("a", "y"): 300})
+    assert guess.remaining_s({("a", "x"): 1.0}) == pytest.approx({("a", "y"): 100})
+    guess.begin({("a", "x"): 0.75})
+    clock[0] += 100  # for a quarter of x
+    assert guess.remaining_s({("a", "x"): 1.0}) == pytest.approx({("a", "y"): 400})
+
+
+def test_the_guess_is_of_minutes_in_words():
+    assert (in_words((350, 560)), in_words((170, 190)), in_words((5, 9))) == (
+        "6 to 9 minutes", "about 3 minutes", "about a minute"
+    )  # fmt: skip
+    speed = measure_speed()
+    assert 1e-4 < speed.autoencoder_s < 60 and 1e-4 < speed.generator_s < 60
+    small, large = (costs(DemoConfig(generator_steps=steps), speed, 48, 48) for steps in (10, 20))
+    assert large["send", "generator"] == pytest.approx(2 * small["send", "generator"])
+    assert sum(large.values()) - sum(small.values()) == pytest.approx(3 * small["send", "generator"])
+
+
+WORKERS_SCRIPT = """
+import os, pathlib, sys, time
+
+def work(folder):
+    pathlib.Path(folder, f"{os.getpid()}.pid").touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    from sendvae_fast.demo.workers import side_by_side
+    with side_by_side() as workers:
+        workers.run(work, [sys.argv[1]] * 2, lambda: None)
+"""
+
+
+def wait_for(condition, what):
+    deadline_s = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline_s, what
+        time.sleep(0.1)
+
+
+def is_running(pid):
+    """Whether there is such a process that has not ended (one whose end nobody looked at is a zombie)."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_demo(tmp_path, number):
+    (tmp_path / "script.py").write_text(WORKERS_SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    with subprocess.Popen(command, env=environment) as demo:
+        wait_for(lambda: list(tmp_path.glob("*.pid")), "no worker started")
+        demo.send_signal(number)
+        demo.wait(60)
+        pids = [int(path.stem) for path in tmp_path.glob("*.pid")]
+        wait_for(lambda: not any(map(is_running, pids)), f"workers {pids} are still there")
 
 
 def photographs(root, per_class):

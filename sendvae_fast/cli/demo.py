@@ -7,7 +7,8 @@ Trains a plain VAE, fine-tunes it with and without the alignment loss for equal 
 latents of each, samples with guidance, evaluates, and writes RUN/report.html. The same command again goes on.
 """
 
-from sendvae_fast.demo.demo import DemoConfig, run_demo
+from sendvae_fast.demo.demo import run_demo
+from sendvae_fast.demo.settings import DemoConfig
 
 Config = DemoConfig
 run = run_demo

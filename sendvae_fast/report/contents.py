@@ -123,6 +123,18 @@ class Tile:
 
 
 @dataclass(kw_only=True)
+class Step:
+    """A part of the work behind a comparison that is still being done."""
+
+    name: str
+    state: Literal["done", "running", "to come"]
+    fraction: float = 0.0
+    """How much of it is done, 0 to 1."""
+    when: str = ""
+    """When it will be done."""
+
+
+@dataclass(kw_only=True)
 class ReportData:
     """All of a page. Sections without content are left out."""
 
@@ -138,6 +150,10 @@ class ReportData:
     """For a comparison: a strip of originals, then one strip per autoencoder, columns aligned."""
     samples: Sequence[Picture] = ()
     runs: Sequence[RunRecord] = ()
+    to_come: Sequence[Step] = ()
+    """Of a page that is not finished: all steps. The browser loads it again by itself then."""
+    written: str = ""
+    """Of a page that is not finished: the time of day at which it was written."""
 
 
 def seed_values(measured: Measured) -> list[float]:

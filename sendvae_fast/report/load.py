@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.report.contents import METRICS, Picture, ReportData, RunRecord, Variant, seed_values
+from sendvae_fast.report.contents import METRICS, Picture, ReportData, RunRecord, Step, Variant, seed_values
 from sendvae_fast.report.summary import comparison_sentences, comparison_tiles, run_sentences, run_tiles, verdict
 
 RESULTS_FILE = "results.json"
@@ -59,6 +59,11 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
                        "attribute_f1": {"round": 0.61, ...}, "reconstructions": "control.png",
                        "samples": "control_samples.png", "runs": ["control/vae", "control/sit"]}, ...]}
 
+    While the work goes on, a key `progress` says how far it is, and the page has a section for that:
+
+        "progress": {"written": "14:27:10", "ready": "14:32",
+                     "parts": [{"name": "Control: measuring", "state": "to come", "when": "about 14:30"}, ...]}
+
     Numbers may be lists with one value per seed; null says that something could not be measured. Metrics are those of
     `data.METRICS`. `originals` and `reconstructions` are strips of the same pictures in the same order. The verdict
     compares `candidate` with `control`. Raises UserError naming the file or the key that is wrong.
@@ -94,6 +99,10 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
         data.verdict = verdict(candidate, control)
         data.summary = [*comparison_sentences(candidate, control), *data.summary]
         data.tiles = comparison_tiles(candidate, control)
+    if progress := results.get("progress"):
+        data.verdict = f"Not finished: everything will be here at about {progress['ready']}."
+        data.to_come = [Step(**part) for part in progress["parts"]]
+        data.written = progress["written"]
     return data
 
 

@@ -25,6 +25,8 @@ from sendvae_fast.version import __version__
 
 MAX_PICTURE_WIDTH_PX = 1600
 THROUGHPUT = "img_per_s"
+REFRESH_S = 20
+"""After so long a browser loads an unfinished page again."""
 LONE_COLOUR = 2  # the first colours of the palette are the quiet ones, for baselines
 CURVES = {
     "loss": "Total loss",
@@ -69,7 +71,8 @@ def build_report(data: ReportData) -> str:
         data=data,
         version=__version__,
         metrics=METRICS,
-        metric_table=metric_table(data.variants),
+        metric_table=metric_table(data.variants, unfinished=bool(data.to_come)),
+        refresh_s=REFRESH_S,
         attribute_table=attribute_table(data.variants),
         stages=training_stages(data.runs),
         throughput=throughput_table(data.runs),
@@ -85,8 +88,11 @@ def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
     return path
 
 
-def metric_table(variants: Sequence[Variant]) -> dict[str, list[Cell]]:
-    """Cells by metric, one per variant, for the metrics that any variant has (LPIPS even without: it says why)."""
+def metric_table(variants: Sequence[Variant], unfinished: bool = False) -> dict[str, list[Cell]]:
+    """Cells by metric, one per variant, for the metrics that any variant has (LPIPS even without: it says why).
+
+    unfinished: what a variant lacks is still to come.
+    """
     keys = [key for key in METRICS if any(key in variant.metrics for variant in variants)]
     table = {}
     for key in keys:
@@ -94,7 +100,7 @@ def metric_table(variants: Sequence[Variant]) -> dict[str, list[Cell]]:
         means = [_mean(variant.metrics.get(key)) for variant in variants]
         best = _best(means, metric.digits, metric.better)
         table[key] = [
-            Cell(metric.absent, absent=True)
+            Cell("to come" if unfinished and key not in variant.metrics else metric.absent, absent=True)
             if mean is None
             else Cell(f"{mean:.{metric.digits}f}", _spread(variant.metrics[key], metric.digits), best=is_best)
             for variant, mean, is_best in zip(variants, means, best, strict=True)
