@@ -33,6 +33,9 @@ def accelerate(module: nn.Module) -> int:
     Outputs are equal within rounding; maps come out channels-last and, under autocast, in the dtype they had. There are
     first derivatives only, and hooks on a swapped norm or activation do not run.
 
+    The ops work on channels-last maps: with ``network.to(memory_format=torch.channels_last)`` and pictures laid out
+    alike nothing is converted, and only then is there much to gain.
+
     Args:
         module: a network, on any device, in any mode; call this before it is compiled or wrapped for several ranks.
 
