@@ -144,9 +144,10 @@ class Results:
         notes = [
             (
                 f"Control and Send-VAE start from the same plain VAE, of {config.vae_steps:,} steps, and take "
-                f"{config.finetune_steps:,} steps each; every generator takes {config.generator_steps:,} steps. Distances "
-                f"are Fréchet distances between features of the foundation model ({config.foundation.name}): they compare "
-                "the columns of this page with each other, not with published FIDs."
+                f"{config.finetune_steps:,} steps each; every generator takes {config.generator_steps:,} steps. "
+                "Distances are Fréchet distances between features of the foundation model "
+                f"({config.foundation.name}): they compare the columns of this page with each other, not with "
+                "published FIDs."
             ),
             "One seed is an anecdote: run the demo with other seeds before believing a small difference.",
         ]
