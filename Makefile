@@ -15,7 +15,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: env  ## run everything end to end on synthetic pictures and write runs/demo/report.html
-	$(BIN)/sendvae demo $(ARGS)
+	@$(BIN)/sendvae demo $(ARGS)
 
 test: lint $(VENV)/.docs  ## lint, then the whole test suite, a process per core
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
@@ -38,20 +38,29 @@ docs: $(VENV)/.docs  ## build the documentation as an offline site: site/index.h
 
 env: $(VENV)/.package  ## make .venv, install the pinned dependencies, build the package
 
+# $(call install,what is said,pip's arguments): what pip says goes to a log, which is shown where pip fails.
+LOG := $(VENV)/install.log
+define install
+	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "$(1)"
+	@DS_BUILD_OPS=0 $(BIN)/python -m pip --disable-pip-version-check install $(2) >$(LOG) 2>&1 || { \
+		grep -v "^WARNING: Location" $(LOG) | tail -n 80 >&2; \
+		echo "that failed: the lines above, and all of $(LOG), say why. Mend it and run make again: it goes on here." >&2; \
+		exit 1; }
+endef
+
 $(VENV)/.dependencies: requirements.txt requirements-deepspeed.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-		-r requirements-deepspeed.txt
+	$(call install,installing the pinned dependencies (a minute or more; PyTorch is large),-r requirements.txt)
+	$(call install,installing DeepSpeed,--no-build-isolation -r requirements-deepspeed.txt)
 	@touch $@
 
 $(VENV)/.docs: requirements-docs.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	$(call install,installing what builds the documentation,-r requirements-docs.txt)
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.dependencies $(SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	$(call install,building the compiled ops ($(words $(filter %.cpp %.cu,$(SOURCES))) files on $(shell nproc) cores; minutes the first time),-v --no-build-isolation --no-deps --editable .)
+	@grep -o "sendvae_fast: WARNING: .*" $(LOG) | tail -n 1 || true
 	@touch $@
 
 # On a machine with a GPU: uses the interpreter that is there (its torch, its CUDA), installs nothing from a network.

@@ -151,7 +151,8 @@ def cmake_arguments() -> list[str]:
 
 def run(*command: str) -> None:
     """Run a build tool; its output goes on, the exception carries one line."""
-    print("sendvae_fast:", " ".join(command), flush=True)
+    if os.environ.get("SENDVAE_VERBOSE") == "1":
+        print("sendvae_fast:", " ".join(command), flush=True)
     try:
         subprocess.run(command, cwd=ROOT, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -164,6 +165,7 @@ def build(binary_dir: Path, destination: Path) -> None:
     """Configure, compile and install into `destination`. Repeats only what changed since the last time."""
     cmake, jobs = tool("cmake"), job_count()
     destination.mkdir(parents=True, exist_ok=True)
+    print(f"sendvae_fast: building the compiled ops, {jobs} files at a time", flush=True)
     run(cmake, "-S", str(ROOT), "-B", str(binary_dir), "-G", "Ninja", *cmake_arguments())
     verbose = ["--verbose"] if os.environ.get("SENDVAE_VERBOSE") == "1" else []
     run(cmake, "--build", str(binary_dir), "--parallel", str(jobs), *verbose)
