@@ -12,17 +12,8 @@ def sincos_2d(width: int, grid_size: int) -> Tensor:
     The first half of the width encodes the column, the second half the row; each is ``sin(p w)`` then ``cos(p w)`` with
     ``w_i = 10000^(-i / (width / 4))``. Computed in float64. `width` must be a multiple of 4 (ValueError).
     """
-    if width % 4:
-        raise ValueError(f"width must be a multiple of 4, got {width}")
-    positions = torch.arange(grid_size, dtype=torch.float64)
-    rows, columns = torch.meshgrid(positions, positions, indexing="ij")
-    quarter = width // 4
-    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    halves = []
-    for coordinate in (columns, rows):
-        angles = coordinate.reshape(-1, 1) * frequencies  # [N, width / 4]
-        halves += [angles.sin(), angles.cos()]
-    return torch.cat(halves, dim=1).float()
+    rows, columns = _angles(width, grid_size)
+    return torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()], dim=1).float()
 
 
 class RotaryEmbedding(nn.Module):
@@ -35,13 +26,7 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, head_dim: int, grid_size: int):
         super().__init__()
-        if head_dim % 4:
-            raise ValueError(f"head_dim must be a multiple of 4, got {head_dim}")
-        positions = torch.arange(grid_size, dtype=torch.float64)
-        rows, columns = torch.meshgrid(positions, positions, indexing="ij")
-        quarter = head_dim // 4
-        frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-        angles = torch.cat([part.reshape(-1, 1) * frequencies for part in (rows, columns)], dim=1)  # [N, head_dim / 2]
+        angles = torch.cat(_angles(head_dim, grid_size), dim=1)  # [N, head_dim / 2]
         # A function of the sizes, so they are not saved.
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
@@ -50,3 +35,14 @@ class RotaryEmbedding(nn.Module):
         """Turn x [B, heads, N, head_dim]; computed, and given back, in float32 unless the module was cast."""
         a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack([a * self.cos - b * self.sin, b * self.cos + a * self.sin], dim=-1).flatten(-2)
+
+
+def _angles(width: int, grid_size: int) -> tuple[Tensor, Tensor]:
+    """Angles ``p w_i`` of every token's row, and of its column: float64 [grid_size ** 2, width / 4] each."""
+    if width % 4:
+        raise ValueError(f"width must be a multiple of 4, got {width}")
+    positions = torch.arange(grid_size, dtype=torch.float64)
+    rows, columns = torch.meshgrid(positions, positions, indexing="ij")
+    quarter = width // 4
+    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    return rows.reshape(-1, 1) * frequencies, columns.reshape(-1, 1) * frequencies

@@ -19,8 +19,29 @@ from sendvae_fast.models.transformer import Attention, LayerNorm, Mlp, PatchEmbe
 
 
 @dataclass(kw_only=True)
-class MapperConfig:
-    """Sizes of a `Mapper`. Raises `UserError` for sizes that do not fit together."""
+class MapperSizes:
+    """Sizes of a `Mapper` that are its own, whatever latents and foundation model it lies between.
+
+    Raises `UserError` for a value out of range.
+    """
+
+    width: int = 768
+    """Width of the transformer. The paper: the foundation model's, 768 or 1024."""
+    depth: int = 1
+    """Transformer layers: 0, 1 (the paper's best) or more. 0 leaves patch embedding and projector."""
+    num_heads: int = 12
+    """Attention heads. The paper: 12 for width 768, 16 for 1024."""
+    projector_width: int = 2048
+    """Hidden width of the MLP projector."""
+
+    def __post_init__(self) -> None:
+        checks.at_least(1, self, "num_heads", "projector_width", where="mapper")
+        checks.at_least(0, self, "depth", where="mapper")
+
+
+@dataclass(kw_only=True)
+class MapperConfig(MapperSizes):
+    """All sizes of a `Mapper`. Raises `UserError` for sizes that do not fit together."""
 
     latent_channels: int
     """Channels of the latent."""
@@ -28,21 +49,12 @@ class MapperConfig:
     """Patch tokens per side; must equal the foundation model's. The latent has ``grid_size * patch_size`` per side."""
     target_dim: int
     """Width of the foundation model's features."""
-    width: int = 768
-    """Width of the transformer; the paper takes the foundation model's (768 or 1024)."""
-    depth: int = 1
-    """Transformer layers: 0, 1 (the paper's best) or more. 0 leaves patch embedding and projector."""
-    num_heads: int = 12
-    """Attention heads: 12 for width 768, 16 for 1024."""
     patch_size: int = 1
     """Latent positions per token and side: 1 for f16 latents, 2 for f8."""
-    projector_width: int = 2048
-    """Hidden width of the MLP projector."""
 
     def __post_init__(self) -> None:
-        sizes = ("latent_channels", "grid_size", "target_dim", "num_heads", "patch_size", "projector_width")
-        checks.at_least(1, self, *sizes, where="mapper")
-        checks.at_least(0, self, "depth", where="mapper")
+        super().__post_init__()
+        checks.at_least(1, self, "latent_channels", "grid_size", "target_dim", "patch_size", where="mapper")
         if self.width < 4 or self.width % 4 or self.width % self.num_heads:
             raise UserError(
                 f"mapper width={self.width} must be a multiple of 4 (sine-cosine positions) and of "

@@ -7,7 +7,7 @@ foundation model's [B, N, D].
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Literal
 
@@ -19,26 +19,18 @@ from sendvae_fast.losses.alignment import alignment_loss, reals_loss, vf_loss
 from sendvae_fast.models.foundation.config import FoundationConfig
 from sendvae_fast.models.foundation.foundation import Foundation
 from sendvae_fast.models.mappers.linear import LinearMapper
-from sendvae_fast.models.mappers.mapper import Mapper, MapperConfig
+from sendvae_fast.models.mappers.mapper import Mapper, MapperConfig, MapperSizes
 from sendvae_fast.models.mappers.mlp import MLPMapper
 
 DEFAULT_WEIGHT = {"send": 1.0, "va": 0.1, "reals": 1.0, "none": 0.0}
 
 
 @dataclass(kw_only=True)
-class SendConfig:
+class SendConfig(MapperSizes):
     """Send-VAE: noised latents through a small transformer (Section 3.2 of the paper)."""
 
     noise: bool = True
     """Whether the mapper sees noised latents (Equation 1). The paper's Table 3 switches it off."""
-    width: int = 768
-    """Mapper width. The paper: the foundation model's, 768 or 1024."""
-    depth: int = 1
-    """Transformer layers in the mapper. The paper's best: 1."""
-    num_heads: int = 12
-    """Attention heads in the mapper. The paper: 12 for width 768, 16 for 1024."""
-    projector_width: int = 2048
-    """Hidden width of the mapper's MLP projector."""
 
 
 @dataclass(kw_only=True)
@@ -139,20 +131,15 @@ def build_mapper(config: AlignmentConfig, latent_channels: int, grid_size: int, 
         return MLPMapper(
             latent_channels, foundation.dim, width=reals.width, patch_size=config.patch_size, noise=reals.noise
         )
-    send = config.send
-    return Mapper(
-        MapperConfig(
-            latent_channels=latent_channels,
-            grid_size=grid_size,
-            target_dim=foundation.dim,
-            width=send.width,
-            depth=send.depth,
-            num_heads=send.num_heads,
-            patch_size=config.patch_size,
-            projector_width=send.projector_width,
-        ),
-        send.noise,
+    sizes = {size.name: getattr(config.send, size.name) for size in fields(MapperSizes)}
+    mapper = MapperConfig(
+        latent_channels=latent_channels,
+        grid_size=grid_size,
+        target_dim=foundation.dim,
+        patch_size=config.patch_size,
+        **sizes,
     )
+    return Mapper(mapper, config.send.noise)
 
 
 def build_alignment_loss(config: AlignmentConfig) -> Callable[[Tensor, Tensor], Tensor]:
