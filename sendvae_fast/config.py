@@ -156,7 +156,7 @@ def required_keys(config_class: type, value: Any) -> dict[str, Any]:
 def nested_dataclass(annotation: Any) -> type | None:
     """The dataclass in `X` or `X | None`, if any."""
     options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+    return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
 
 
 def _check_keys(config_class: type, content: dict[str, Any], prefix: str, where: str) -> None:

@@ -45,5 +45,5 @@ def run(config: Config) -> None:
         num_workers=config.num_workers,
     )
     packed = Catalog.open(config.out)
-    num_shards = len(packed.source.files)
+    num_shards = len(packed.source.files)  # pyright: ignore[reportAttributeAccessIssue] - packed catalogs have shards
     print(f"{config.out}: {len(packed)} samples in {num_shards} shards" + ("" if fresh else ", already there"))

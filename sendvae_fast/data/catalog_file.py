@@ -75,10 +75,11 @@ def write_catalog_file(path: Path, listing: Listing, facts: pa.Table | None, ori
         "file": source.file if sharded else nulls,
         "offset": source.offset if sharded else nulls,
     }
-    if facts is None:
-        facts = pa.table({field.name: pa.nulls(len(source), field.type) for field in FACTS}, FACTS)
+    known = facts
+    if known is None:
+        known = pa.Table.from_pydict({field.name: pa.nulls(len(source), field.type) for field in FACTS}, FACTS)
         if sharded:
-            facts = facts.set_column(0, FACTS.field("size"), pa.array(source.size))
+            known = known.set_column(0, FACTS.field("size"), pa.array(source.size))
     root = source.root.absolute()
     note = {
         "schema_version": SCHEMA_VERSION,
@@ -92,7 +93,7 @@ def write_catalog_file(path: Path, listing: Listing, facts: pa.Table | None, ori
     }
     table = pa.table([pa.array(columns[field.name], field.type) for field in LOCATION], schema=LOCATION)
     for field in FACTS:
-        table = table.append_column(field, facts[field.name])
+        table = table.append_column(field, known[field.name])
     with staged(path) as unfinished:
         pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(note)}), unfinished)
 

@@ -4,8 +4,10 @@ DALI is given bytes by our own sampler; its readers cannot pass over a bad file.
 whole pipeline with it, so the pipeline is built again and its batch left to Pillow.
 """
 
+import importlib
 import logging
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +48,7 @@ class DaliDecoder:
             device: where to decode and crop; a CUDA device or the CPU.
         """
         self._size, self._num_threads, self._device = size, num_threads, device
-        self._pipeline = self._build()
+        self._pipeline: Any = self._build()
         self.num_failures = 0
         """Batches that failed since the last one that did not."""
 
@@ -86,15 +88,16 @@ class DaliDecoder:
         return torch.from_numpy(np.array(picture))
 
     def _build(self):
-        from nvidia.dali import fn, pipeline_def, types
+        from nvidia.dali import fn, pipeline_def
 
+        types: Any = importlib.import_module("nvidia.dali.types")  # its names are made when it is imported
         on_gpu = self._device.type == "cuda"
 
         @pipeline_def(
             batch_size=MAX_BATCH,
             num_threads=self._num_threads,
             prefetch_queue_depth=1,
-            device_id=(self._device.index or 0) if on_gpu else None,
+            device_id=(self._device.index or 0) if on_gpu else None,  # pyright: ignore[reportArgumentType] - no GPU
         )
         def decode():
             encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)

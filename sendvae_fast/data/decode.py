@@ -211,7 +211,7 @@ def _jpeg_oddities(image: Image.Image, data: bytes) -> list[str]:
     frame = _jpeg_frame_type(data)
     if frame in ODD_JPEG_FRAMES:
         found.append(ODD_JPEG_FRAMES[frame])
-    component_ids = bytes(component[0] for component in image.layer)
+    component_ids = bytes(component[0] for component in image.layer)  # pyright: ignore[reportAttributeAccessIssue] - a JPEG has it
     if image.mode == "RGB" and (image.info.get("adobe_transform") == 0 or component_ids == b"RGB"):
         found.append("stored as RGB, not YCbCr")
     return found

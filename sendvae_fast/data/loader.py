@@ -99,8 +99,9 @@ class ImageLoader:
         self._is_cached = np.zeros(len(catalog), bool)
         self._bad: dict[int, str] = {}  # what the message says of it
         self._bad_lock = threading.Lock()
-        for sample_id in np.flatnonzero(catalog.is_bad).tolist():
-            self._bad[sample_id] = f"{catalog.locate(sample_id)} ({catalog.verdicts[sample_id].removeprefix('bad: ')})"
+        verdicts = catalog.verdicts
+        for sample_id in [] if verdicts is None else np.flatnonzero(catalog.is_bad).tolist():
+            self._bad[sample_id] = f"{catalog.locate(sample_id)} ({verdicts[sample_id].removeprefix('bad: ')})"
         self._check_bad()
         self._is_for_dali = self._plan_dali()
         self._dali: DaliDecoder | None = None

@@ -18,7 +18,8 @@ def _distributed(module: nn.Module) -> DistributedDataParallel:
     options = inspect.signature(DistributedDataParallel).parameters
     # The name until torch 2.14 and since.
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-    return DistributedDataParallel(module, **{name: False})
+    without_buffers: dict[str, Any] = {name: False}
+    return DistributedDataParallel(module, **without_buffers)
 
 
 class DDPEngine(Engine):
@@ -33,9 +34,10 @@ class DDPEngine(Engine):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # DDP decides in the forward whether the coming backward will reduce.
-        no_sync = self._accumulates and isinstance(self._forward, DistributedDataParallel)
-        with self._forward.no_sync() if no_sync else nullcontext(), self.autocast():
-            return self._forward(*args, **kwargs)
+        forward = self._forward
+        no_sync = self._accumulates and isinstance(forward, DistributedDataParallel)
+        with forward.no_sync() if no_sync else nullcontext(), self.autocast():
+            return forward(*args, **kwargs)
 
     def _backward(self, loss: Tensor) -> None:
         (loss / self.config.accumulation_steps).backward()

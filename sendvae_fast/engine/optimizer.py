@@ -124,13 +124,14 @@ class AdamWEMA(torch.optim.Optimizer):
 
     def wait_for_grad_norm(self) -> float:
         """`grad_norm` of the last step, as a number. The host waits for it, but not for the update queued after it."""
+        assert self._norm_on_its_way is not None, "no step has been made, or max_grad_norm is None"
         return self._norm_on_its_way.wait()
 
     def _update(self, params: list[Tensor], group: dict) -> None:
         states = [self.state[param] for param in params]
         adamw_ema_(
             params,
-            [param.grad for param in params],
+            [param.grad for param in params if param.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [state["ema"] for state in states] if group["ema_decay"] else None,

@@ -100,12 +100,14 @@ class Evaluator:
 
     def attributes(self, autoencoder: Autoencoder, train: Catalog, test: Catalog) -> ProbeResult:
         """Linear probes from flattened posterior means to the catalogs' attributes."""
+        tables = []
         for catalog in (train, test):
             if catalog.attributes is None:
                 raise UserError(f"{catalog.root} has no attributes.csv; probing needs one in both folders")
+            tables.append(catalog.attributes)
         parts = [self.latents(autoencoder, catalog) for catalog in (train, test)]
-        values = [torch.from_numpy(catalog.attributes.values).to(self.device) for catalog in (train, test)]
-        return probe_attributes(parts[0], values[0], parts[1], values[1], train.attributes.names)
+        values = [torch.from_numpy(table.values).to(self.device) for table in tables]
+        return probe_attributes(parts[0], values[0], parts[1], values[1], tables[0].names)
 
     def generation(self, samples: PngFolder, reference: Catalog) -> float:
         """gfid: distance of generated pictures from real ones."""

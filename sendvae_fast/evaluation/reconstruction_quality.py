@@ -73,7 +73,8 @@ class ReconstructionMeter:
     def __init__(
         self, distance: Callable[[Tensor, Tensor], Tensor] | None = None, rounding: Rounding = "round"
     ) -> None:
-        self.distance, self.rounding = distance, rounding
+        self.distance = distance
+        self.rounding: Rounding = rounding
         self._totals = torch.zeros(5, dtype=torch.float64)  # images, identical ones, psnr, ssim, lpips
 
     @torch.no_grad()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lpips
 import torch
@@ -60,7 +62,8 @@ class Perceptual(nn.Module):
         heads = config.heads or Path(lpips.__file__).parent / "weights" / "v0.1" / f"{config.net}.pth"
         self._load_heads(heads)
         for stage in self.lpips.net.children():
-            stage.compiles = isinstance(stage, nn.Sequential)  # see `engine.speed`
+            # A plain attribute, see `engine.speed`.
+            stage.compiles = isinstance(stage, nn.Sequential)  # pyright: ignore[reportArgumentType]
         self.legacy_range = config.legacy_range
         self.requires_grad_(False).eval()
         self.dtype = torch.float32
@@ -90,9 +93,11 @@ class Perceptual(nn.Module):
         with torch.no_grad():
             features = self._features(x)
         features_hat = self._features(x_hat)
-        layers = zip(features, features_hat, self.lpips.lins, strict=True)
+        heads: Iterable[Any] = self.lpips.lins
+        layers = zip(features, features_hat, heads, strict=True)
         # A head is a dropout, idle in evaluation, and a 1x1 convolution to one channel.
-        return sum(lpips_distance(f, f_hat, head.model[-1].weight.flatten()) for f, f_hat, head in layers)
+        parts = [lpips_distance(f, f_hat, head.model[-1].weight.flatten()) for f, f_hat, head in layers]
+        return functools.reduce(torch.add, parts)
 
     def _features(self, x: Tensor) -> tuple[Tensor, ...]:
         shown = 2 * x - 1 if self.legacy_range else x

@@ -130,7 +130,9 @@ def statistics_of_batch_norm(content: dict, origin: str, eps: float = _BATCH_NOR
     `eps` is added to the variance. REPA-E does so where it normalises latents, but not where it decodes them.
     """
     for state in (content.get("ema"), content.get("model"), content):
-        for key in state if isinstance(state, dict) else ():
+        if not isinstance(state, dict):
+            continue
+        for key in state:
             head, _, last = str(key).rpartition(".")
             variance = state.get(f"{head}.running_var")
             if last == "running_mean" and head.split(".")[-1] == "bn" and isinstance(variance, Tensor):

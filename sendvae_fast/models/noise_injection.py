@@ -36,6 +36,11 @@ class NoiseInjection(nn.BatchNorm2d):
         ValueError: when called, moments that do not fit, see `ops.noise_inject`.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def __init__(self, latent_channels: int, kind: LatentNormKind = "running") -> None:
         super().__init__(latent_channels, eps=1e-4, momentum=0.1, affine=False)
         if kind not in get_args(LatentNormKind):

@@ -24,6 +24,9 @@ class RotaryEmbedding(nn.Module):
     multiple of 4 (ValueError).
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, head_dim: int, grid_size: int):
         super().__init__()
         angles = torch.cat(_angles(head_dim, grid_size), dim=1)  # [N, head_dim / 2]

@@ -56,7 +56,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: RotaryEmbedding | None = None) -> Tensor:
         # [B, N, 3 D] -> 3 x [B, heads, N, D / heads]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rope(q), rope(k)
@@ -129,4 +129,5 @@ def init_transformer(module: nn.Module) -> None:
             layer = part.proj if isinstance(part, PatchEmbed) else part
             # A patch embedding is a linear layer on flattened patches, so it is initialised like one.
             nn.init.xavier_uniform_(layer.weight.flatten(1))
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

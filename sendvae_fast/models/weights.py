@@ -75,7 +75,9 @@ def part_of_checkpoint(content: dict, first_weight: str, wrappers: tuple[str, ..
     with ``ema``), as REPA-E does. Empty where there is none.
     """
     for state in (content, *(content.get(name) for name in wrappers)):
-        keys = [key for key in state if isinstance(key, str)] if isinstance(state, dict) else []
+        if not isinstance(state, dict):
+            continue
+        keys = [key for key in state if isinstance(key, str)]
         prefixes = [key.removesuffix(first_weight) for key in keys if f".{key}".endswith(f".{first_weight}")]
         if prefixes:
             prefix = min(prefixes, key=lambda name: ("ema" in name, len(name)))
@@ -88,7 +90,7 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -57,12 +58,12 @@ class FusedSequential(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = list(self)
+        parts: list[Any] = list(self)
         while parts:
             part = parts.pop(0)
             if parts and _is_pair(part, parts[0]) and x.dim() == 4:
                 parts.pop(0)
-                x = group_norm_silu(x, part.weight, part.bias, part.num_groups, part.eps)
+                x = group_norm_silu(x, part.weight, part.bias, part.num_groups, part.eps)  # pyright: ignore[reportAssignmentType] - one tensor
             else:
                 x = part(x)
         return x

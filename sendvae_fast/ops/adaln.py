@@ -77,6 +77,7 @@ def adaln_reference(
     shift, scale = (row.to(compute).unsqueeze(1) for row in (shift, scale))  # [B, 1, D]
     s = x
     if branch is not None:
+        assert gate is not None, "branch and gate come together"
         s = (x.to(compute) + gate.to(compute).unsqueeze(1) * branch.to(compute)).to(x.dtype).contiguous()
     normalised = F.layer_norm(s.to(compute), s.shape[-1:], eps=eps)
     return (normalised * (1.0 + scale) + shift).to(x.dtype).contiguous(), s

@@ -96,7 +96,7 @@ def adamw_ema_(
             # So that autograd notices a graph that still needs the old values, as after any in-place operation.
             torch.autograd.graph.increment_version([*packed[0], *packed[4]])
     if strided[0]:
-        adamw_ema_reference_(*strided, *settings)
+        adamw_ema_reference_(*strided, *settings)  # pyright: ignore[reportCallIssue] - six lists
 
 
 def adamw_ema_reference_(
@@ -119,7 +119,7 @@ def adamw_ema_reference_(
     is_finite = None if grad_norm is None else grad_norm.isfinite()
     for i, (param, m, v, step) in enumerate(zip(params, exp_avg, exp_avg_sq, steps, strict=True)):
         grad = grads[i].to(param.dtype)
-        if max_grad_norm:
+        if max_grad_norm and grad_norm is not None:
             grad = grad * (max_grad_norm / (grad_norm + 1e-6)).clamp_max(1.0)
         new_step = step + 1
         correction1, correction2 = (1.0 - beta ** new_step.double() for beta in (beta1, beta2))

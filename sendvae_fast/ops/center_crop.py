@@ -144,7 +144,7 @@ def center_crop_batch_reference(
     def finish(x: torch.Tensor) -> torch.Tensor:
         return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
-    if mean is None:
+    if mean is None or std is None:
         return CenterCropBatch(finish(values / 127.5 - 1), None)
     offset, scale = (x.to(compute)[:, None, None] for x in (mean, std))  # [3, 1, 1]
     return CenterCropBatch(finish(values / 127.5 - 1), finish((values / 255 - offset) / scale))

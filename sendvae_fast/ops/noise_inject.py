@@ -126,7 +126,8 @@ def noise_inject_reference(
     velocity = noise - normalised
     if patch_size is not None:
         z_t = _to_tokens(z_t, patch_size)
-    return NoiseInjectOutput(*(x.to(mean.dtype).contiguous() for x in (z, z_t, velocity)), t)
+    z, z_t, velocity = (x.to(mean.dtype).contiguous() for x in (z, z_t, velocity))
+    return NoiseInjectOutput(z, z_t, velocity, t)
 
 
 def _to_tokens(x: torch.Tensor, patch_size: int) -> torch.Tensor:

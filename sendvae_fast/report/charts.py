@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,7 +18,7 @@ _SERIES = [f"#0300{index:02d}" for index in range(NUM_COLOURS)]
 _VARIABLES = {_INK: "var(--soft)", _RULE: "var(--rule)"} | {
     colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES)
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "font.size": 8.5,

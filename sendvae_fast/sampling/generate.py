@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class GenerateConfig:
     """The integrator."""
 
     def __post_init__(self) -> None:
-        self.guidance_interval = tuple(self.guidance_interval)
+        self.guidance_interval = tuple(self.guidance_interval)  # pyright: ignore[reportAttributeAccessIssue] - YAML's list
         check_guidance(self.guidance_scale, self.guidance_interval, self.guidance_channels)
         checks.choices(self)
         checks.at_least(1, self, "num_samples", "batch_size")
@@ -179,7 +179,7 @@ def generate(
 @contextmanager
 def tensor_cores(allow: bool) -> Iterator[None]:
     """Whether fp32 matrix products and convolutions on a GPU may round their inputs to tf32, for the block."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
         backend.allow_tf32 = allow

@@ -156,7 +156,7 @@ def dopri5(
     A step's error is judged over the batch as a whole. Steps are not announced: `on_step` is called `num_steps` times
     at the end. Other arguments as in `sample`.
     """
-    from torchdiffeq import odeint
+    from torchdiffeq import odeint  # pyright: ignore[reportMissingImports] - an extra
 
     x = z.to(getattr(torch, config.dtype))
     ends = torch.tensor([1.0, 0.0], dtype=x.dtype, device=x.device)

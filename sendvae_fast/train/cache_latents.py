@@ -68,7 +68,7 @@ def cache(config: CacheConfig, distributed: Distributed) -> LatentCache:
     )
     writer = LatentCacheWriter(config.out, source)
     if not writer.is_complete:
-        autoencoder = autoencoder.to(distributed.device, memory_format=torch.channels_last)
+        autoencoder = autoencoder.to(distributed.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - as documented
 
         def encode(images: Tensor) -> tuple[Tensor, Tensor]:
             posterior = Posterior.from_moments(autoencoder.encode(to_model_range(images.to(distributed.device))))

@@ -37,6 +37,7 @@ class CatalogSummary:
 
 def summarize(catalog: Catalog) -> CatalogSummary:
     """Summarize an indexed catalog."""
+    assert catalog.verdicts is not None and catalog.facts is not None, "not an indexed catalog"
     verdicts = catalog.verdicts.tolist()
     unusual = [(catalog.locate(i), verdict) for i, verdict in enumerate(verdicts) if verdict != "ok"]
     return CatalogSummary(

@@ -131,6 +131,7 @@ def _write_member(shard: io.BufferedWriter, name: str, data: bytes) -> None:
 
 def _contents(part: Catalog, image_size: int | None) -> Iterator[tuple[str, bytes, SampleFacts]]:
     """Extension, bytes and facts of every sample as it is packed."""
+    assert part.facts is not None, "not an indexed catalog"
     for index, row in enumerate(part.facts.to_pylist()):
         facts = SampleFacts(**row)
         try:

@@ -170,7 +170,7 @@ class _Worker:
     def _replace(self) -> list[SampleFacts]:
         """After the death of the process: the facts about the picture it was at."""
         self._process.join()
-        number = -self._process.exitcode
+        number = -(self._process.exitcode or 0)
         self.connection.close()
         if number == signal.SIGPROF:
             facts = bad_sample(f"takes more than {CPU_LIMIT_S:g} s to decode")

@@ -119,6 +119,7 @@ class LatentCacheWriter:
         for k in range(self.source.num_shards):
             path = self._shard_path(k)
             header = shard_header(path)
+            assert header is not None, f"{path} was there"
             sums = sums + torch.tensor(header["sums"], dtype=torch.float64)  # [3, C]
             shape = header["shape"]
             shards.append({"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)})
@@ -257,7 +258,7 @@ def cache_latents(
                 parts.append((batch.labels, *(value.float().cpu() for value in latents)))
                 progress.advance(len(batch.ids))
             labels, mean, std, *flipped = (torch.cat(column) for column in zip(*parts, strict=True))
-            writer.write_shard(shard, mean, std, labels, tuple(flipped) or None)
+            writer.write_shard(shard, mean, std, labels, (flipped[0], flipped[1]) if flips else None)
 
 
 def _channel_sums(mean: Tensor, std: Tensor) -> Tensor:

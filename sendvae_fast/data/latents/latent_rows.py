@@ -82,7 +82,8 @@ class LatentRows:
             shards.append(Shard(path, path.stat().st_size, found[0].shape[0], tuple(place.offset for place in found)))
         if first is None:
             raise UserError("there are no latent shards to read")
-        return cls(tuple(shards), len(variants[0]), len(variants), first.dtype, first.shape[1:])
+        _, channels, height, width = first.shape
+        return cls(tuple(shards), len(variants[0]), len(variants), first.dtype, (channels, height, width))
 
     def load(self, ids: Tensor, variants: Tensor | None = None) -> list[Tensor]:
         """The fields [B, C, H, W] of the samples `ids` int64 [B], each in its variant (default: all in the first).
@@ -174,7 +175,7 @@ class _Buffers:
         self._fields = [
             torch.empty(batch, *rows.shape, dtype=rows.dtype, pin_memory=pin_memory) for _ in range(rows.num_fields)
         ]
-        self._last_use: torch.cuda.Event | None = None
+        self._last_use: torch.Event | None = None
         self._pinned = pin_memory
 
     def fields(self, batch: int) -> list[Tensor]:

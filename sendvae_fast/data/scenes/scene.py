@@ -289,8 +289,11 @@ def _texture_wave(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         return 5.0 * np.sin(u * np.float32(np.pi / 0.36)) * np.sin(v * np.float32(np.pi / 0.36))
     # Dots: peaks of three plane waves 60 degrees apart, which form a hexagonal lattice.
     wave = sum(
-        np.cos((u * np.float32(np.cos(a)) + v * np.float32(np.sin(a))) * np.float32(11.0))
-        for a in (0.0, np.pi / 3, 2 * np.pi / 3)
+        (
+            np.cos((u * np.float32(np.cos(a)) + v * np.float32(np.sin(a))) * np.float32(11.0))
+            for a in (0.0, np.pi / 3, 2 * np.pi / 3)
+        ),
+        start=np.zeros_like(u),
     )
     return 2.5 * (wave - 0.6)
 

@@ -102,16 +102,18 @@ def index_classes(classes: Sequence[str | int], where: str) -> tuple[np.ndarray,
     """
     kinds = {type(item) for item in classes}
     if kinds == {int}:
-        lowest, highest = min(classes), max(classes)
+        numbers = [item for item in classes if isinstance(item, int)]
+        lowest, highest = min(numbers), max(numbers)
         if lowest < 0 or highest >= MAX_CLASSES:
             wrong = lowest if lowest < 0 else highest
             raise UserError(f"{where}: a sample has the class number {wrong}; give a source with labels from 0 on")
-        return np.array(classes, np.int64), tuple(str(number) for number in range(highest + 1))
+        return np.array(numbers, np.int64), tuple(str(number) for number in range(highest + 1))
     if kinds - {str}:
         raise UserError(f"{where}: some classes are names and some are numbers; correct the labels")
-    class_names = tuple(sorted(set(classes)))
+    names = [item for item in classes if isinstance(item, str)]
+    class_names = tuple(sorted(set(names)))
     number = {name: index for index, name in enumerate(class_names)}
-    return np.array([number[name] for name in classes], np.int64), class_names
+    return np.array([number[name] for name in names], np.int64), class_names
 
 
 def sample_order(labels: np.ndarray, names: list[str]) -> np.ndarray:

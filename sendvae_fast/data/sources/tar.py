@@ -187,7 +187,7 @@ def _label_beside(sample: _Sample, shard: Path, descriptor: _Descriptor, extensi
             value = int(value)
     except (ValueError, KeyError, TypeError, RecursionError):
         value = None
-    if type(value) not in (str, int) or value == "":
+    if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
         place = f"the .{extension} beside it" + (f", field {field!r}" if field else "")
         raise UserError(f"{where}: {place} holds no label; correct it or give another label: {LABEL_OPTIONS}")
     return value

@@ -190,7 +190,7 @@ class SumNorm(GroupNormSiLU):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         out = super().forward(x, residual)
-        return (out, x) if residual is None else out
+        return (out, x) if residual is None else out  # pyright: ignore[reportReturnType] - a pair with a residual
 
 
 class Encoder(nn.Module):
@@ -213,7 +213,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h: Sum = (self.conv_in(x), None)
         for stage in self.down:
-            h = stage.downsample(stage(h))
+            h = stage.downsample(stage(h))  # pyright: ignore[reportCallIssue] - a Level
         out, _ = self.norm_out(*self.mid(h))
         return self.conv_out(out)
 
@@ -240,7 +240,7 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid((self.conv_in(z), None))
         for stage in reversed(self.up):
-            h = stage.upsample(stage(h))
+            h = stage.upsample(stage(h))  # pyright: ignore[reportCallIssue] - a Level
         out, _ = self.norm_out(*h)
         return self.conv_out(out)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import timm
 from safetensors import safe_open
@@ -60,7 +61,7 @@ class DemoViT(nn.Module):
 
     def __init__(self, embed_dim: int, depth: int, num_heads: int, num_classes: int, img_size: int = 64) -> None:
         super().__init__()
-        self.vit = timm.create_model(
+        self.vit: Any = timm.create_model(
             "vit_tiny_patch16_224",
             pretrained=False,
             img_size=img_size,

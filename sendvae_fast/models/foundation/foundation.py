@@ -8,6 +8,8 @@ Shape letters: B batch, S image size, N patch tokens, D feature width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.models.eva import EvaBlock
@@ -31,12 +33,16 @@ class Foundation(nn.Module):
     It stays in evaluation mode and gives no gradient. Images of another size than `image_size` are resized.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str, backbone: Backbone):
         super().__init__()
         self.name = name
         self.tokens = backbone.tokens.eval().requires_grad_(False)
         for part in self.tokens.modules():
-            part.compiles = isinstance(part, ViTBlock | EvaBlock)  # see `engine.speed`
+            # A plain attribute, see `engine.speed`.
+            part.compiles = isinstance(part, ViTBlock | EvaBlock)  # pyright: ignore[reportArgumentType]
         self.image_size = backbone.image_size
         self.grid_size = backbone.grid_size
         self.dim = backbone.dim
@@ -64,7 +70,10 @@ class Foundation(nn.Module):
         # Normalising before or after resizing is the same: the weights of the resampling sum to one.
         x = (images.float() / 255 - self.mean) / self.std
         if x.shape[-2:] != (self.image_size, self.image_size):
-            resampling = dict(mode=self.preprocessing.interpolation, antialias=self.preprocessing.antialias)
+            resampling: dict[str, Any] = {
+                "mode": self.preprocessing.interpolation,
+                "antialias": self.preprocessing.antialias,
+            }
             x = F.interpolate(x, size=(self.image_size, self.image_size), **resampling)
         return self.tokens(x.to(self.dtype, memory_format=MEMORY_FORMAT))
 

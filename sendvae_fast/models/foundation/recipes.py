@@ -46,7 +46,7 @@ class Recipe:
     def weight_files(self) -> str:
         """Where the weights are published, for error messages."""
         published = timm.get_pretrained_cfg(f"{self.timm_name}.{self.tag}" if self.tag else self.timm_name)
-        hub, url = (published.hf_hub_id, published.url) if published else (None, None)
+        hub, url = (published.hf_hub_id, str(published.url or "")) if published else (None, "")
         files = [f"model.safetensors of {hub} on the hub"] if hub else []
         files += [f"the original release's {url.rsplit('/', 1)[-1]}"] if url else []
         return " or ".join(files) or f"a state dict of timm's {self.timm_name}"
@@ -92,6 +92,6 @@ def recipe_of(name: str) -> Recipe:
         nearest = difflib.get_close_matches(name, known + timm.list_models("*vit*"), n=1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise UserError(f"unknown foundation model {name!r}: {hint}choose {', '.join(known)}, or a ViT that timm names")
-    published = timm.get_pretrained_cfg(name)
+    published: Any = timm.get_pretrained_cfg(name)  # there is one of every model
     preprocessing = Preprocessing(mean=published.mean, std=published.std)
     return Recipe(name, published.tag or "", published.input_size[-1], preprocessing=preprocessing)

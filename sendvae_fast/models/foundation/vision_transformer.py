@@ -70,7 +70,7 @@ def load_transformer(config: FoundationConfig) -> Backbone:
             f"foundation image_size={image_size} does not divide into {config.name}'s patches: choose a multiple of "
             f"{patch_size}"
         )
-    if state is not None:
+    if state is not None and config.weights is not None:
         _load(model, state, config.weights)
     tokens = TransformerTokens(model, recipe.final_norm)
     return Backbone(tokens, image_size, image_size // patch_size, model.num_features, recipe.preprocessing)
@@ -116,7 +116,7 @@ def _load(model: VisionTransformer | Eva, state: dict[str, Tensor], path: str | 
 
     Raises UserError in one line unless every weight is there, fits and is finite.
     """
-    patches = state.get(_PATCHES, state.get(f"visual.{_CLIP_PATCHES}"))
+    patches = state[_PATCHES if _PATCHES in state else f"visual.{_CLIP_PATCHES}"]
     size = model.patch_embed.patch_size[0]
     if patches.ndim == 4 and patches.shape[-1] != size:
         raise UserError(

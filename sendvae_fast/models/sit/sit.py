@@ -10,7 +10,8 @@ Shape letters: B batch, C latent channels, H latent size, P patch size, N tokens
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +58,12 @@ class SiT(nn.Module):
     def _initialise(self) -> None:
         init_transformer(self)
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        mlp: Any = self.t_embedder.mlp
+        nn.init.normal_(mlp[0].weight, std=0.02)
+        nn.init.normal_(mlp[2].weight, std=0.02)
         # Zero: every block starts as the identity and the predicted velocity as zero (adaLN-Zero).
-        zero_layers = [block.adaLN_modulation[1] for block in self.blocks]
+        blocks: Iterable[Any] = self.blocks
+        zero_layers: list[Any] = [block.adaLN_modulation[1] for block in blocks]
         zero_layers += [self.final_layer.adaLN_modulation[1], self.final_layer.linear]
         for layer in zero_layers:
             nn.init.zeros_(layer.weight)
@@ -114,7 +117,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp: Any = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         # In fp32 whatever the network's precision.
@@ -154,7 +157,7 @@ class Stream(NamedTuple):
 
     def tokens(self) -> Tensor:
         """The tokens [B, N, D] with everything added."""
-        return self.x if self.branch is None else self.x + self.gate.unsqueeze(1) * self.branch
+        return self.x if self.branch is None or self.gate is None else self.x + self.gate.unsqueeze(1) * self.branch
 
 
 class AdaRMSNorm(RMSNorm):

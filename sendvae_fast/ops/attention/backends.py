@@ -74,7 +74,7 @@ def unsupported(name: str, device_type: str, dtype: torch.dtype, head_dim: int) 
 
 def _sdpa(kernel: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     with sdpa_kernel([kernel]):
-        return F.scaled_dot_product_attention(*(_packed(x) for x in (q, k, v)))
+        return F.scaled_dot_product_attention(_packed(q), _packed(k), _packed(v))
 
 
 def _package(function: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class Measurement:
     def fastest(self, *, traced: bool) -> str:
         """The fastest backend, traced by torch.compile or not; "sdpa" if none ran."""
         times = {name: t for name, t in self.times_us.items() if not (traced and name in self.untraceable)}
-        return min(times, key=times.get, default="sdpa")
+        return min(times, key=times.__getitem__, default="sdpa")
 
 
 class Choice(NamedTuple):
@@ -84,7 +84,7 @@ def choices(device_type: str, device_index: int | None) -> tuple[Choice, ...]:
             s.tokens, s.head_dim, s.heads, s.batch_class, s.dtype, s.training,
             measurement.fastest(traced=False), measurement.fastest(traced=True),
         )
-        for measurement in load(torch.device(device_type, device_index))
+        for measurement in load(torch.device(device_type, device_index))  # pyright: ignore[reportArgumentType] - None is taken
         for s in (measurement.shape,)
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from sendvae_fast import checks
 from sendvae_fast.engine.engine import EngineConfig
@@ -52,7 +52,7 @@ class GeneratorConfig:
         self, latent_shape: tuple[int, int, int] | None, num_classes: int, repa_dim: int | None, repa_block: int
     ) -> SiTConfig:
         """The full SiT config for latents [C, H, W]; None: for the smallest that fit, to see whether the rest does."""
-        sizes = {"patch_size": 1} if self.preset is None else preset_sizes(self.preset)
+        sizes: dict[str, Any] = {"patch_size": 1} if self.preset is None else preset_sizes(self.preset)
         sizes.update({name: getattr(self, name) for name in _OWN_SIZES if getattr(self, name) is not None})
         missing = [name for name in ("width", "depth", "num_heads") if name not in sizes]
         if missing:

@@ -27,7 +27,7 @@ def facts_of_checkpoint(checkpoint: Path) -> dict[str, object]:
     data, alignment = config["data"], config["alignment"]
     method, weight = alignment["method"], alignment["weight"]
     weight = DEFAULT_WEIGHT[method] if weight is None else weight
-    facts = {
+    facts: dict[str, object] = {
         "trained by": f"sendvae_fast {__version__}, {step} steps of {data['global_batch']} pictures of "
         f"{data['image_size']} x {data['image_size']}",
         "started from": "random weights" if config["init_from"] is None else Path(config["init_from"]).name,
