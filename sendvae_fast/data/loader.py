@@ -100,7 +100,8 @@ class ImageLoader:
         self._bad: dict[int, str] = {}  # what the message says of it
         self._bad_lock = threading.Lock()
         verdicts = catalog.verdicts
-        for sample_id in [] if verdicts is None else np.flatnonzero(catalog.is_bad).tolist():
+        for sample_id in np.flatnonzero(catalog.is_bad).tolist() if verdicts is not None else ():
+            assert verdicts is not None
             self._bad[sample_id] = f"{catalog.locate(sample_id)} ({verdicts[sample_id].removeprefix('bad: ')})"
         self._check_bad()
         self._is_for_dali = self._plan_dali()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +92,7 @@ class Perceptual(nn.Module):
         with torch.no_grad():
             features = self._features(x)
         features_hat = self._features(x_hat)
-        heads: Iterable[Any] = self.lpips.lins
+        heads: Any = self.lpips.lins
         layers = zip(features, features_hat, heads, strict=True)
         # A head is a dropout, idle in evaluation, and a 1x1 convolution to one channel.
         parts = [lpips_distance(f, f_hat, head.model[-1].weight.flatten()) for f, f_hat, head in layers]

@@ -31,7 +31,7 @@ def build_perceptual(config: PerceptualConfig | None, engine: EngineConfig, devi
 def frozen_network(network: Frozen, engine: EngineConfig, device: torch.device) -> Frozen:
     """A frozen network on `device`, with the engine's precision and compilation."""
     network = network.to(device, memory_format=MEMORY_FORMAT)  # pyright: ignore[reportCallIssue] - as documented
-    network = network.compute_in(engine.dtype)
+    network.compute_in(engine.dtype)
     if engine.compile:
         compile_blocks(network)
     return network

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute as pc  # makes its functions when it is imported, so that pyright knows none of them
 
 from sendvae_fast.data.catalog import Catalog
 
@@ -51,6 +51,8 @@ def summarize(catalog: Catalog) -> CatalogSummary:
 
 def _duplicates(facts: pa.Table) -> list[list[int]]:
     """Groups of two and more sample ids of the same checksum."""
-    table = pa.table({"sha256": facts["sha256"], "id": np.arange(len(facts))}).filter(pc.is_valid(facts["sha256"]))
+    table = pa.table({"sha256": facts["sha256"], "id": np.arange(len(facts))})
+    table = table.filter(pc.is_valid(facts["sha256"]))  # pyright: ignore[reportAttributeAccessIssue]
     groups = table.group_by("sha256").aggregate([("id", "list")])["id_list"]
-    return sorted(sorted(ids) for ids in groups.filter(pc.greater(pc.list_value_length(groups), 1)).to_pylist())
+    several = pc.greater(pc.list_value_length(groups), 1)  # pyright: ignore[reportAttributeAccessIssue]
+    return sorted(sorted(ids) for ids in groups.filter(several).to_pylist())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute as pc  # makes its functions when it is imported, so that pyright knows none of them
 import pyarrow.parquet as pq
 
 from sendvae_fast.data.decode import UnreadableImage, failure_reason
@@ -59,7 +59,7 @@ class ParquetSource(ShardedSource):
         if pictures is None:
             column = _image_column(reader.schema_arrow, self.files[file])
             table = reader.read_row_group(group, columns=[f"{column}.bytes"], use_threads=False)
-            pictures = pc.struct_field(table[column], "bytes")
+            pictures = pc.struct_field(table[column], "bytes")  # pyright: ignore[reportAttributeAccessIssue]
         self._groups[file, group] = pictures
         while len(self._groups) > 1 and sum(kept.nbytes for kept in self._groups.values()) > MAX_CACHE_BYTES:
             del self._groups[next(iter(self._groups))]
@@ -91,7 +91,7 @@ def list_parquet(files: Sequence[Path], label: str | None = None) -> Listing:
             table = reader.read(columns=[f"{image}.path", *([column] if column else [])])
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"cannot read {path}: {failure_reason(error)}; fetch it again") from error
-        paths = pc.struct_field(table[image], "path").to_pylist()
+        paths = pc.struct_field(table[image], "path").to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
         names += [os.path.basename(name or "") or f"{path.stem}/{row:06d}" for row, name in enumerate(paths)]
         classes += table[column].to_pylist() if column else [root.resolve().name] * len(paths)
         rows_per_file.append(len(paths))

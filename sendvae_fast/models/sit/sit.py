@@ -10,7 +10,6 @@ Shape letters: B batch, C latent channels, H latent size, P patch size, N tokens
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -62,7 +61,7 @@ class SiT(nn.Module):
         nn.init.normal_(mlp[0].weight, std=0.02)
         nn.init.normal_(mlp[2].weight, std=0.02)
         # Zero: every block starts as the identity and the predicted velocity as zero (adaLN-Zero).
-        blocks: Iterable[Any] = self.blocks
+        blocks: Any = self.blocks
         zero_layers: list[Any] = [block.adaLN_modulation[1] for block in blocks]
         zero_layers += [self.final_layer.adaLN_modulation[1], self.final_layer.linear]
         for layer in zero_layers:
