@@ -9,10 +9,10 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 CSRC := $(filter %.cpp %.cu %.cuh %.h,$(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-fast docs lint format gpu-check clean
+.PHONY: help env demo test test-fast docs lint format cuda-on-cpu gpu-check clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: env  ## run everything end to end on synthetic pictures and write runs/demo/report.html
 	@$(BIN)/sendvae demo $(ARGS)
@@ -35,6 +35,9 @@ format: env  ## write Python and C++ as lint wants them
 
 docs: $(VENV)/.docs  ## build the documentation as an offline site: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+cuda-on-cpu: env  ## the CUDA kernels on the CPU under checks: every case, in several orders of threads
+	SENDVAE_CUDA_ON_CPU=all $(BIN)/python -m pytest tests/cuda_on_cpu $(ARGS)
 
 env: $(VENV)/.package  ## make .venv, install the pinned dependencies, build the package
 

@@ -12,7 +12,6 @@ import torch
 
 FORWARD_FACTOR = 2.0
 BACKWARD_FACTOR = 3.0
-LAYOUTS = ("contiguous", "channels_last", "chunk", "channels_last_chunk", "transposed", "offset")
 
 
 def assert_error_within(
@@ -57,4 +56,7 @@ def as_layout(x: torch.Tensor, layout: str) -> torch.Tensor:
         return x.mT.contiguous().mT
     if layout == "offset":  # one element off any alignment
         return torch.cat((x.new_full((1,), torch.nan), x.flatten()))[1:].view(x.shape)
+    if layout == "padded":  # rows at a stride of whole 16-byte vectors, whatever their width
+        stride = (x.shape[-1] // 8 + 1) * 8
+        return torch.cat((x, x.new_full((*x.shape[:-1], stride - x.shape[-1]), torch.nan)), dim=-1)[..., : x.shape[-1]]
     raise ValueError(layout)

@@ -2,9 +2,13 @@
 
 `setup.py` puts them into `sendvae_fast/_lib`. All are optional: without them the ops run on Triton or plain PyTorch,
 and `status` says why.
+
+`SENDVAE_OPS_LIBRARY=<file>` is loaded in place of the CPU library. It is for tests: tests/cuda_on_cpu loads the schemas
+alone, and then CUDA kernels built for the CPU, which run as the backend `cpu`.
 """
 
 import importlib
+import os
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +19,7 @@ LIBRARY_DIR = Path(__file__).resolve().parent.parent / "_lib"
 CPU_LIBRARY = "libsendvae_ops.so"
 CUDA_LIBRARY = "libsendvae_ops_cuda.so"
 HOST_MODULE = "sendvae_fast._lib._host"
+ENVIRONMENT_VARIABLE = "SENDVAE_OPS_LIBRARY"
 REBUILD = "pip install -v -e . --no-build-isolation shows why"
 
 
@@ -40,8 +45,8 @@ def host() -> ModuleType | None:
 @cache  # the ops ask at every call
 def _load_all_ops() -> tuple[str | None, str | None]:
     # The schemas are in the CPU library, so it comes first and the CUDA library needs it.
-    cpu = _load_ops(CPU_LIBRARY)
-    return cpu, _missing_cuda(cpu) or _load_ops(CUDA_LIBRARY)
+    cpu = _load_ops(Path(os.environ.get(ENVIRONMENT_VARIABLE) or LIBRARY_DIR / CPU_LIBRARY))
+    return cpu, _missing_cuda(cpu) or _load_ops(LIBRARY_DIR / CUDA_LIBRARY)
 
 
 def _missing_cuda(cpu: str | None) -> str | None:
@@ -59,15 +64,14 @@ def _missing_cuda(cpu: str | None) -> str | None:
     return None
 
 
-def _load_ops(name: str) -> str | None:
+def _load_ops(path: Path) -> str | None:
     """Load one op library; None, or the reason why that failed."""
-    path = LIBRARY_DIR / name
     if not path.is_file():
         return f"not built; {REBUILD}"
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
-        return f"{name} does not load under torch {torch.__version__}: {_first_line(error)}"
+        return f"{path.name} does not load under torch {torch.__version__}: {_first_line(error)}"
     return None
 
 

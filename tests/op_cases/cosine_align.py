@@ -45,6 +45,7 @@ CASES = [
     CosineCase((3, 5, 33), "transposed", "transposed"),
     CosineCase((3, 5, 64), "offset", "offset"),
     CosineCase((3, 5, 65), "offset"),
+    CosineCase((3, 5, 66), "padded", "padded"),  # aligned rows whose last vector is not full
     CosineCase((2, 9, 127), "chunk", "chunk"),
     CosineCase((2, 9, 128), "chunk", "offset"),
     CosineCase((2, 9, 255), "contiguous", "chunk"),

@@ -76,9 +76,9 @@ CASES = [
 ]
 FEW_CASES = [
     GroupNormCase((0, 4, 3, 3), 2, "contiguous", "channels_last"),
-    GroupNormCase((3, 8, 1, 1), 2),
-    GroupNormCase((3, 15, 5, 7), 5, "offset", "offset", "offset"),
-    GroupNormCase((2, 7, 5, 3), 7, silu=False),
+    GroupNormCase((3, 16, 1, 1), 4),
+    GroupNormCase((3, 45, 5, 7), 15, "offset", "offset", "offset"),
+    GroupNormCase((2, 43, 5, 3), 43, silu=False),
     GroupNormCase((1, 8, 40, 41), 2, "channels_last", "channels_last", offset=300.0),
     GroupNormCase((2, 132, 9, 9), 3, "transposed"),
 ]
@@ -87,7 +87,8 @@ FEW_CASES = [
 def check(case: GroupNormCase, dtype: torch.dtype, backend: str, device: str) -> None:
     """Forward and backward of a backend against truth, with plain PyTorch's error as the measure."""
     actual, plain, truth = Results(), Results(), Results()
-    for number in range(num_repeats(torch.Size(case.shape).numel())):
+    # By the gradients of weight and bias, the smallest of what is compared: C values each, however large the map.
+    for number in range(num_repeats(case.shape[1] * min(case.shape[0], 1))):
         x, residual, *parameters = case.inputs(dtype, device, number)
         generator = torch.Generator().manual_seed(number)
         upstream = [

@@ -1,0 +1,21 @@
+// By the compiler's own half: csrc/common/dtype.h needs no more than conversions.
+#pragma once
+
+struct __half {
+  _Float16 value;
+};
+
+inline __half __float2half_rn(float value) { return {static_cast<_Float16>(value)}; }
+inline float __half2float(__half half) { return static_cast<float>(half.value); }
+
+inline uint16_t __half_as_ushort(__half half) {
+  uint16_t bits;
+  std::memcpy(&bits, &half, sizeof bits);
+  return bits;
+}
+
+inline __half __ushort_as_half(uint16_t bits) {
+  __half half;
+  std::memcpy(&half, &bits, sizeof bits);
+  return half;
+}

@@ -1,0 +1,181 @@
+// CUDA for g++, as far as csrc uses it. Included before everything else (-include), so that neither torch nor the
+// standard library sees a macro of CUDA. What is declared here is what the translator lets through.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include "runtime.h"
+
+// ---- The device's language ----
+
+#define __CUDACC__ 1
+#define __CUDA_ARCH__ 900
+#define __global__ __attribute__((noipa))  // a function of its own, so that the library's kernels can be listed
+#define __device__
+#define __host__
+#define __grid_constant__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define threadIdx (cuda_on_cpu::thread_index())
+#define blockIdx (cuda_on_cpu::block_index())
+#define blockDim (cuda_on_cpu::block_size())
+#define gridDim (cuda_on_cpu::grid_size())
+
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+using std::max;
+using std::min;
+
+inline void __syncthreads(cuda_on_cpu::Where where = cuda_on_cpu::Where::current()) {
+  cuda_on_cpu::sync_threads(where);
+}
+
+template <typename T>
+inline T __shfl_xor_sync(uint32_t mask, T value, int lane_mask,
+                         cuda_on_cpu::Where where = cuda_on_cpu::Where::current()) {
+  T out;
+  cuda_on_cpu::shuffle(mask, &value, &out, sizeof(T), cuda_on_cpu::lane() ^ lane_mask, where);
+  return out;
+}
+
+template <typename T>
+inline T __ldg(const T* pointer) {
+  cuda_on_cpu::note_ldg(pointer, sizeof(T));
+  return *pointer;
+}
+
+inline float __uint_as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline uint32_t __float_as_uint(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// As the CUDA programming guide has them: 2^(x log2 e), whose product is rounded; 0 for divisors above 2^126.
+inline float __expf(float x) { return std::exp2(x * 1.44269504f); }
+inline float __fdividef(float x, float y) { return std::fabs(y) > 0x1p126f ? x * 0.0f : x / y; }
+
+// ---- What translate.py makes of launches, shared variables and tensors ----
+
+namespace cuda_on_cpu {
+
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kChecked = true;
+#else
+constexpr bool kChecked = false;
+#endif
+
+using torch::headeronly::IntHeaderOnlyArrayRef;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename T>
+T& shared(const void* variable) {
+  return *static_cast<T*>(shared_memory(variable, sizeof(T), alignof(T)));
+}
+
+template <typename Kernel>
+struct Launch {
+  Kernel kernel;
+  dim3 grid, block;
+  size_t dynamic_shared_bytes;
+
+  template <typename... Arguments>
+  void operator()(const Arguments&... arguments) {
+    auto thread = [&] { kernel(arguments...); };
+    run_kernel(grid, block, dynamic_shared_bytes, [](void* it) { (*static_cast<decltype(thread)*>(it))(); }, &thread);
+  }
+};
+
+template <typename Kernel, typename Stream>
+Launch<Kernel> launch(Kernel kernel, dim3 grid, dim3 block, size_t dynamic_shared_bytes, Stream) {
+  return {kernel, grid, block, dynamic_shared_bytes};
+}
+
+inline void note(const Tensor& tensor, bool writable) {
+  if (!kChecked) return;
+  note_tensor(tensor.const_data_ptr(), tensor.element_size(), tensor.dim(), tensor.sizes().data(),
+              tensor.strides().data(), writable);
+}
+
+inline const void* const_data_ptr(const Tensor& tensor) {
+  note(tensor, false);
+  return tensor.const_data_ptr();
+}
+
+inline void* mutable_data_ptr(const Tensor& tensor) {
+  note(tensor, true);
+  return tensor.mutable_data_ptr();
+}
+
+// All of its bytes are written with what is NaN in every format, so that use of undefined memory shows in the results.
+inline Tensor as_new(Tensor tensor) {
+  const size_t bytes = tensor.numel() * tensor.element_size();
+  if (bytes == 0) return tensor;
+  std::memset(tensor.mutable_data_ptr(), 0xff, bytes);
+  if (kChecked) note_new(tensor.const_data_ptr(), bytes);
+  return tensor;
+}
+
+inline Tensor new_empty(const Tensor& self, IntHeaderOnlyArrayRef size,
+                        std::optional<ScalarType> dtype = std::nullopt) {
+  return as_new(torch::stable::new_empty(self, size, dtype));
+}
+
+inline Tensor empty(IntHeaderOnlyArrayRef size, std::optional<ScalarType> dtype,
+                    std::optional<torch::headeronly::Layout> layout, std::optional<torch::stable::Device> device,
+                    std::optional<bool> pin_memory, std::optional<torch::headeronly::MemoryFormat> format) {
+  return as_new(torch::stable::empty(size, dtype, layout, device, pin_memory, format));
+}
+
+// In the place of the guard that every op holds for its device.
+struct Op {
+  explicit Op(int32_t) { begin_op(); }
+  ~Op() { end_op(); }
+};
+
+}  // namespace cuda_on_cpu
+
+// ---- The host's functions. Launches and copies are done when they return; a launch that fails throws. ----
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice };
+
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return ""; }
+
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  std::memcpy(to, from, bytes);
+  if (cuda_on_cpu::kChecked) cuda_on_cpu::note_copied(to, bytes);
+  return cudaSuccess;
+}

@@ -1,0 +1,2 @@
+// cuda_on_cpu.h has it all.
+#pragma once

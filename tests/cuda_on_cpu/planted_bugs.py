@@ -1,0 +1,178 @@
+"""Bugs that are planted into the kernels one at a time, and what must notice each.
+
+Those of "plain" show in the results alone, in the order of threads that is named; those of "checked" in what the checks
+say, whatever the results. They are built for float32 alone, which takes a third of the time.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+GROUP_NORM = "csrc/group_norm_silu/tiles.cuh"
+COSINE = "csrc/cosine_align/cosine_align_cuda.cu"
+COMMON = "csrc/common/cuda.cuh"
+ADALN_FORWARD = "csrc/adaln/adaln_forward_cuda.cu"
+ADALN_BACKWARD = "csrc/adaln/adaln_backward_cuda.cu"
+NOISE = "csrc/noise_inject/noise_inject_cuda.cu"
+NORM = "csrc/global_norm/global_norm_cuda.cu"
+ADAMW = "csrc/adamw_ema/adamw_ema_cuda.cu"
+
+OTHER_DTYPES = re.compile(r"case ScalarType::(?:BFloat16|Half):\s*return function\(\w+\{\}\);")
+
+
+@dataclass(frozen=True)
+class Bug:
+    """`old` becomes `new` in `file`; then `kind` of build, run in `order`, fails `case` of `op` with `says`."""
+
+    name: str
+    op: str
+    case: str
+    file: str
+    old: str
+    new: str
+    says: str
+    kind: str = "checked"
+    order: str = "forward"
+
+    def read(self, read: Callable[[str], str]) -> Callable[[str], str]:
+        """`read` of a source, with the bug."""
+
+        def changed(path: str) -> str:
+            text = read(path)
+            if path == "csrc/common/tensor.h":
+                return OTHER_DTYPES.sub("", text)
+            if path != self.file:
+                return text
+            if self.old not in text:
+                raise ValueError(f"{self.name}: {path} no longer has {self.old!r}")
+            return text.replace(self.old, self.new)
+
+        return changed
+
+
+BUGS = [
+    # Barriers
+    Bug(
+        "no_barrier_before_the_tree", "group_norm_silu", "3x6x5x7-2groups-contiguous-residual", GROUP_NORM,
+        "shared[i][thread] = values[i];\n  __syncthreads();", "shared[i][thread] = values[i];",
+        "undefined shared memory",
+    ),
+    Bug(
+        "no_barrier_in_the_tree", "group_norm_silu", "3x6x5x7-2groups-contiguous-residual", GROUP_NORM,
+        "    __syncthreads();\n    active = half;", "    active = half;",
+        "races in shared memory",
+    ),
+    Bug(
+        "no_barrier_before_shared_memory_is_used_again", "group_norm_silu", "3x6x5x7-2groups-contiguous-residual",
+        GROUP_NORM, "values[i] = shared[i][threadIdx.x];\n  __syncthreads();", "values[i] = shared[i][threadIdx.x];",
+        "races in shared memory",
+    ),
+    Bug(
+        "one_buffer_in_place_of_two", "adaln", "5x31x96-contiguous-chunk", ADALN_BACKWARD,
+        "buffer ^= 1", "buffer ^= 0",
+        "races in shared memory",
+    ),
+    Bug(
+        "no_barrier_for_the_sums_of_warps", "adaln", "4x64x384-contiguous-chunk", ADALN_BACKWARD,
+        "warp_sums[buffer][t][warp] = sums;\n    }\n    __syncthreads();", "warp_sums[buffer][t][warp] = sums;\n    }",
+        "undefined shared memory|races in shared memory",
+    ),
+    Bug(
+        "no_barrier_after_the_key", "noise_inject", "2x7x1x13-chunk-channels_last", NOISE,
+        "shared_t;\n  }\n  __syncthreads();", "shared_t;\n  }",
+        "races in shared memory",
+    ),
+    Bug(
+        "no_barrier_after_the_key", "noise_inject", "2x7x1x13-chunk-channels_last", NOISE,
+        "shared_t;\n  }\n  __syncthreads();", "shared_t;\n  }",
+        "NaN in other places|error", kind="plain", order="random:1",
+    ),
+    Bug(
+        "no_barrier_in_block_sum", "global_norm", "31-33x3-contiguous-1", COMMON,
+        "warp_sums[warp] = value;\n  __syncthreads();", "warp_sums[warp] = value;",
+        "undefined shared memory",
+    ),
+    Bug(
+        "two_barriers_where_one_must_be", "global_norm", "31-33x3-contiguous-1", COMMON,
+        "  __syncthreads();\n  return warp == 0",
+        "  if (warp == 0) __syncthreads();\n  if (warp != 0) __syncthreads(); return warp == 0",
+        "wait at different barriers",
+    ),
+    # Bounds, alignment and what a kernel may write
+    Bug(
+        "one_pixel_too_many", "group_norm_silu", "2x33x9x4-1groups-channels_last-norm", GROUP_NORM,
+        "pixel(row) < pixels", "pixel(row) <= pixels",
+        "reads .* out of bounds, .* behind the end",
+    ),
+    Bug(
+        "always_aligned", "cosine_align", "3x5x65-offset-contiguous-none", COMMON,
+        "return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % kVectorWidth<T> == 0;", "return true;",
+        "misaligned access",
+    ),
+    Bug(
+        "the_tail_of_a_row_read_whole", "cosine_align", "3x5x66-padded-none", COMMON,
+        "if (aligned && count >= kWidth) {\n    const Vector<T> vector", "if (aligned) {\n    const Vector<T> vector",
+        "reads .* out of bounds, between the elements",
+    ),
+    Bug(
+        "no_end_of_rows", "cosine_align", "7x3-contiguous-none", COSINE,
+        "if (row >= args.rows) return;", "",
+        "out of bounds",
+    ),
+    Bug(
+        "the_end_of_a_chunk_not_cut", "adamw_ema", "33-65-contiguous-ema-norm_1.0_2.0", "csrc/common/chunk_table.h",
+        "end < size ? end : size", "end",
+        "out of bounds",
+    ),
+    Bug(
+        "a_local_array_overrun", "cosine_align", "7x3-contiguous-none", COSINE,
+        "for (int j = 0; j < kWidth; ++j) {\n      dot", "for (int j = 0; j <= args.width + kWidth; ++j) {\n      dot",
+        "index is out of the bounds of its array",
+    ),
+    Bug(
+        "an_input_written", "adamw_ema", "33-65-contiguous-ema-norm_1.0_2.0", ADAMW,
+        "store_vector(entry.exp_avg + i, count, aligned, exp_avg);",
+        "store_vector(const_cast<float*>(reinterpret_cast<const float*>(entry.grad)) + i, count, aligned, exp_avg);",
+        "writes an input",
+    ),
+    Bug(
+        "what_the_kernel_writes_read_by_ldg", "adaln", "5x31x96-contiguous-chunk", ADALN_FORWARD,
+        "store<kWhole>(args.y + row * args.width + column, count, y);",
+        "store<kWhole>(args.y + row * args.width + column, count, y); load<kWhole>(args.y + row * args.width + column, "
+        "count, y);",
+        "reads by __ldg what this kernel writes",
+    ),
+    # Blocks and launches
+    Bug(
+        "blocks_share_their_partial_sums", "adaln", "5x31x96-contiguous-chunk", ADALN_BACKWARD,
+        "static_cast<int64_t>(blockIdx.x) * kPartials * args.width + column",
+        "static_cast<int64_t>(blockIdx.x) * 2 * args.width + column",
+        "races in global memory",
+    ),
+    Bug(
+        "twice_the_threads", "adaln", "5x31x96-contiguous-chunk", ADALN_FORWARD,
+        "kernel<<<blocks, kWarp * kTokensPerBlock,", "kernel<<<blocks, 2 * kWarp * kTokensPerBlock,",
+        "launched with 256 threads, __launch_bounds__ allows 128",
+    ),
+    Bug(
+        "no_block_at_all", "cosine_align", "7x3-contiguous-none", COSINE,
+        "(rows + kRowsPerBlock - 1) / kRowsPerBlock", "rows / (2 * rows)",
+        "invalid launch",
+    ),
+    Bug(
+        "more_shared_memory_than_there_is", "global_norm", "31-33x3-contiguous-1", COMMON,
+        "__shared__ T warp_sums[kWarps];", "__shared__ T warp_sums[kWarps * 1024];",
+        "more than 49152 bytes of shared memory",
+    ),
+    # Warps
+    Bug(
+        "half_of_the_warp_not_summed", "cosine_align", "2x9x128-chunk-offset-none", COMMON,
+        "int offset = 16;", "int offset = 8;",
+        "error", kind="plain",
+    ),
+    Bug(
+        "a_lane_absent_from_a_shuffle", "cosine_align", "7x3-contiguous-none", COSINE,
+        "if (row >= args.rows) return;", "if (row >= args.rows || threadIdx.x % kWarp == 31) return;",
+        "lane 31 of warp 0 is in the mask ffffffff of the shuffle but has ended",
+    ),
+]  # fmt: skip

@@ -1,0 +1,68 @@
+"""The CUDA kernels run on the CPU: right results in any order of threads, nothing for the checks to find.
+
+`make test` runs chosen cases, `make cuda-on-cpu` all of them, in more orders. The build and the process that runs them
+are made once, so pytest-xdist must leave these tests to one worker.
+"""
+
+import os
+import re
+
+import pytest
+from op_cases import ALL as OP_TESTS
+
+from cuda_on_cpu import build
+from cuda_on_cpu.chosen import CHOSEN
+from cuda_on_cpu.planted_bugs import BUGS, Bug
+from cuda_on_cpu.runner import Runner
+from sendvae_fast.ops import dispatch
+
+EVERYTHING = os.environ.get("SENDVAE_CUDA_ON_CPU") == "all"
+RUNS = [("plain", "forward"), ("plain", "random:1"), ("checked", "forward")]
+MORE_RUNS = [("plain", "random:2"), ("plain", "random:3"), ("checked", "random:1")]
+NOT_HERE = build.reason_not_to_build()
+
+pytestmark = [
+    pytest.mark.xdist_group("cuda_on_cpu"),
+    pytest.mark.skipif(NOT_HERE is not None, reason=f"CUDA on CPU: {NOT_HERE}"),
+]
+
+
+@pytest.fixture(scope="module")
+def runner():
+    runner = Runner()
+    yield runner
+    runner.close()
+
+
+def test_what_g_plus_plus_does_not_know_is_an_error_with_file_and_line():
+    def read(path: str) -> str:
+        return build.read_source(path).replace("warp_sum(dot)", "rsqrtf(warp_sum(dot))")
+
+    with pytest.raises(build.BuildError, match=r"csrc/cosine_align/cosine_align_cuda\.cu:\d+:\d+: error: .*rsqrtf"):
+        build.op_library("cosine_align", "plain", read)
+
+
+def test_every_op_with_cuda_kernels_is_here():
+    with_cuda = {op for op, backends in dispatch.OPS.items() if "cuda" in backends}
+    assert set(build.ops()) == with_cuda == CHOSEN.keys()
+    names = {tests.op: {str(case) for case in tests.cases} for tests in OP_TESTS}
+    assert not {op: missing for op, chosen in CHOSEN.items() if (missing := set(chosen) - names[op])}
+
+
+@pytest.mark.parametrize(("kind", "order"), RUNS + MORE_RUNS * EVERYTHING)
+@pytest.mark.parametrize("op", build.ops())
+def test_right_and_clean(runner, op, kind, order):
+    library = build.op_library(op, kind)
+    chosen = dict(seconds=7200) if EVERYTHING else dict(cases=CHOSEN[op])
+    outcome = runner.run(op, library, order, **chosen)
+    assert not outcome.failures, "\n".join(outcome.failures)
+    assert outcome.num_calls > 0
+    assert not outcome.unused, "no case runs these kernels"
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.name}-{bug.kind}")
+def test_planted_bug_is_noticed(runner, bug: Bug):
+    library = build.op_library(bug.op, bug.kind, bug.read(build.read_source))
+    outcome = runner.run(bug.op, library, bug.order, cases=[bug.case], dtypes=["torch.float32"], raw_calls=False)
+    assert outcome.num_calls == 1
+    assert outcome.failures and re.search(bug.says, outcome.failures[0]), outcome.failures
