@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Everything a rebuild of the package depends on; Python files do not, because the install is editable.
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
-CSRC := $(filter %.cpp %.cu %.cuh %.h,$(SOURCES))
+CSRC := $(filter %.cpp %.cu %.cuh %.h,$(SOURCES)) $(wildcard tests/cuda_on_cpu/*/*.h tests/cuda_on_cpu/*/*.cpp)
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-fast docs lint format cuda-on-cpu gpu-check clean

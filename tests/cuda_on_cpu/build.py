@@ -27,6 +27,7 @@ COMMON_FLAGS = ("-std=c++20", "-fPIC", "-g1", "-w", "-fvisibility=hidden", f"-I{
 OP_FLAGS = ("-O1", "-DUSE_CUDA", "-include", "cuda_on_cpu.h", "-x", "c++")
 FUSED, UNFUSED = ("-mfma", "-ffp-contract=fast"), ("-ffp-contract=off",)  # nvcc fuses unless told not to
 CHECKS = (
+    "-fno-tree-sra",  # a vector of 16 bytes stays one access
     "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0",
     "-fsanitize=bounds,shift,integer-divide-by-zero", "-fno-sanitize-recover=all",
 )  # fmt: skip

@@ -1,7 +1,6 @@
 """The CUDA kernels run on the CPU: right results in any order of threads, nothing for the checks to find.
 
-`make test` runs chosen cases, `make cuda-on-cpu` all of them, in more orders. The build and the process that runs them
-are made once, so pytest-xdist must leave these tests to one worker.
+`make test` runs chosen cases, `make cuda-on-cpu` all of them, in more orders.
 """
 
 import os
@@ -13,28 +12,16 @@ from op_cases import ALL as OP_TESTS
 from cuda_on_cpu import build
 from cuda_on_cpu.chosen import CHOSEN
 from cuda_on_cpu.planted_bugs import BUGS, Bug
-from cuda_on_cpu.runner import Runner
 from sendvae_fast.ops import dispatch
 
 EVERYTHING = os.environ.get("SENDVAE_CUDA_ON_CPU") == "all"
 RUNS = [("plain", "forward"), ("plain", "random:1"), ("checked", "forward")]
 MORE_RUNS = [("plain", "random:2"), ("plain", "random:3"), ("checked", "random:1")]
-NOT_HERE = build.reason_not_to_build()
 
-pytestmark = [
-    pytest.mark.xdist_group("cuda_on_cpu"),
-    pytest.mark.skipif(NOT_HERE is not None, reason=f"CUDA on CPU: {NOT_HERE}"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cuda_on_cpu")]
 
 
-@pytest.fixture(scope="module")
-def runner():
-    runner = Runner()
-    yield runner
-    runner.close()
-
-
-def test_what_g_plus_plus_does_not_know_is_an_error_with_file_and_line():
+def test_what_the_compiler_does_not_know_is_an_error_with_file_and_line(compiler):
     def read(path: str) -> str:
         return build.read_source(path).replace("warp_sum(dot)", "rsqrtf(warp_sum(dot))")
 

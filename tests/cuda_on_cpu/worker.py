@@ -35,7 +35,7 @@ def main() -> None:
         status = os.waitpid(pid, 0)[1]
         if status:
             what = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {os.WEXITSTATUS(status)}"
-            print(json.dumps({"calls": 0, "failures": [f"crash: {what}"], "entered": []}), file=answers)
+            print(json.dumps({"calls": 0, "failures": [f"crash: {what}"], "entered": [], "counts": []}), file=answers)
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -43,6 +43,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     signal.alarm(job["seconds"])
     os.environ["CUDA_ON_CPU_ORDER"] = job["order"]
     torch.ops.load_library(job["library"])
+    runtime = ctypes.CDLL(job["library"])
+    if job["count"]:
+        runtime.cuda_on_cpu_start_counting()
     tests = importlib.import_module(f"op_cases.{job['op']}").TESTS
     cases = [case for case in tests.cases if job["cases"] is None or str(case) in job["cases"]]
     dtypes = [dtype for dtype in tests.dtypes if job["dtypes"] is None or str(dtype) in job["dtypes"]]
@@ -58,15 +61,16 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             continue
         except (AssertionError, RuntimeError) as error:
             failures.append(f"{name}: {next(iter(str(error).splitlines()), type(error).__name__)}")
-    return {"calls": len(calls), "failures": failures, "entered": entered(job["library"])}
+    runtime.cuda_on_cpu_counts.restype = ctypes.c_char_p
+    counts = json.loads(runtime.cuda_on_cpu_counts())
+    return {"calls": len(calls), "failures": failures, "entered": entered(runtime), "counts": counts}
 
 
-def entered(library: str) -> list[int]:
+def entered(runtime: ctypes.CDLL) -> list[int]:
     """Addresses in the kernels that this process has run, relative to the library."""
-    function = ctypes.CDLL(library).cuda_on_cpu_entered
-    function.restype = ctypes.c_size_t
+    runtime.cuda_on_cpu_entered.restype = ctypes.c_size_t
     addresses = (ctypes.c_uint64 * 1000)()
-    return list(addresses[: function(addresses, ctypes.c_size_t(len(addresses)))])
+    return list(addresses[: runtime.cuda_on_cpu_entered(addresses, ctypes.c_size_t(len(addresses)))])
 
 
 if __name__ == "__main__":

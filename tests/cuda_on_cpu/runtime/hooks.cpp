@@ -23,14 +23,14 @@ struct SourceLocation {
 
 }  // namespace
 
-#define ACCESS(name, bytes, is_write, alignment)                                                           \
-  extern "C" void name(void* address) {                                                                   \
-    cuda_on_cpu::check_access(address, bytes, is_write, alignment, __builtin_return_address(0));          \
+#define ACCESS(name, bytes, is_write, alignment)                                                 \
+  extern "C" void name(void* address) {                                                          \
+    cuda_on_cpu::check_access(address, bytes, is_write, alignment, __builtin_return_address(0)); \
   }
-#define ACCESSES(bytes)                                     \
-  ACCESS(__tsan_read##bytes, bytes, false, bytes)           \
-  ACCESS(__tsan_write##bytes, bytes, true, bytes)           \
-  ACCESS(__tsan_unaligned_read##bytes, bytes, false, 1)     \
+#define ACCESSES(bytes)                                 \
+  ACCESS(__tsan_read##bytes, bytes, false, bytes)       \
+  ACCESS(__tsan_write##bytes, bytes, true, bytes)       \
+  ACCESS(__tsan_unaligned_read##bytes, bytes, false, 1) \
   ACCESS(__tsan_unaligned_write##bytes, bytes, true, 1)
 ACCESSES(1)
 ACCESSES(2)

@@ -50,7 +50,9 @@ void run_blocks() {
     running.block_index = {number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y};
     run_block(is_random ? &source : nullptr);
     if (has_failed()) return;
+    if (is_counting) count_block();
   }
+  if (is_counting) count_launch();
 }
 
 }  // namespace
@@ -61,11 +63,12 @@ dim3 grid_size() { return running.grid; }
 
 void enter_kernel(int64_t max_threads) {
   current->inside = true;
-  if (current->id > 0) return;
+  if (running.kernel) return;
   const auto address = reinterpret_cast<uintptr_t>(__builtin_return_address(0));
   Dl_info library;
   if (dladdr(reinterpret_cast<void*>(address), &library)) {
-    entered.insert(address - reinterpret_cast<uintptr_t>(library.dli_fbase));
+    running.kernel = address - reinterpret_cast<uintptr_t>(library.dli_fbase);
+    entered.insert(running.kernel);
   }
   const int64_t have = int64_t{running.block.x} * running.block.y * running.block.z;
   if (have > max_threads) fail("launched with %ld threads, __launch_bounds__ allows %ld", have, max_threads);
@@ -80,7 +83,7 @@ void end_op() {
 
 void run_kernel(dim3 grid, dim3 block, size_t dynamic_shared_bytes, Body body, void* closure) {
   const std::lock_guard lock(op_mutex);
-  running = {grid, block, {}, body, closure};
+  running = {grid, block, {}, 0, body, closure};
   ++launch_number;
   forget_failure();
   if (!is_within_limits(grid, block)) {

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <string>
@@ -137,7 +138,8 @@ bool has_raced(const Cell& cell, bool is_write, bool is_shared, const void* pc) 
   const auto race = [&](const char* what, const Access& access) {
     const std::string memory = is_shared ? "shared" : "global", verb = is_write ? "writes" : "reads";
     fail_at("races in " + memory + " memory: it " + verb + " what thread " + std::to_string(access.thread) +
-                " of block " + std::to_string(access.block) + " " + what, pc);
+                " of block " + std::to_string(access.block) + " " + what,
+            pc);
     return true;
   };
   // Shared memory of another block is another memory.
@@ -194,7 +196,8 @@ void check_global(uintptr_t address, size_t bytes, bool is_write, const void* pc
       Dl_info library;
       if (!is_write && dladdr(reinterpret_cast<void*>(address), &library)) return;  // a constant of the kernel's
       return fail_at((is_write ? "writes " : "reads ") + std::to_string(bytes) + " bytes out of bounds, " +
-                         nearest_tensor(address + i), pc);
+                         nearest_tensor(address + i),
+                     pc);
     }
     if (is_write && !cell->is_writable) return fail_at("writes an input", pc);
     if (!check_cell(*cell, is_write, false, pc)) return;
@@ -211,11 +214,18 @@ void check_access(const void* pointer, size_t bytes, bool is_write, size_t align
   if (stack == StackOf::kOtherThread) return fail_at("touches a local variable of another thread", pc);
   if (address % alignment) return fail_at("makes a misaligned access of " + std::to_string(bytes) + " bytes", pc);
   const auto* byte = static_cast<const char*>(pointer);
-  if (byte >= shared_bytes && byte < shared_bytes + kSharedBytes) {
+  const bool is_shared = byte >= shared_bytes && byte < shared_bytes + kSharedBytes;
+  if (is_shared) {
     check_shared(byte, bytes, is_write, pc);
   } else {
     check_global(address, bytes, is_write, pc);
   }
+  if (is_counting) count_access(address, bytes, is_write, is_shared, pc);
+}
+
+size_t tensor_bytes_at(uintptr_t address) {
+  const auto after = tensors.upper_bound(address);
+  return after == tensors.begin() ? 0 : std::prev(after)->second;
 }
 
 // ---- Shared memory ----

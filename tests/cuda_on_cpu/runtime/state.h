@@ -37,6 +37,7 @@ struct Thread {
 struct Launch {
   dim3 grid, block;
   uint3 block_index;  // of the block that is running
+  uintptr_t kernel;   // an address in it, relative to the library; 0 before its first thread has entered
   Body body;
   void* closure;
 };
@@ -72,5 +73,17 @@ void forget_memory();
 
 // A kernel's access, at the program counter `pc`.
 void check_access(const void* address, size_t bytes, bool is_write, size_t alignment, const void* pc);
+
+size_t tensor_bytes_at(uintptr_t address);
+
+// ---- traffic.cpp ----
+
+extern bool is_counting;
+
+void count_access(uintptr_t address, size_t bytes, bool is_write, bool is_shared, const void* pc);
+void count_barrier();
+void count_shuffle();
+void count_block();   // at its end
+void count_launch();  // likewise
 
 }  // namespace cuda_on_cpu

@@ -106,6 +106,7 @@ void release_barrier() {
                   shown(first->where).c_str(), shown(thread.where).c_str());
     }
   }
+  if (first && is_counting) count_barrier();
   for (Thread& thread : threads) {
     if (thread.state != State::kAtBarrier) continue;
     thread.state = State::kReady;
@@ -134,6 +135,7 @@ bool is_complete(const Thread& thread) {
 void release_shuffles() {
   for (const Thread& thread : threads) {
     if (thread.state != State::kInShuffle || !is_complete(thread)) continue;
+    if (is_counting) count_shuffle();
     const uint32_t first = thread.id / kWarp * kWarp, mask = thread.shuffle.mask;
     for (uint32_t lane = 0; lane < kWarp; ++lane) {
       if (!(mask >> lane & 1)) continue;
