@@ -23,10 +23,11 @@ test: lint $(VENV)/.docs  ## lint, then the whole test suite, a process per core
 test-fast: env  ## the tests of single parts: no training, no second process, no compiler
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow" $(ARGS)
 
-lint: env  ## ruff and clang-format; changes nothing
+lint: env  ## ruff, clang-format and pyright; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+	$(BIN)/pyright
 
 format: env  ## write Python and C++ as lint wants them
 	$(BIN)/ruff check --fix .

@@ -35,8 +35,8 @@ class DDPEngine(Engine):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # DDP decides in the forward whether the coming backward will reduce.
         forward = self._forward
-        no_sync = self._accumulates and isinstance(forward, DistributedDataParallel)
-        with forward.no_sync() if no_sync else nullcontext(), self.autocast():
+        waits = self._accumulates and isinstance(forward, DistributedDataParallel)
+        with forward.no_sync() if waits else nullcontext(), self.autocast():  # pyright: ignore[reportCallIssue] - DDP's
             return forward(*args, **kwargs)
 
     def _backward(self, loss: Tensor) -> None:

@@ -38,7 +38,7 @@ def import_deepspeed(device: torch.device) -> ModuleType:
         import deepspeed.ops
 
     # None of its compiled ops is used. On a CPU it would compile one for half a minute and announce it on stdout.
-    deepspeed.ops.__compatible_ops__ = defaultdict(bool)
+    deepspeed.ops.__compatible_ops__ = defaultdict(bool)  # pyright: ignore[reportAttributeAccessIssue] - made on import
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.WARNING)
     logger.addFilter(_is_worth_saying)

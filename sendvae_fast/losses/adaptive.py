@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 
 class Tap:
@@ -33,9 +34,9 @@ class Tap:
 
     def weight_gradient(self, output_gradient: Tensor) -> Tensor:
         """Gradient with respect to the weight of this convolution, float32, from that of its output [B, D, H, W]."""
-        conv = self.module
+        conv: Any = self.module
         shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
-        return torch.nn.grad.conv2d_weight(
+        return conv2d_weight(
             self.input.detach().float(),
             shape,
             output_gradient.float(),

@@ -5,7 +5,7 @@ Equations 1-3 of the paper, without the losses. Shape letters: B batch, C latent
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,14 +51,15 @@ class SendVAE(nn.Module):
         """Images [B, 3, S, S] in [-1, 1], the step's random key and the samples' ids [B] to a `SendVAEOutput`."""
         moments = self.autoencoder.encode(x)
         mean, logvar = moments.chunk(2, dim=1)
-        mapper = self.mapper
+        mapper: Any = self.mapper
         t = None if mapper is not None and mapper.noise else torch.zeros(x.shape[0], device=x.device)
         patch_size = None if mapper is None else mapper.patch_size
         latents = self.latent_norm(mean, logvar, key, sample_ids, t, patch_size=patch_size)
         features = None if mapper is None else mapper(getattr(latents, mapper.reads))
         # Aliases, as engines hang hooks on outputs: gradients from inside to inside (`losses.adaptive`) meet none.
-        outputs = (self.autoencoder.decode(latents.z), moments, features)
-        return SendVAEOutput(*(None if part is None else part.view_as(part) for part in outputs))
+        reconstruction = self.autoencoder.decode(latents.z)
+        features = None if features is None else features.view_as(features)
+        return SendVAEOutput(reconstruction.view_as(reconstruction), moments.view_as(moments), features)
 
 
 def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -52,11 +52,13 @@ class Stage(Protocol):
 
     title: str
 
-    def train_step(self, step: int, batch: object) -> dict[str, Tensor | float]:
+    def train_step(self, step: int, batch: Any) -> dict[str, Tensor | float]:
         """One optimizer step on this rank's share of the global batch; returns scalars to log."""
+        ...
 
-    def batches(self, start_step: int) -> Iterator[object]:
+    def batches(self, start_step: int) -> Iterator[Any]:
         """This rank's batches from `start_step` on."""
+        ...
 
     def save(self, directory: Path) -> None:
         """Write every weight and optimizer state into a checkpoint directory. Called on every rank."""
@@ -88,7 +90,7 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
             of_step = stage.train_step(step, next(batches))
             window.add(of_step)
             step += 1
-            skipped.see(step, of_step["grad_norm"])
+            skipped.see(step, float(of_step["grad_norm"]))
             stopping, last = stop.requested(), step == config.num_steps
             if last or stopping or step % config.log_every == 0:
                 values = window.mean(distributed)

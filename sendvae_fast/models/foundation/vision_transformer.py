@@ -42,8 +42,9 @@ class TransformerTokens(nn.Module):
         self.final_norm = final_norm
 
     def forward(self, x: Tensor) -> Tensor:
-        options = dict(indices=1, norm=self.final_norm, output_fmt="NLC", intermediates_only=True)
-        return self.model.forward_intermediates(x, **options)[0]
+        options: dict[str, Any] = dict(indices=1, norm=self.final_norm, output_fmt="NLC", intermediates_only=True)
+        model: Any = self.model  # its result has another type for every option
+        return model.forward_intermediates(x, **options)[0]
 
 
 def load_transformer(config: FoundationConfig) -> Backbone:
@@ -94,8 +95,11 @@ def _read(path: str | Path, weight_files: str) -> dict[str, Tensor]:
     return state
 
 
-def _create(recipe: Recipe, **arguments: Any) -> VisionTransformer | Eva:
-    """The timm model without classifier, at random. For one image size: rotary positions are then computed once."""
+def _create(recipe: Recipe, **arguments: Any) -> Any:
+    """The timm model without classifier, a VisionTransformer or Eva with random weights.
+
+    It is made for one image size, so that rotary positions are computed once.
+    """
     arguments = {"num_classes": 0, "dynamic_img_size": False, **recipe.arguments, **arguments}
     try:
         model = timm.create_model(recipe.timm_name, pretrained=False, **arguments)
@@ -111,7 +115,7 @@ def _patch_size(recipe: Recipe) -> int:
         return _create(recipe).patch_embed.patch_size[0]
 
 
-def _load(model: VisionTransformer | Eva, state: dict[str, Tensor], path: str | Path) -> None:
+def _load(model: Any, state: dict[str, Tensor], path: str | Path) -> None:
     """Load what `_read` gave into a timm network, learned positions resampled to its image size.
 
     Raises UserError in one line unless every weight is there, fits and is finite.
@@ -146,5 +150,5 @@ def _has_dinov3_biases(state: dict[str, Tensor]) -> bool:
     return "storage_tokens" in state and "blocks.0.attn.qkv.bias" in state
 
 
-def _name(model: VisionTransformer | Eva) -> str:
+def _name(model: Any) -> str:
     return model.pretrained_cfg.get("architecture", type(model).__name__)

@@ -34,7 +34,7 @@ class Aligner:
     ) -> None:
         self.foundation, self.loss, self.weight = foundation, build_alignment_loss(config), config.lambda_align
         self._balance = None
-        if config.is_adaptive:
+        if config.is_adaptive and model.mapper is not None:
             # Compiled blocks may give away what they have saved at their first backward pass: here is a second one.
             torch._functorch.config.donated_buffer = False
             self._balance = Balance(model.autoencoder.encoder.conv_out, ALIGNMENT_LIMIT, distributed)
@@ -54,12 +54,12 @@ class Aligner:
         loss = self.loss(features, self.foundation(images))
         weight = loss.new_full((), self.weight)
         if self._balance is not None:
-            weight = weight * self._factor(loss, features, nll_gradient)
+            weight = weight * self._factor(self._balance, loss, features, nll_gradient)
         return weight * loss, {"align": loss, "align_weight": weight}
 
-    def _factor(self, loss: Tensor, features: Tensor, nll_gradient: Tensor) -> Tensor:
+    def _factor(self, balance: Balance, loss: Tensor, features: Tensor, nll_gradient: Tensor) -> Tensor:
         """VA-VAE's factor, at the encoder's last layer. Graphs stay for the backward pass."""
         (at_features,) = torch.autograd.grad(loss, features, retain_graph=True)
-        encoder = self._balance.tap
+        encoder = balance.tap
         base = encoder.gradient(self._decoder, nll_gradient)
-        return self._balance.factor(base, encoder.gradient(self._mapper, at_features))
+        return balance.factor(base, encoder.gradient(self._mapper, at_features))

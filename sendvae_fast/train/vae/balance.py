@@ -26,5 +26,5 @@ class Balance:
     def factor(self, base_gradient: Tensor, gradient: Tensor) -> Tensor:
         """`adaptive_weight` of a loss, from gradients at the layer's output [B, D, H, W]; a float32 scalar."""
         mean = self._distributed.all_reduce_mean
-        weight_gradients = (mean(self.tap.weight_gradient(part)) for part in (base_gradient, gradient))
-        return adaptive_weight(*weight_gradients, self._limit)
+        base, own = (mean(self.tap.weight_gradient(part)) for part in (base_gradient, gradient))
+        return adaptive_weight(base, own, self._limit)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from sendvae_fast.engine.build import build_engine
@@ -47,7 +49,8 @@ def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVA
         )
     channels = autoencoder.config.latent_channels
     mapper = None if foundation is None else build_mapper(alignment, channels, grid_size, foundation)
-    model = SendVAE(autoencoder, mapper, "fixed" if scale is not None else alignment.latent_norm)
+    latent_norm: Any = "fixed" if scale is not None else alignment.latent_norm  # "scale" has a factor
+    model = SendVAE(autoencoder, mapper, latent_norm)
     if initial is not None:
         model.latent_norm.set_statistics(initial.latent_mean, initial.latent_std)
     elif scale is not None:
@@ -90,4 +93,4 @@ def build_discriminator(config: VAETrainConfig, distributed: Distributed) -> Dis
             f"discriminator.sync_batch_norm works on GPUs, and {distributed.world_size} ranks are on "
             f"{distributed.device.type}: leave it out, or use discriminator.norm=group, which needs no other rank"
         )
-    return nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)  # pyright: ignore[reportReturnType] - its parts

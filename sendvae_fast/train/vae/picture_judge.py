@@ -72,8 +72,8 @@ class PictureJudge:
         nll, logged = self._nll(x, x_hat)
         (nll_gradient,) = torch.autograd.grad(nll, x_hat)
         loss, gradient = nll.detach(), nll_gradient
-        if self._discriminates(step):
-            gan_gradient, terms = self._play(x, x_hat)
+        if self.discriminator is not None and self._discriminates(step):
+            gan_gradient, terms = self._play(self.discriminator, x, x_hat)
             weight = self._gan_weight(step, nll_gradient, gan_gradient)
             loss, gradient = loss + weight * terms["gan"], gradient + weight * gan_gradient
             logged |= {**terms, "gan_weight": weight}
@@ -81,7 +81,7 @@ class PictureJudge:
 
     def step(self, step: int) -> None:
         """Update the discriminator, from its first step on, after the backward passes of all micro-batches."""
-        if self._discriminates(step):
+        if self.discriminator is not None and self._discriminates(step):
             self.discriminator.step()
 
     def _discriminates(self, step: int) -> bool:
@@ -97,12 +97,12 @@ class PictureJudge:
             nll = nll + config.perceptual_weight * logged["lpips"]
         return nll * x[0].numel() if config.reduction == "sum" else nll, logged
 
-    def _play(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _play(self, discriminator: Engine, x: Tensor, x_hat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Backward pass of the discriminator's hinge loss; the generator's gradient, and both players' losses."""
         # Real and fake pass apart, as in VQGAN: batch norm takes the statistics of each by itself.
-        fake, gradient = self.discriminator.input_gradient(x_hat, generator_loss)
-        loss = hinge_discriminator_loss(self.discriminator(x), fake)
-        self.discriminator.backward(loss)
+        fake, gradient = discriminator.input_gradient(x_hat, generator_loss)
+        loss = hinge_discriminator_loss(discriminator(x), fake)
+        discriminator.backward(loss)
         return gradient, {"gan": generator_loss(fake), "discriminator": loss}
 
     def _gan_weight(self, step: int, nll_gradient: Tensor, gan_gradient: Tensor) -> Tensor:
