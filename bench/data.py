@@ -133,7 +133,8 @@ def texture(seed: int) -> bytes:
         Image.fromarray(rng.integers(0, 256, (375 // n + 1, 500 // n + 1, 3), np.uint8)).resize((500, 375), 3)
         for n in (96, 24, 6)
     ]
-    pixels = sum(weight * np.asarray(layer, np.float32) for weight, layer in zip((0.6, 0.3, 0.1), layers, strict=True))
+    parts = zip((0.6, 0.3, 0.1), layers, strict=True)
+    pixels: Any = sum(weight * np.asarray(layer, np.float32) for weight, layer in parts)
     file = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=90)
     return file.getvalue()
@@ -184,7 +185,7 @@ def latents_row(folder: Path, device: torch.device, options: Any) -> dict[str, A
             drop_from_cache(path)
         consume(batches())
 
-    calls = {
+    calls: dict[str, Callable[[int], object]] = {
         "LatentReader, 2 threads": lambda _: consume(native()),
         "DataLoader, 2 workers": lambda _: consume(loader),
         "LatentReader, cold": lambda _: cold(native),
@@ -225,7 +226,7 @@ def step_row(folder: Path, device: torch.device, options: Any) -> dict[str, Any]
     stage = VAEStage(config, images, distributed)
     batches = images.batches(0)
     fixed = next(batches)
-    calls = {
+    calls: dict[str, Callable[[int], object]] = {
         "fed by the loader": lambda _: stage.train_step(0, next(batches)),
         "one batch, always there": lambda _: stage.train_step(0, fixed),
     }

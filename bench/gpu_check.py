@@ -23,7 +23,7 @@ import shutil
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
@@ -131,7 +131,7 @@ def run_tests(runner: Runner, scratch: Path) -> list[Part]:
 def rows_of_report(report: Path) -> list[Part]:
     """Rows of a JUnit report: a file passes when something in it passed and nothing failed."""
     counts: dict[str, Counter] = {}
-    seconds: Counter = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     for case in ElementTree.parse(report).iter("testcase"):
         file = case.get("classname", "").split(".")[-1]
         outcome = next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")

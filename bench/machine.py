@@ -70,8 +70,8 @@ def last_level_cache_bytes(device: torch.device) -> int:
 
 
 def _cache_bytes(path: Path) -> int:
-    number, unit = re.fullmatch(r"(\d+)([KMG]?)", path.read_text().strip()).groups()
-    return int(number) * {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[unit]
+    text = path.read_text().strip()
+    return int(text.rstrip("KMG")) * {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1], 1)
 
 
 def _git(*arguments: str) -> str | None:

@@ -9,6 +9,7 @@ Shape letters: B batch, C latent channels, H latent size, N tokens, D width.
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,8 @@ class PlainSiT(nn.Module):
         sit = self.sit
         x = sit.x_embedder(z_t) + sit.pos_embed
         condition = sit.t_embedder(t) + sit.y_embedder(labels, None)  # [B, D]
-        for block in sit.blocks:
+        blocks: Any = sit.blocks
+        for block in blocks:
             x = self.block(block, x, condition)
         shift, scale = sit.final_layer.adaLN_modulation(condition).chunk(2, dim=1)
         x = sit.final_layer.linear(modulated_norm(x, shift, scale))  # [B, N, P P C]

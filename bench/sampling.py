@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class SamplingCase:
     """A generator and how much of it is timed."""
 
     preset: str
-    precision: str
+    precision: Literal["tf32", "fp32", "bf16"]
     batch_size: int
     num_steps: int
     latent: tuple[int, int] = (32, 16)

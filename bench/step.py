@@ -95,7 +95,7 @@ def measure(
     check_losses(forms, dtype)
     flops = count_flops(lambda: forms[0].step(1, batch)) / case.batch_size
     gemm = gemm_flops_per_s(device, dtype, seconds=0.1 * seconds)
-    steps = {form.name: lambda _, form=form: form.step(1, batch) for form in forms}
+    steps: dict[str, Any] = {form.name: lambda _, form=form: form.step(1, batch) for form in forms}
     timings = time_interleaved(device, steps, 1, seconds, SAMPLE_S)
     results = {}
     for form in forms:

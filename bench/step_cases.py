@@ -42,7 +42,7 @@ class StepCase:
     settings: dict[str, Any]
     """What is different here."""
     batch_size: int
-    latent_shape: tuple[int, int, int] | None = None
+    latent_shape: tuple[int, ...] = ()
     """Stage 2: the latents [C, H, W]."""
 
     def config(self, scratch: Path, engine: dict[str, Any]) -> VAETrainConfig | SiTTrainConfig:
@@ -60,17 +60,19 @@ class StepCase:
 
     def build(self, scratch: Path, engine: dict[str, Any], distributed: Distributed) -> Stage:
         """The stage, its weights a function of nothing but the case."""
-        config = self.config(scratch, engine)
+        config: Any = self.config(scratch, engine)
+        no_images: Any = None
         torch.manual_seed(0)  # the foundation model's; the stage seeds its own
         if self.stage == "vae":
-            return VAEStage(config, None, distributed)
+            return VAEStage(config, no_images, distributed)
         channels = self.latent_shape[0]
         cache = SimpleNamespace(
             rows=SimpleNamespace(shape=self.latent_shape),
             latent_mean=torch.zeros(channels),
             latent_std=torch.ones(channels),
         )
-        stage = SiTStage(config, SimpleNamespace(cache=cache, num_classes=NUM_CLASSES), distributed)
+        latents: Any = SimpleNamespace(cache=cache, num_classes=NUM_CLASSES)
+        stage = SiTStage(config, latents, distributed)
         fill_zero_layers(stage)
         return stage
 

@@ -46,7 +46,7 @@ def engine_forms(
     steps, losses = {}, {}
     for name in names:
         stage = case.build(scratch, ENGINES[name], distributed)
-        batch = case.batch(stage.config, distributed.device)
+        batch: Any = case.batch(stage.config, distributed.device)
         losses[name] = {key: float(value) for key, value in stage.train_step(0, batch).items()}
         steps[name] = measured_step(stage, batch, distributed)
     check_equal(losses)

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bench import step_cases
 from bench.kernel_cases import noise_inject as noise_cases
-from bench.step_cases import Stage, StepCase
+from bench.step_cases import StepCase
 from bench.step_names import COMPILED, EAGER, OURS, OURS_COMPILED
 from sendvae_fast import ops
 from sendvae_fast.engine import ddp_engine
@@ -50,7 +50,8 @@ class Form:
     plain: bool
     channels_last: bool
     compile: bool
-    stage: Stage | None = None
+    stage: Any = None
+    """A `Stage`, from `build` on."""
     state_bytes: int = 0
     """Memory on the device between steps."""
     losses: dict[str, float] = field(default_factory=dict)
@@ -135,7 +136,7 @@ def group_norm_silu(x, weight, bias, num_groups, eps=1e-6, *, residual=None, sil
     return y if residual is None else (y, s)
 
 
-def adaln(x, shift, scale, *, branch=None, gate=None, eps=1e-6):
+def adaln(x, shift, scale, *, branch: Any = None, gate: Any = None, eps=1e-6):
     """`ops.adaln` as DiT and SiT write it."""
     s = x if branch is None else x + gate.unsqueeze(1) * branch
     return F.layer_norm(s, s.shape[-1:], eps=eps) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1), s
@@ -180,7 +181,7 @@ class ForeachAdamWEMA:
         grad_norm,
         max_grad_norm,
     ) -> None:
-        float_steps = cls.float_steps.setdefault(params[0], [torch.zeros(()) for _ in params])
+        float_steps: Any = cls.float_steps.setdefault(params[0], [torch.zeros(()) for _ in params])
         if max_grad_norm:
             torch._foreach_mul_(grads, (max_grad_norm / (grad_norm + 1e-6)).clamp_max(1.0))
         adamw(

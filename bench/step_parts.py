@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.step_cases import FOUNDATION, LPIPS, Stage, frozen_networks
+from bench.step_cases import FOUNDATION, LPIPS, frozen_networks
 from bench.timing import Call
 from sendvae_fast.engine.engine import Engine
 from sendvae_fast.losses.adversarial import generator_loss, hinge_discriminator_loss
@@ -22,7 +22,7 @@ from sendvae_fast.train.vae.stage import VAEStage
 OPTIMIZER = "optimizer"
 
 
-def parts_of(stage: Stage, batch: Any) -> dict[str, Call]:
+def parts_of(stage: Any, batch: Any) -> dict[str, Call]:
     """The parts by name, each as a call that does it once."""
     calls = _vae_parts(stage, batch) if isinstance(stage, VAEStage) else _sit_parts(stage, batch)
     if foundation := frozen_networks(stage).get(FOUNDATION):
@@ -33,7 +33,7 @@ def parts_of(stage: Stage, batch: Any) -> dict[str, Call]:
     return {**calls, OPTIMIZER: _updates(engines)}
 
 
-def _vae_parts(stage: VAEStage, batch: Any) -> dict[str, Call]:
+def _vae_parts(stage: Any, batch: Any) -> dict[str, Call]:
     engine, network = stage.engine, stage.model
     x = to_model_range(batch.images)
     with torch.no_grad():
@@ -54,16 +54,16 @@ def _vae_parts(stage: VAEStage, batch: Any) -> dict[str, Call]:
     if stage.judge.discriminator is not None:
         critic = stage.judge.discriminator
 
-        def play(_: int) -> None:
+        def play(number: int) -> None:
             critic.module.zero_grad(set_to_none=True)
-            fake, _ = critic.input_gradient(picture, generator_loss)
+            fake, _gradient = critic.input_gradient(picture, generator_loss)
             hinge_discriminator_loss(critic(x), fake).backward()
 
         calls["discriminator, both players"] = play
     return calls
 
 
-def _sit_parts(stage: Stage, batch: Any) -> dict[str, Call]:
+def _sit_parts(stage: Any, batch: Any) -> dict[str, Call]:
     engine, config = stage.engine, stage.model.config
     size = config.latent_size
     z_t = torch.randn(len(batch.ids), config.latent_channels, size, size, device=stage.device)

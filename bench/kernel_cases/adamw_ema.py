@@ -65,12 +65,12 @@ def fused(params, grads, exp_avg, exp_avg_sq, ema, steps, _):
 
 def foreach_form(*lists_and_steps):
     *lists, _, float_steps = lists_and_steps
-    return by_pytorch(*lists, float_steps["cpu"], foreach=True)
+    return by_pytorch(*lists, float_steps["cpu"], foreach=True)  # pyright: ignore[reportCallIssue] - five lists
 
 
 def fused_adamw_form(*lists_and_steps):
     *lists, _, float_steps = lists_and_steps
-    return by_pytorch(*lists, float_steps["device"], fused=True)
+    return by_pytorch(*lists, float_steps["device"], fused=True)  # pyright: ignore[reportCallIssue] - five lists
 
 
 def by_pytorch(params, grads, exp_avg, exp_avg_sq, ema, steps, **form):
