@@ -1,5 +1,4 @@
-"""Fused PyTorch ops, modules and a training engine for generation-friendly VAEs (Send-VAE) and the flow transformers on
-top of them.
+"""Fused PyTorch ops, modules and a training engine for generation-friendly VAEs (Send-VAE) and flow transformers.
 
 As a library: `load_autoencoder` and `load_generator` for trained networks, `ops` for the fused operations, `nn` for
 modules that fit anybody's network. Each is imported when it is first asked for.

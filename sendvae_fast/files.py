@@ -1,7 +1,8 @@
-"""The one way in which files are written: what stands under a name is the old file or the new one, never something
-between, and has the permissions that the user's umask gives to new files.
+"""The one way in which files are written: whole, or not at all.
 
-While it is written a file is called ``.<name>.tmp-<host>-<process>``, so that nobody takes it for what it is to become.
+What stands under a name is the old file or the new one, and has the permissions that the user's umask gives to new
+files. While it is written a file is called ``.<name>.tmp-<host>-<process>``, so that nobody takes it for what it
+is to become.
 """
 
 import hashlib

@@ -41,7 +41,8 @@ class DaliDecoder:
     """
 
     def __init__(self, size: int, num_threads: int, device: torch.device) -> None:
-        """
+        """Build the pipeline.
+
         Args:
             size: side of the crops.
             num_threads: of DALI's own pool.

@@ -1,5 +1,6 @@
-"""Feeds images in the order of a schedule, decoded ahead by background threads: by Pillow, or by DALI with Pillow for
-what DALI cannot do.
+"""Images in the order of a schedule, decoded ahead of their use by background threads.
+
+Pillow decodes them, or DALI with Pillow for what DALI cannot do.
 """
 
 import itertools

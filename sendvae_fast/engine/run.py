@@ -144,7 +144,7 @@ def _git_commit() -> str | None:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    """Nested keys joined by dots: {"a": {"b": 1}} as {"a.b": 1}."""
     flat = {}
     for key, value in tree.items():
         flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})

@@ -46,8 +46,7 @@ def recomputed_blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def recompute_blocks(network: nn.Module) -> None:
-    """Let the blocks of `network` (`recomputed_blocks`) keep their inputs alone and be computed again in the backward
-    pass.
+    """Let the blocks of `network` (`recomputed_blocks`) keep only their inputs; the backward pass computes them again.
 
     Gradients are the same, bit for bit where the blocks' kernels repeat. Call it after `compile_blocks`.
     """

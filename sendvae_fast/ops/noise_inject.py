@@ -131,7 +131,7 @@ def noise_inject_reference(
 
 
 def _to_tokens(x: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """[B, C, H, W] to [B, N, C P P]. (`pixel_unshuffle` forgets the shape of an empty batch.)"""
+    """Maps [B, C, H, W] to [B, N, C P P] (`pixel_unshuffle` forgets the shape of an empty batch)."""
     rows, columns = (size // patch_size for size in x.shape[2:])
     patches = x.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))  # [B, C, row, P, column, P]
     return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

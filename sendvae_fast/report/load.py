@@ -50,8 +50,9 @@ def load_run(path: str | os.PathLike[str]) -> ReportData:
 
 
 def load_comparison(path: str | os.PathLike[str]) -> ReportData:
-    """A folder with a `results.json`; file names in it are relative to the folder, and every key but `variants` and
-    a variant's `name` may be left out:
+    """A comparison of variants: a folder with a `results.json`.
+
+    File names in it are relative to the folder; every key but `variants` and a variant's `name` may be left out:
 
         {"title": ..., "subtitle": ..., "candidate": "Send-VAE", "control": "Control", "notes": ["...", ...],
          "originals": "originals.png",

@@ -103,8 +103,9 @@ class LatentCacheWriter:
         save_tensors(self._shard_path(shard), tensors, {SHARD_KEY: json.dumps(note)})
 
     def finish(self) -> "LatentCache":
-        """Hash the shards, work out the statistics, write `cache.json` and open the cache. One process does this, after
-        every shard is written.
+        """Hash the shards, work out the statistics, write `cache.json` and open the cache.
+
+        One process does this, after every shard is written.
 
         Raises:
             UserError: when shards are missing.

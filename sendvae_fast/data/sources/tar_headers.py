@@ -174,7 +174,7 @@ def _pax_size(value: bytes, start: int) -> int:
 
 
 def _pax_records(payload: bytes, start: int) -> dict[str, bytes]:
-    """`length key=value\\n` records, where length counts the whole record."""
+    r"""`length key=value\n` records, where length counts the whole record."""
     records, position = {}, 0
     while position < len(payload):
         length, space, _ = payload[position : position + 10].partition(b" ")

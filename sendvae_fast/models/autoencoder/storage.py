@@ -56,11 +56,11 @@ def save_autoencoder(directory: str | Path, autoencoder: Autoencoder, latent_mea
 def load_autoencoder(
     path: str | Path, stats: str | Path | None = None, scaling_factor: float | None = None
 ) -> SavedAutoencoder:
-    """Read a folder that `save_autoencoder` wrote or anything that `read_published` does, on the CPU in float32 and
-    evaluation mode.
+    """Read a folder that `save_autoencoder` wrote, or anything that `read_published` reads.
 
-    The latent statistics are `stats` (a file) or `scaling_factor` (one number for all channels), else what is found: in
-    our folder, in a diffusers config, in a REPA-E batch norm in the checkpoint, or in a file beside it.
+    The network is on the CPU, in float32 and evaluation mode. The latent statistics are `stats` (a file) or
+    `scaling_factor` (one number for all channels), else what is found: in our folder, in a diffusers config, in a
+    REPA-E batch norm in the checkpoint, or in a file beside it.
     Raises `UserError` where a file is missing or broken, the weights are not those of the configuration or not finite,
     or there are no statistics.
     """

@@ -27,10 +27,10 @@ from sendvae_fast.ops.layout import MEMORY_FORMAT
 
 
 class Foundation(nn.Module):
-    """A frozen network from uint8 images [B, 3, S, S] to patch tokens [B, N, D], row-major, without class or register
-    tokens.
+    """A frozen network from uint8 images [B, 3, S, S] to patch tokens [B, N, D].
 
-    It stays in evaluation mode and gives no gradient. Images of another size than `image_size` are resized.
+    Tokens are in row-major order, without class or register tokens. It stays in evaluation mode and gives no
+    gradient. Images of another size than `image_size` are resized.
     """
 
     mean: Tensor

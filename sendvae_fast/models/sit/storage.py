@@ -120,8 +120,9 @@ def load_initial_weights(sit: SiT, path: str | Path) -> None:
 
 
 def write_published(directory: Path, raw: SavedSiT, ema: SavedSiT, layout: str) -> None:
-    """Put into `directory` a checkpoint with model and ema as "repa", "repa-e" or "lightningdit" has them, and the
-    statistics in a file as it reads them.
+    """Write a checkpoint in the layout "repa", "repa-e" or "lightningdit" into `directory`.
+
+    It has the model and the EMA, and beside it the latent statistics in a file of that project's form.
     """
     mean, std = ema.latent_mean, ema.latent_std
     if layout == "lightningdit":

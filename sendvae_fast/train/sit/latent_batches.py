@@ -1,5 +1,6 @@
-"""Stage 2's training data: cached latents in the order of the schedule, with the photographs of the same samples beside
-them when REPA looks at them.
+"""Stage 2's training data: cached latents in the order of the schedule.
+
+With REPA the photographs of the same samples are beside them.
 
 Shape letters: B batch, C latent channels, H W latent size, S image size.
 """

@@ -64,8 +64,9 @@ class PictureJudge:
         self._balance = Balance(last_layer, GAN_LIMIT, distributed) if config.gan_adaptive else None
 
     def __call__(self, x: Tensor, reconstruction: Tensor, step: int) -> Judgement:
-        """Judge the reconstruction of images x, both [B, 3, S, S] in [-1, 1]; the discriminator's backward pass is in
-        it, from its first step on.
+        """Judge the reconstruction of images x, both [B, 3, S, S] in [-1, 1].
+
+        The discriminator's backward pass is in it, from its first step on.
         """
         reconstruction = reconstruction.float()
         x_hat = reconstruction.detach().requires_grad_()
