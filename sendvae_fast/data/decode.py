@@ -49,7 +49,7 @@ class UnreadableImage(UserError):
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(
             f"cannot read the image {path}: {reason}; remove or replace it and run the same command again, "
-            "or raise data.max_bad_fraction to pass over unreadable images"
+            "or raise max_bad_fraction to pass over unreadable images"
         )
         self.path, self.reason = path, reason
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ class LoaderConfig:
     Raises `UserError` for a value out of range.
     """
 
+    section: ClassVar[str] = "loader"
+    """The section of a config file that these settings are in, for messages."""
+
     num_threads: int = 4
     """Threads that decode in the background."""
     read_ahead: int = 4
@@ -51,10 +54,10 @@ class LoaderConfig:
     to Pillow. `auto` is dali on a GPU, with such a catalog and DALI installed, and else pillow."""
 
     def __post_init__(self) -> None:
-        checks.choices(self, where="data")
-        checks.at_least(1, self, "num_threads", where="data")
-        checks.at_least(0, self, "read_ahead", "cache_mb", where="data")
-        checks.in_interval("[0, 1)", self, "max_bad_fraction", where="data")
+        checks.choices(self, where=self.section)
+        checks.at_least(1, self, "num_threads", where=self.section)
+        checks.at_least(0, self, "read_ahead", "cache_mb", where=self.section)
+        checks.in_interval("[0, 1)", self, "max_bad_fraction", where=self.section)
 
 
 Sample = tuple[int, np.ndarray | Tensor]
@@ -116,12 +119,13 @@ class ImageLoader:
             decoder = "dali" if self._device.type == "cuda" and facts is not None and import_dali() else "pillow"
         if decoder == "pillow":
             return None
+        section = self.config.section
         if import_dali() is None:
-            raise UserError("data.decoder=dali, but DALI is not installed: pip install nvidia-dali-cuda130")
+            raise UserError(f"{section}.decoder=dali, but DALI is not installed: pip install nvidia-dali-cuda130")
         if facts is None:
             raise UserError(
-                f"data.decoder=dali needs to know which pictures are ordinary JPEGs: run `sendvae data index "
-                f"{self.catalog.root}` and give its catalog as data.root"
+                f"{section}.decoder=dali needs to know which pictures are ordinary JPEGs: run `sendvae data index "
+                f"{self.catalog.root}` and give its catalog in place of the folder"
             )
         formats = np.array(facts["format"].to_pylist(), object)
         return (self.catalog.verdicts == "ok") & (formats == "JPEG")
@@ -243,5 +247,5 @@ class ImageLoader:
             more = f" and {len(self._bad) - NUM_LISTED} more" if len(self._bad) > NUM_LISTED else ""
             raise UserError(
                 f"cannot read {len(self._bad)} of {len(self.catalog)} images: {listed}{more}; remove or replace them "
-                "and run the same command again, or raise data.max_bad_fraction to pass over unreadable images"
+                f"and run the same command again, or raise {self.config.section}.max_bad_fraction to pass over them"
             )

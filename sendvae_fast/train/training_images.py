@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ HOW_IMAGES_ARE_READ = ("data.root", *(f"data.{field.name}" for field in dataclas
 class ImageDataConfig(LoaderConfig):
     """The training images and how many of them make a step. Raises `UserError` for a value out of range."""
 
+    section: ClassVar[str] = "data"
+
     root: str | None = None
     """The photographs: an ImageFolder (`root/<class>/<image>`), tar shards, parquet files or a catalog of them. Stage 2
     without REPA needs none."""
@@ -35,7 +38,7 @@ class ImageDataConfig(LoaderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.at_least(1, self, "image_size", "global_batch", where="data")
+        checks.at_least(1, self, "image_size", "global_batch", where=self.section)
 
 
 def check_global_batch(config: ImageDataConfig, accumulation_steps: int, distributed: Distributed) -> None:

@@ -200,5 +200,5 @@ def test_who_decodes(folder, monkeypatch):
     monkeypatch.setattr(loader_module, "import_dali", lambda: None)
     with pytest.raises(UserError, match="DALI is not installed"):
         ImageLoader(plain, 32, LoaderConfig(decoder="dali"))
-    with pytest.raises(UserError, match="data.decoder is .* it must be auto, pillow or dali"):
+    with pytest.raises(UserError, match="loader.decoder is .* it must be auto, pillow or dali"):
         LoaderConfig(decoder="nvjpeg")

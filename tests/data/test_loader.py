@@ -173,7 +173,7 @@ def test_leaving_early_stops_the_threads(catalog):
 def test_errors(catalog):
     with pytest.raises(UserError, match="for 9 samples but .* has 23 images"):
         ImageLoader(catalog, 16).batches(BatchSchedule(9, 3, 0))
-    with pytest.raises(UserError, match="data.num_threads is 0"):
+    with pytest.raises(UserError, match="^loader.num_threads is 0"):
         LoaderConfig(num_threads=0)
-    with pytest.raises(UserError, match="data.max_bad_fraction is 1.0"):
+    with pytest.raises(UserError, match="^loader.max_bad_fraction is 1.0"):
         LoaderConfig(max_bad_fraction=1.0)

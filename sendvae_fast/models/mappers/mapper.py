@@ -9,6 +9,7 @@ Shape letters: B batch, C latent channels, N tokens, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -22,8 +23,11 @@ from sendvae_fast.models.transformer import Attention, LayerNorm, Mlp, PatchEmbe
 class MapperSizes:
     """Sizes of a `Mapper` that are its own, whatever latents and foundation model it lies between.
 
-    Raises `UserError` for a value out of range.
+    Raises `UserError` for a value out of range, or a width that heads or positions do not divide.
     """
+
+    section: ClassVar[str] = "mapper"
+    """What the sizes are settings of, for messages."""
 
     width: int = 768
     """Width of the transformer. The paper: the foundation model's, 768 or 1024."""
@@ -35,13 +39,18 @@ class MapperSizes:
     """Hidden width of the MLP projector."""
 
     def __post_init__(self) -> None:
-        checks.at_least(1, self, "num_heads", "projector_width", where="mapper")
-        checks.at_least(0, self, "depth", where="mapper")
+        checks.at_least(1, self, "num_heads", "projector_width", where=self.section)
+        checks.at_least(0, self, "depth", where=self.section)
+        if self.width < 4 or self.width % 4 or self.width % self.num_heads:
+            raise UserError(
+                f"{self.section}.width={self.width} must be a multiple of 4 (sine-cosine positions) and of "
+                f"{self.section}.num_heads={self.num_heads}"
+            )
 
 
 @dataclass(kw_only=True)
 class MapperConfig(MapperSizes):
-    """All sizes of a `Mapper`. Raises `UserError` for sizes that do not fit together."""
+    """All sizes of a `Mapper`. Raises `UserError` for a value out of range."""
 
     latent_channels: int
     """Channels of the latent."""
@@ -54,12 +63,7 @@ class MapperConfig(MapperSizes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.at_least(1, self, "latent_channels", "grid_size", "target_dim", "patch_size", where="mapper")
-        if self.width < 4 or self.width % 4 or self.width % self.num_heads:
-            raise UserError(
-                f"mapper width={self.width} must be a multiple of 4 (sine-cosine positions) and of "
-                f"num_heads={self.num_heads}"
-            )
+        checks.at_least(1, self, "latent_channels", "grid_size", "target_dim", "patch_size", where=self.section)
 
 
 class Mapper(nn.Module):

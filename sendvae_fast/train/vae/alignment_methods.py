@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -28,6 +28,8 @@ DEFAULT_WEIGHT = {"send": 1.0, "va": 0.1, "reals": 1.0, "none": 0.0}
 @dataclass(kw_only=True)
 class SendConfig(MapperSizes):
     """Send-VAE: noised latents through a small transformer (Section 3.2 of the paper)."""
+
+    section: ClassVar[str] = "alignment.send"
 
     noise: bool = True
     """Whether the mapper sees noised latents (Equation 1). The paper's Table 3 switches it off."""
