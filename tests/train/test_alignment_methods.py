@@ -125,7 +125,7 @@ def test_files_may_lie_elsewhere_when_a_run_resumes(images, tmp_path):
         ({"alignment": {"va": {"cos_margin": -0.5}}}, "alignment.va.cos_margin is -0.5"),
         ({"alignment": {"va": {"cos_weight": 0.0, "distmat_weight": 0.0}}}, "both 0"),
         ({"alignment": {"send": {"depth": -1}}}, "^alignment.send.depth is -1: it must be at least 0"),
-        ({"alignment": {"send": {"width": 30, "num_heads": 3}}}, "^alignment.send.width=30 must .* of alignment.send.num_heads=3"),
+        ({"alignment": {"send": {"width": 30, "num_heads": 3}}}, "^alignment.send.width=30 must be .* num_heads=3"),
         ({"data": {"num_threads": 0}}, "^data.num_threads is 0"),
         ({"alignment": {"reals": {"width": 0}}}, "alignment.reals.width is 0"),
         ({"alignment": {"reals": {"patch_weight": 0.0, "global_weight": 0.0}}}, "both 0"),

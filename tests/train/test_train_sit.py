@@ -217,10 +217,10 @@ def test_starts_from_the_weights_asked_for(images, latents, tmp_path):
     [
         ({"generator": {"preset": "SiT-XL1"}}, "did you mean 'SiT-XL/1'"),
         ({"generator": {"preset": "lightningdit-xl/1"}}, "did you mean 'LightningDiT-XL/1'"),
-        ({"repa": {"block": 3}}, "repa_block=3 must be between 1 and depth=2"),
+        ({"repa": {"block": 3}}, "^repa.block=3 must be between 1 and depth=2"),
         ({"generator": {"preset": "SiT-B/1", "depth": None}, "repa": {"block": 13}}, "between 1 and depth=12"),
         ({"generator": {"width": 36, "num_heads": 2, "rope": True}}, "rope needs heads of a width"),
-        ({"generator": {"patch_size": 0}}, "patch_size is 0"),
+        ({"generator": {"patch_size": 0}}, "^generator.patch_size is 0"),
         ({"generator": {"depth": None}}, "generator.preset is null and generator.depth is missing"),
         ({"generator": {"preset": "SiT-S/1", "num_heads": 5}}, "num_heads=5"),  # goes before the preset's
         ({"repa": {"weight": -1}}, "repa.weight is -1"),

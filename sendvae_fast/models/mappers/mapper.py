@@ -44,7 +44,7 @@ class MapperSizes:
         if self.width < 4 or self.width % 4 or self.width % self.num_heads:
             raise UserError(
                 f"{self.section}.width={self.width} must be a multiple of 4 (sine-cosine positions) and of "
-                f"{self.section}.num_heads={self.num_heads}"
+                f"num_heads={self.num_heads}"
             )
 
 

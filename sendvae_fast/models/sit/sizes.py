@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from sendvae_fast import checks
 from sendvae_fast.errors import UserError
@@ -49,63 +49,101 @@ def preset_sizes(name: str) -> dict[str, Any]:
     return dict(PRESETS[name])
 
 
-@dataclass(kw_only=True)
-class SiTConfig:
-    """Sizes of a `SiT`. Raises `UserError` for sizes that do not fit together."""
+def check_repa_block(block: int, depth: int, name: str) -> None:
+    """Raise UserError, in which the setting is called `name`, unless a SiT of this depth has such a block."""
+    if not 1 <= block <= depth:
+        raise UserError(
+            f"{name}={block} must be between 1 and depth={depth}: the projector reads the tokens after that block"
+        )
 
-    latent_size: int
-    """Height and width of the latent."""
-    latent_channels: int
-    """Channels of the latent."""
-    patch_size: int
-    """Latent positions per token and side: 1 for f16 latents, 2 for f8."""
-    width: int
-    """Width of the transformer."""
-    depth: int
-    """Transformer blocks."""
-    num_heads: int
-    """Attention heads."""
-    num_classes: int
-    """Classes of the data; index `num_classes` is the null class of classifier-free guidance."""
+
+@dataclass(kw_only=True)
+class SiTSizes:
+    """Sizes and switches of a `SiT` that neither the latents nor the data decide; null stands for "not given".
+
+    Raises `UserError` for a value out of range, and for those that are given but do not fit together.
+    """
+
+    section: ClassVar[str] = "SiT"
+    """What the sizes are settings of, for messages."""
+
+    patch_size: int | None = None
+    """Latent positions per token and side: 1 for f16 latents, 2 for f8. null: the preset's, 1 without one."""
+    width: int | None = None
+    """Width of the transformer. null: the preset's."""
+    depth: int | None = None
+    """Transformer blocks. null: the preset's."""
+    num_heads: int | None = None
+    """Attention heads. null: the preset's."""
+    swiglu: bool | None = None
+    """SwiGLU of two thirds the hidden width instead of the GELU MLP, as in LightningDiT. null: the preset's, off
+    without one."""
+    rms_norm: bool | None = None
+    """RMSNorm with weights instead of LayerNorm without, as in LightningDiT. null: the preset's, off without one."""
+    rope: bool | None = None
+    """Rotary positions on queries and keys, beside the fixed sine-cosine ones, as in LightningDiT. null: the preset's,
+    off without one."""
+    qk_norm: bool | None = None
+    """Normalise queries and keys in every head (RMSNorm with `rms_norm`, else LayerNorm): against NaN in long runs.
+    null: off."""
     label_dropout: float = 0.1
-    """Share of labels that training replaces by the null class. Drawn by the caller, not by the network."""
-    repa_dim: int | None = None
-    """Width of the foundation model's features; without it the network has no REPA projector."""
-    repa_block: int = 8
-    """The projector reads the tokens after this many blocks."""
+    """Share of labels that training replaces by the null class, for classifier-free guidance. Drawn by the caller, not
+    by the network."""
     projector_width: int = 2048
     """Hidden width of the REPA projector."""
-    swiglu: bool = False
-    """SwiGLU of two thirds the hidden width instead of the GELU MLP, as in LightningDiT."""
-    rms_norm: bool = False
-    """RMSNorm with weights instead of LayerNorm without, as in LightningDiT."""
-    rope: bool = False
-    """Rotary positions on queries and keys, beside the fixed sine-cosine ones, as in LightningDiT."""
-    qk_norm: bool = False
-    """Normalise queries and keys in every head (RMSNorm with `rms_norm`, else LayerNorm): against NaN in long runs."""
 
     def __post_init__(self) -> None:
-        sizes = ("latent_size", "latent_channels", "patch_size", "depth", "num_heads", "num_classes", "projector_width")
-        checks.at_least(1, self, *sizes, where="SiT")
-        checks.in_interval("[0, 1)", self, "label_dropout", where="SiT")
-        if self.latent_size % self.patch_size:
-            raise UserError(f"SiT latent_size={self.latent_size} must be a multiple of patch_size={self.patch_size}")
-        if self.width < 4 or self.width % 4 or self.width % self.num_heads:
+        sizes = ("patch_size", "width", "depth", "num_heads", "projector_width")
+        checks.at_least(1, self, *sizes, where=self.section)
+        checks.in_interval("[0, 1)", self, "label_dropout", where=self.section)
+        if self.width is None or self.num_heads is None:
+            return
+        if self.width % 4 or self.width % self.num_heads:
             raise UserError(
-                f"SiT width={self.width} must be a multiple of 4 (sine-cosine positions) and of "
+                f"{self.section}.width={self.width} must be a multiple of 4 (sine-cosine positions) and of "
                 f"num_heads={self.num_heads}"
             )
         if self.rope and self.width // self.num_heads % 4:
             raise UserError(
-                f"SiT rope needs heads of a width that is a multiple of 4 (pairs for rows and for columns), but "
-                f"width={self.width} / num_heads={self.num_heads} is {self.width // self.num_heads}: change either, "
-                "or set rope=false"
+                f"{self.section}.rope needs heads of a width that is a multiple of 4 (pairs for rows and for columns), "
+                f"but width={self.width} / num_heads={self.num_heads} is {self.width // self.num_heads}: change "
+                "either, or set rope=false"
             )
-        if self.repa_dim is not None and not 1 <= self.repa_block <= self.depth:
+
+
+@dataclass(kw_only=True)
+class SiTConfig(SiTSizes):
+    """All sizes of a `SiT`, none left open. Raises `UserError` for sizes that do not fit together."""
+
+    # `field()` keeps these required: without it they inherit the default of `SiTSizes`.
+    patch_size: int = field()
+    width: int = field()
+    depth: int = field()
+    num_heads: int = field()
+    swiglu: bool = False
+    rms_norm: bool = False
+    rope: bool = False
+    qk_norm: bool = False
+    latent_size: int
+    """Height and width of the latent."""
+    latent_channels: int
+    """Channels of the latent."""
+    num_classes: int
+    """Classes of the data; index `num_classes` is the null class of classifier-free guidance."""
+    repa_dim: int | None = None
+    """Width of the foundation model's features; without it the network has no REPA projector."""
+    repa_block: int = 8
+    """The projector reads the tokens after this many blocks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least(1, self, "latent_size", "latent_channels", "num_classes", where=self.section)
+        if self.latent_size % self.patch_size:
             raise UserError(
-                f"SiT repa_block={self.repa_block} must be between 1 and depth={self.depth}: the projector reads the "
-                "tokens after that block"
+                f"{self.section}.latent_size={self.latent_size} must be a multiple of patch_size={self.patch_size}"
             )
+        if self.repa_dim is not None:
+            check_repa_block(self.repa_block, self.depth, f"{self.section}.repa_block")
 
     @classmethod
     def preset(cls, name: str, **fields: Any) -> SiTConfig:

@@ -3,70 +3,59 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
 from sendvae_fast import checks
 from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.foundation.config import FoundationConfig
-from sendvae_fast.models.sit.sizes import SiTConfig, preset_sizes
+from sendvae_fast.models.sit.sizes import SiTConfig, SiTSizes, check_repa_block, preset_sizes
 from sendvae_fast.sampling.generate import GenerateConfig
 from sendvae_fast.train.loop import LoopConfig
 from sendvae_fast.train.sit.latent_batches import LatentReaderConfig
 from sendvae_fast.train.training_images import ImageDataConfig
 
-_OWN_SIZES = ("patch_size", "width", "depth", "num_heads", "swiglu", "rms_norm", "rope", "qk_norm")
-
 
 @dataclass(kw_only=True)
-class GeneratorConfig:
+class GeneratorConfig(SiTSizes):
     """Sizes of the SiT; what the latents and the data decide is taken from the cache."""
+
+    section: ClassVar[str] = "generator"
 
     preset: str | None = "SiT-XL/1"
     """A published network, SiT-{S,B,L,XL}/{1,2,4,8} or LightningDiT-{B,L,XL,1p0B,1p6B}/{1,2}; null for one of your own.
-    What is given below goes before the preset's."""
-    patch_size: int | None = None
-    """Latent positions per token and side. null: the preset's, 1 without one."""
-    width: int | None = None
-    """Width of the transformer. null: the preset's."""
-    depth: int | None = None
-    """Transformer blocks. null: the preset's."""
-    num_heads: int | None = None
-    """Attention heads. null: the preset's."""
-    swiglu: bool | None = None
-    """SwiGLU instead of the GELU MLP. null: the preset's, off without one."""
-    rms_norm: bool | None = None
-    """RMSNorm instead of LayerNorm. null: the preset's, off without one."""
-    rope: bool | None = None
-    """Rotary positions on queries and keys. null: the preset's, off without one."""
-    qk_norm: bool | None = None
-    """Normalised queries and keys, against NaN in long runs. null: off."""
-    label_dropout: float = 0.1
-    """Share of labels replaced by the null class, for classifier-free guidance."""
-    projector_width: int = 2048
-    """Hidden width of the REPA projector."""
+    Sizes that are given go before the preset's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        SiTSizes(**self.sizes())  # what is given and what the preset adds fit together
+
+    def sizes(self) -> dict[str, Any]:
+        """The sizes that are given and the preset's for the others, as `SiTConfig` takes them.
+
+        Raises UserError where neither gives one.
+        """
+        sizes: dict[str, Any] = {"patch_size": 1} if self.preset is None else preset_sizes(self.preset)
+        given = {item.name: getattr(self, item.name) for item in fields(SiTSizes)}
+        sizes.update({name: value for name, value in given.items() if value is not None})
+        for name in ("width", "depth", "num_heads"):
+            if name not in sizes:
+                raise UserError(f"generator.preset is null and generator.{name} is missing: give either")
+        return sizes
 
     def build(
-        self, latent_shape: tuple[int, int, int] | None, num_classes: int, repa_dim: int | None, repa_block: int
+        self, latent_shape: tuple[int, int, int], num_classes: int, repa_dim: int | None, repa_block: int
     ) -> SiTConfig:
-        """The full SiT config for latents [C, H, W]; None: for the smallest that fit, to see whether the rest does."""
-        sizes: dict[str, Any] = {"patch_size": 1} if self.preset is None else preset_sizes(self.preset)
-        sizes.update({name: getattr(self, name) for name in _OWN_SIZES if getattr(self, name) is not None})
-        missing = [name for name in ("width", "depth", "num_heads") if name not in sizes]
-        if missing:
-            raise UserError(f"generator.preset is null and generator.{missing[0]} is missing: give either")
-        channels, size = latent_shape[:2] if latent_shape else (1, max(1, sizes["patch_size"]))
+        """The full config of a SiT for latents [C, H, W]."""
         return SiTConfig(
-            **sizes,
-            latent_channels=channels,
-            latent_size=size,
+            **self.sizes(),
+            latent_channels=latent_shape[0],
+            latent_size=latent_shape[1],
             num_classes=num_classes,
             repa_dim=repa_dim,
             repa_block=repa_block,
-            label_dropout=self.label_dropout,
-            projector_width=self.projector_width,
         )
 
 
@@ -154,5 +143,5 @@ class SiTTrainConfig:
                 f"preview.guidance_scale is {self.preview.guidance_scale}, but generator.label_dropout=0 leaves no "
                 "unconditional half to guide away from; set preview.guidance_scale=1"
             )
-        # What the latents will decide apart, sizes are checked here, before any data is opened.
-        self.generator.build(None, 1, repa_dim=1 if self.repa.weight > 0 else None, repa_block=self.repa.block)
+        if self.repa.weight > 0:
+            check_repa_block(self.repa.block, self.generator.sizes()["depth"], "repa.block")
