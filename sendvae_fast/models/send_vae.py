@@ -5,12 +5,13 @@ Equations 1-3 of the paper, without the losses. Shape letters: B batch, C latent
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.mappers.latent_mapper import LatentMapper
 from sendvae_fast.models.noise_injection import LatentNormKind, NoiseInjection
 
 _AUTOENCODER = "autoencoder."
@@ -27,12 +28,6 @@ class SendVAEOutput(NamedTuple):
 class SendVAE(nn.Module):
     """Autoencoder and mapper trained as one network; a run without alignment has no mapper.
 
-    A mapper is any module from latents to features [B, N, target_dim] that says what it wants of them:
-
-    - ``reads``: "z", the posterior's sample [B, C, H, W], or "z_t", which is normalised and noised
-    - ``patch_size``: P, to get z_t as tokens [B, N, C P P]; None where it does not matter
-    - ``noise``: whether z_t is noised (Equation 1) or only normalised (the paper's Table 3)
-
     Args:
         autoencoder: the autoencoder to train.
         mapper: h of Equation 2, or None for a run without alignment.
@@ -40,7 +35,7 @@ class SendVAE(nn.Module):
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, mapper: nn.Module | None, latent_norm: LatentNormKind = "running"
+        self, autoencoder: Autoencoder, mapper: LatentMapper | None, latent_norm: LatentNormKind = "running"
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
@@ -51,7 +46,7 @@ class SendVAE(nn.Module):
         """Images [B, 3, S, S] in [-1, 1], the step's random key and the samples' ids [B] to a `SendVAEOutput`."""
         moments = self.autoencoder.encode(x)
         mean, logvar = moments.chunk(2, dim=1)
-        mapper: Any = self.mapper
+        mapper = self.mapper
         t = None if mapper is not None and mapper.noise else torch.zeros(x.shape[0], device=x.device)
         patch_size = None if mapper is None else mapper.patch_size
         latents = self.latent_norm(mean, logvar, key, sample_ids, t, patch_size=patch_size)

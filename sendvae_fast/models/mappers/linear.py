@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from sendvae_fast.models.mappers.latent_mapper import LatentMapper
 
-class LinearMapper(nn.Module):
+
+class LinearMapper(LatentMapper):
     """Samples of the posterior [B, C, H, W], as the decoder takes them, to features [B, N, target_dim], row-major.
 
     A 1x1 convolution as in VA-VAE (its `reverse_proj`); with a patch size P one of P x P and that stride.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sendvae_fast import checks
 from sendvae_fast.errors import UserError
+from sendvae_fast.models.mappers.latent_mapper import LatentMapper
 from sendvae_fast.models.positions import sincos_2d
 from sendvae_fast.models.transformer import Attention, LayerNorm, Mlp, PatchEmbed, init_transformer, projector
 
@@ -66,7 +67,7 @@ class MapperConfig(MapperSizes):
         checks.at_least(1, self, "latent_channels", "grid_size", "target_dim", "patch_size", where=self.section)
 
 
-class Mapper(nn.Module):
+class Mapper(LatentMapper):
     """Noised, normalised latents [B, C, grid P, grid P] to features [B, N, target_dim], one per patch, row-major.
 
     Latents may come as flattened patches [B, N, C P P], see `PatchEmbed`. `noise` says whether they are to be noised.

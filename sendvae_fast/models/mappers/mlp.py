@@ -6,12 +6,13 @@ those of REPA's projector. Shape letters: B batch, C latent channels, P patch si
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from sendvae_fast.models.mappers.latent_mapper import LatentMapper
 from sendvae_fast.models.transformer import init_transformer, projector
 
 
-class MLPMapper(nn.Module):
+class MLPMapper(LatentMapper):
     """Patches of normalised latents [B, N, C P P] to features [B, N, target_dim], each patch by itself."""
 
     reads = "z_t"

@@ -1,7 +1,6 @@
 """How stage 1 aligns latents with a foundation model: settings, network and loss of each method.
 
-A method is a mapper (see `models.send_vae.SendVAE` for what it promises) and a loss of its features [B, N, D] and the
-foundation model's [B, N, D].
+A method is a `LatentMapper` and a loss of its features [B, N, D] and the foundation model's [B, N, D].
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.alignment import alignment_loss, reals_loss, vf_loss
 from sendvae_fast.models.foundation.config import FoundationConfig
 from sendvae_fast.models.foundation.foundation import Foundation
+from sendvae_fast.models.mappers.latent_mapper import LatentMapper
 from sendvae_fast.models.mappers.linear import LinearMapper
 from sendvae_fast.models.mappers.mapper import Mapper, MapperConfig, MapperSizes
 from sendvae_fast.models.mappers.mlp import MLPMapper
@@ -120,7 +120,7 @@ class AlignmentConfig:
         return self.method == "va" and self.va.adaptive and self.lambda_align > 0
 
 
-def build_mapper(config: AlignmentConfig, latent_channels: int, grid_size: int, foundation: Foundation) -> nn.Module:
+def build_mapper(config: AlignmentConfig, latent_channels: int, grid_size: int, foundation: Foundation) -> LatentMapper:
     """The method's network from latents of `grid_size` patches per side to features of the foundation model.
 
     Raises UserError where the foundation model has another grid.
