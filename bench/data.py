@@ -30,9 +30,9 @@ from bench.timing import Timing, time_interleaved
 from sendvae_fast import ops
 from sendvae_fast.config import build_config, merge, read_yaml
 from sendvae_fast.data.catalog import Catalog
+from sendvae_fast.data.crop import read_crop
 from sendvae_fast.data.dali_decoder import DaliDecoder, import_dali
 from sendvae_fast.data.decode import decode_rgb, examine
-from sendvae_fast.data.images import read_crop
 from sendvae_fast.data.latents.latent_rows import LatentReader, LatentRows
 from sendvae_fast.data.scenes.scene_folder import synth_scenes
 from sendvae_fast.engine.distributed import init_distributed

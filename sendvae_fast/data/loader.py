@@ -19,9 +19,9 @@ from torch import Tensor
 
 from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
+from sendvae_fast.data.crop import read_crop
 from sendvae_fast.data.dali_decoder import DaliDecoder, import_dali
 from sendvae_fast.data.decode import UnreadableImage
-from sendvae_fast.data.images import read_crop
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.errors import UserError
 

@@ -9,7 +9,7 @@ from typing import Any
 from sendvae_fast.config import CONFIGS, build_config, merge, read_yaml
 from sendvae_fast.engine.run import plain
 from sendvae_fast.losses.perceptual import PerceptualConfig
-from sendvae_fast.models.foundation.config import FoundationConfig
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.sampling.generate import GenerateConfig
 from sendvae_fast.sampling.sample_to_folder import SampleConfig
 from sendvae_fast.sampling.samplers import SamplerConfig

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sendvae_fast import checks
+from sendvae_fast.engine.blocks import compile_blocks, recompute_blocks
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.optimizer import AdamWEMA, OptimizerConfig
 from sendvae_fast.engine.running_statistics import RunningStatistics
-from sendvae_fast.engine.speed import compile_blocks, recompute_blocks
 from sendvae_fast.engine.state import TrainingState, trained_parameters
 from sendvae_fast.errors import UserError
 

@@ -30,8 +30,8 @@ from sendvae_fast.files import write_atomic
 from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Posterior
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
-from sendvae_fast.models.foundation.config import FoundationConfig
 from sendvae_fast.models.foundation.foundation import Foundation, load_foundation
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.pixels import to_model_range, to_uint8
 from sendvae_fast.progress import Progress
 from sendvae_fast.sampling.writer import PngFolder

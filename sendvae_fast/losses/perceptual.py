@@ -61,7 +61,7 @@ class Perceptual(nn.Module):
         heads = config.heads or Path(lpips.__file__).parent / "weights" / "v0.1" / f"{config.net}.pth"
         self._load_heads(heads)
         for stage in self.lpips.net.children():
-            # A plain attribute, see `engine.speed`.
+            # A plain attribute, see `engine.blocks`.
             stage.compiles = isinstance(stage, nn.Sequential)  # pyright: ignore[reportArgumentType]
         self.legacy_range = config.legacy_range
         self.requires_grad_(False).eval()

@@ -45,7 +45,7 @@ class DiscriminatorConfig:
 class Discriminator(nn.Module):
     """Images [B, 3, H, W] in [-1, 1] to real-or-fake logits [B, 1, h, w]: 256 pixels give 30 x 30 logits."""
 
-    compiles = True  # see `engine.speed`; not recomputed: batch norm would count a batch twice
+    compiles = True  # see `engine.blocks`; not recomputed: batch norm would count a batch twice
 
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()

@@ -1,8 +1,9 @@
-"""Between the stages: encode every training image once."""
+"""The latent cache of a data set: every image encoded once, between the two stages."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.data.latents.latent_cache import LatentCache, LatentCacheWriter, LatentSource, cache_latents
+from sendvae_fast.data.latents.latent_cache import LatentCache, LatentCacheWriter, LatentSource
 from sendvae_fast.data.loader import ImageLoader, LoaderConfig
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_weights import resolve_weights
@@ -19,6 +20,7 @@ from sendvae_fast.models.autoencoder.autoencoder import Posterior
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.models.weights import weights_sha256
+from sendvae_fast.progress import Progress
 
 
 @dataclass(kw_only=True)
@@ -87,3 +89,41 @@ def cache(config: CacheConfig, distributed: Distributed) -> LatentCache:
             writer.finish()
         distributed.barrier()
     return LatentCache.open(config.out)
+
+
+def cache_latents(
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]],
+    loader: ImageLoader,
+    writer: LatentCacheWriter,
+    *,
+    batch_size: int = 32,
+    rank: int = 0,
+    world_size: int = 1,
+) -> None:
+    """Encode what is missing of this rank's shards; then, with all ranks done, one of them calls `writer.finish()`.
+
+    Args:
+        encode: uint8 [B, 3, S, S] on the CPU to posterior (mean, std) [B, C, H, W] on any device.
+        loader: of the images that `writer.source` describes.
+        writer: of the cache to fill.
+        batch_size: images per call of `encode`.
+        rank: of this process; ranks take shards in turn.
+        world_size: number of ranks.
+
+    Raises:
+        UserError: when an image cannot be read, or the autoencoder's output is not finite.
+    """
+    flips = writer.source.flips
+    ranges = {k: writer.source.shard_range(k) for k in writer.missing_shards() if k % world_size == rank}
+    num_images = sum(stop - start for start, stop in ranges.values())
+    with torch.inference_mode(), Progress("caching latents", num_images, unit="image") as progress:
+        for shard, (start, stop) in ranges.items():
+            parts: list[tuple[Tensor, ...]] = []
+            for batch in loader.in_order(batch_size, start=start, stop=stop):
+                latents = encode(batch.images)
+                if flips:
+                    latents = *latents, *encode(batch.images.flip(-1))
+                parts.append((batch.labels, *(value.float().cpu() for value in latents)))
+                progress.advance(len(batch.ids))
+            labels, mean, std, *flipped = (torch.cat(column) for column in zip(*parts, strict=True))
+            writer.write_shard(shard, mean, std, labels, (flipped[0], flipped[1]) if flips else None)

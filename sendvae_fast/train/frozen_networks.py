@@ -6,11 +6,11 @@ from typing import TypeVar
 
 import torch
 
+from sendvae_fast.engine.blocks import compile_blocks
 from sendvae_fast.engine.engine import EngineConfig
-from sendvae_fast.engine.speed import compile_blocks
 from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
-from sendvae_fast.models.foundation.config import FoundationConfig
 from sendvae_fast.models.foundation.foundation import Foundation, load_foundation
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.ops.layout import MEMORY_FORMAT
 
 Frozen = TypeVar("Frozen", Foundation, Perceptual)

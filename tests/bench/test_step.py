@@ -14,7 +14,7 @@ from bench.goals import step_verdicts
 from bench.step_cases import StepCase, cases_of
 from bench.step_engines import ENGINES, check_equal, engine_forms
 from bench.step_parts import parts_of
-from sendvae_fast.engine import speed
+from sendvae_fast.engine import blocks
 from sendvae_fast.engine.ddp_engine import DDPEngine
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.errors import UserError
@@ -83,7 +83,7 @@ def test_parts_of_a_step(case, names, tmp_path):
 
 def test_compiled_forms_compute_the_same_step(tiny, tmp_path, monkeypatch):
     for owner in ("sendvae_fast.engine.engine", "sendvae_fast.train.frozen_networks"):
-        monkeypatch.setattr(f"{owner}.compile_blocks", partial(speed.compile_blocks, backend="aot_eager"))
+        monkeypatch.setattr(f"{owner}.compile_blocks", partial(blocks.compile_blocks, backend="aot_eager"))
     small = replace(SIT, settings={**SIT.settings, "repa": {"weight": 0.0}})
     row = step.measure(small, tmp_path, init_distributed("cpu"), 0.01)
     assert row["forms"].keys() == {

@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.data.latents.latent_cache import LatentCache, LatentCacheWriter, LatentSource, cache_latents
+from sendvae_fast.data.latents.latent_cache import LatentCache, LatentCacheWriter, LatentSource
 from sendvae_fast.data.loader import ImageLoader
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.weights import weights_sha256
+from sendvae_fast.train.cache_latents import cache_latents
 
 NUM, SHAPE = 23, (3, 4, 5)
 CONFIG = {"latent_channels": 3, "channel_multipliers": (1, 2)}

@@ -8,7 +8,7 @@ from pictures import encoded, picture, write_folder, write_parquet, write_tar
 from PIL import Image
 
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.data.images import read_crop
+from sendvae_fast.data.crop import read_crop
 from sendvae_fast.data.indexing.index import index_source
 from sendvae_fast.data.indexing.pack import pack_catalog
 from sendvae_fast.data.latents.shard_format import file_list_sha256

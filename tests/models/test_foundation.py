@@ -17,9 +17,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.foundation.config import FoundationConfig
 from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS
 from sendvae_fast.models.foundation.foundation import load_foundation
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.foundation.recipes import RECIPES
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.foundation.config import FoundationConfig
 from sendvae_fast.models.foundation.foundation import load_foundation
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.foundation.recipes import RECIPES
 
 pytestmark = pytest.mark.slow

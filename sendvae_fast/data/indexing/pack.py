@@ -147,7 +147,7 @@ def _contents(part: Catalog, image_size: int | None) -> Iterator[tuple[str, byte
             known = extension.lower() in FORMAT_OF_EXTENSION
             yield extension if known else UNKNOWN_EXTENSION, data, facts._replace(size=len(data))
         else:
-            from sendvae_fast.data.images import read_crop  # brings torch along, seconds in every worker
+            from sendvae_fast.data.crop import read_crop  # brings torch along, seconds in every worker
 
             crop = read_crop(data, image_size, part.locate(index)).transpose(1, 2, 0)
             buffer = io.BytesIO()

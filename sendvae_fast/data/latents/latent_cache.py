@@ -10,7 +10,6 @@ when the job is run again. `cache.json` comes last: a directory without it is un
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,8 @@ from sendvae_fast.data.latents.shard_format import (
     read_cache_file,
     shard_header,
 )
-from sendvae_fast.data.loader import ImageLoader
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import file_sha256, remove_unfinished, save_tensors, write_atomic
-from sendvae_fast.progress import Progress
 
 
 class LatentCacheWriter:
@@ -222,44 +219,6 @@ class LatentCache:
         ids = torch.as_tensor(ids)
         mean, std = self.rows.load(ids)
         return mean, std, self.labels[ids]
-
-
-def cache_latents(
-    encode: Callable[[Tensor], tuple[Tensor, Tensor]],
-    loader: ImageLoader,
-    writer: LatentCacheWriter,
-    *,
-    batch_size: int = 32,
-    rank: int = 0,
-    world_size: int = 1,
-) -> None:
-    """Encode what is missing of this rank's shards; then, with all ranks done, one of them calls `writer.finish()`.
-
-    Args:
-        encode: uint8 [B, 3, S, S] on the CPU to posterior (mean, std) [B, C, H, W] on any device.
-        loader: of the images that `writer.source` describes.
-        writer: of the cache to fill.
-        batch_size: images per call of `encode`.
-        rank: of this process; ranks take shards in turn.
-        world_size: number of ranks.
-
-    Raises:
-        UserError: when an image cannot be read, or the autoencoder's output is not finite.
-    """
-    flips = writer.source.flips
-    ranges = {k: writer.source.shard_range(k) for k in writer.missing_shards() if k % world_size == rank}
-    num_images = sum(stop - start for start, stop in ranges.values())
-    with torch.inference_mode(), Progress("caching latents", num_images, unit="image") as progress:
-        for shard, (start, stop) in ranges.items():
-            parts: list[tuple[Tensor, ...]] = []
-            for batch in loader.in_order(batch_size, start=start, stop=stop):
-                latents = encode(batch.images)
-                if flips:
-                    latents = *latents, *encode(batch.images.flip(-1))
-                parts.append((batch.labels, *(value.float().cpu() for value in latents)))
-                progress.advance(len(batch.ids))
-            labels, mean, std, *flipped = (torch.cat(column) for column in zip(*parts, strict=True))
-            writer.write_shard(shard, mean, std, labels, (flipped[0], flipped[1]) if flips else None)
 
 
 def _channel_sums(mean: Tensor, std: Tensor) -> Tensor:

@@ -285,7 +285,7 @@ class ResnetBlock(nn.Module):
     This last sum, like its input, is a `Sum`.
     """
 
-    compiles = recomputes = True  # see `engine.speed`
+    compiles = recomputes = True  # see `engine.blocks`
 
     def __init__(self, config: AutoencoderConfig, in_width: int, out_width: int):
         super().__init__()
@@ -304,7 +304,7 @@ class ResnetBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Single-head self-attention over the H x W positions of [B, D, H, W], plus the input."""
 
-    compiles = recomputes = True  # see `engine.speed`
+    compiles = recomputes = True  # see `engine.blocks`
 
     def __init__(self, config: AutoencoderConfig, width: int):
         super().__init__()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.foundation.backbone import Backbone, Preprocessing
-from sendvae_fast.models.foundation.config import FoundationConfig
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.weights import load_weights, read_weights
 
 DEMO_WEIGHTS = Path(__file__).with_name("demo_vit.safetensors")

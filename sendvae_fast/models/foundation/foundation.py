@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.foundation.backbone import Backbone
-from sendvae_fast.models.foundation.config import FoundationConfig
 from sendvae_fast.models.foundation.demo_vit import load_demo_vit
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.foundation.squeezenet import load_squeezenet
 from sendvae_fast.models.foundation.vision_transformer import load_transformer
 from sendvae_fast.models.precision import cast_parameters
@@ -41,7 +41,7 @@ class Foundation(nn.Module):
         self.name = name
         self.tokens = backbone.tokens.eval().requires_grad_(False)
         for part in self.tokens.modules():
-            # A plain attribute, see `engine.speed`.
+            # A plain attribute, see `engine.blocks`.
             part.compiles = isinstance(part, ViTBlock | EvaBlock)  # pyright: ignore[reportArgumentType]
         self.image_size = backbone.image_size
         self.grid_size = backbone.grid_size

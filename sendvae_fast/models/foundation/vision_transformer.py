@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.foundation.backbone import Backbone
-from sendvae_fast.models.foundation.config import FoundationConfig
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.foundation.recipes import Recipe, recipe_of
 from sendvae_fast.models.weights import load_weights, part_of_checkpoint, read_weights
 

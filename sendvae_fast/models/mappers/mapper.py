@@ -106,7 +106,7 @@ class Mapper(LatentMapper):
 class Block(nn.Module):
     """Pre-norm transformer layer [B, N, D] to [B, N, D], as timm's ``Block``."""
 
-    compiles = recomputes = True  # see `engine.speed`
+    compiles = recomputes = True  # see `engine.blocks`
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()

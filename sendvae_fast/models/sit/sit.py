@@ -183,7 +183,7 @@ def _qk_norm(config: SiTConfig) -> nn.Module | None:
 class SiTBlock(nn.Module):
     """Transformer layer on a stream of [B, N, D], whose norms and branches are modulated by the condition [B, D]."""
 
-    compiles = recomputes = True  # see `engine.speed`
+    compiles = recomputes = True  # see `engine.blocks`
 
     def __init__(self, config: SiTConfig):
         super().__init__()

@@ -10,7 +10,7 @@ from sendvae_fast import checks
 from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.foundation.config import FoundationConfig
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.sit.sizes import SiTConfig, SiTSizes, check_repa_block, preset_sizes
 from sendvae_fast.sampling.generate import GenerateConfig
 from sendvae_fast.train.loop import LoopConfig

@@ -15,8 +15,8 @@ from torch import Tensor
 from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.alignment import alignment_loss, reals_loss, vf_loss
-from sendvae_fast.models.foundation.config import FoundationConfig
 from sendvae_fast.models.foundation.foundation import Foundation
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.mappers.latent_mapper import LatentMapper
 from sendvae_fast.models.mappers.linear import LinearMapper
 from sendvae_fast.models.mappers.mapper import Mapper, MapperConfig, MapperSizes

@@ -19,7 +19,7 @@ from sendvae_fast.losses.known_gradient import with_known_gradient
 from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.losses.reconstruction import mean_psnr, reconstruction_loss
 from sendvae_fast.models.weights import read_weights
-from sendvae_fast.train.vae.balance import Balance
+from sendvae_fast.train.vae.adaptive_weight import Balance
 from sendvae_fast.train.vae.networks import DISCRIMINATOR_FILE
 from sendvae_fast.train.vae.settings import VAELossConfig
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sendvae_fast.data.images import center_crop, read_crop
+from sendvae_fast.data.crop import center_crop, read_crop
 
 
 def plain_adm_crop(image, size):

@@ -1,4 +1,4 @@
-"""What trades memory or start-up time for speed, by the repeated blocks of a network.
+"""torch.compile and activation checkpointing of the repeated blocks of a network.
 
 Blocks are compiled, or recomputed, each as a whole and each in place: the network, its state dict and its hooks stay
 what they are. A block compiled is shared by all blocks like it, which takes a seventh of the time that compiling the

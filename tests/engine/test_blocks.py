@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from sendvae_fast.engine import speed
+from sendvae_fast.engine import blocks
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.engine import EngineConfig
@@ -17,8 +17,8 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, ResnetBlock
 from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
-from sendvae_fast.models.foundation.config import FoundationConfig
 from sendvae_fast.models.foundation.foundation import load_foundation
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.mappers.mapper import Mapper, MapperConfig
 from sendvae_fast.models.send_vae import SendVAE
 from sendvae_fast.models.sit.sit import SiT, SiTConfig
@@ -80,10 +80,10 @@ def test_recomputed_blocks_give_the_same_gradients(name, bf16):
     build, loss = NETWORKS[name]
     network = build()
     recomputed = copy.deepcopy(network)
-    speed.recompute_blocks(recomputed)
+    blocks.recompute_blocks(recomputed)
     counts = {"plain": 0, "recomputed": 0}
     for key, module in (("plain", network), ("recomputed", recomputed)):
-        inner = next(speed.recomputed_blocks(module))
+        inner = next(blocks.recomputed_blocks(module))
         leaf = next(part for part in inner.modules() if isinstance(part, nn.Linear | nn.Conv2d))
         leaf.register_forward_hook(lambda *_, key=key: counts.update({key: counts[key] + 1}))
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -105,14 +105,14 @@ def test_recomputed_blocks_keep_less():
     for build, loss in NETWORKS.values():
         network = build()
         before = kept(network, loss)
-        speed.recompute_blocks(network)
+        blocks.recompute_blocks(network)
         assert kept(network, loss) < 0.7 * before
 
 
 def test_compiled_block_gives_the_same_gradients():
     block = fill(ResnetBlock(AutoencoderConfig(base_channels=8, num_groups=4), 8, 16))
     compiled = copy.deepcopy(block)
-    speed.compile_blocks(compiled, backend="aot_eager")
+    blocks.compile_blocks(compiled, backend="aot_eager")
     x = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(1))
     wanted, actual = (gradients(each, lambda each: sum(each((x, None))).sin().sum()) for each in (block, compiled))
     for key, grad in wanted.items():
@@ -123,8 +123,8 @@ def test_compiled_block_gives_the_same_gradients():
 def test_compiled_and_recomputed():
     network = sit()
     both = copy.deepcopy(network)
-    speed.compile_blocks(both, backend="aot_eager")
-    speed.recompute_blocks(both)
+    blocks.compile_blocks(both, backend="aot_eager")
+    blocks.recompute_blocks(both)
     wanted, actual = gradients(network, sit_loss), gradients(both, sit_loss)
     for key, grad in wanted.items():
         torch.testing.assert_close(actual[key], grad, rtol=1e-5, atol=1e-6 * grad.abs().max().item())
@@ -147,14 +147,14 @@ def test_what_is_compiled_and_recomputed(tmp_path):
         (foundation_of("demo"), {"Block": 2}, False),
         (perceptual, {"Sequential": 7}, False),
     ):
-        blocks = list(speed.compiled_blocks(network))
-        assert Counter(type(block).__name__ for block in blocks) == wanted
-        assert list(speed.recomputed_blocks(network)) == (blocks if is_trained else [])
-        inside = [part for block in blocks for part in block.modules() if part is not block]
-        assert not any(part is block for part in inside for block in blocks)
+        compiled = list(blocks.compiled_blocks(network))
+        assert Counter(type(block).__name__ for block in compiled) == wanted
+        assert list(blocks.recomputed_blocks(network)) == (compiled if is_trained else [])
+        inside = [part for block in compiled for part in block.modules() if part is not block]
+        assert not any(part is block for part in inside for block in compiled)
     # Its forward pass makes shapes of what ranks tell each other: a graph break, which would be an error.
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(Discriminator(DiscriminatorConfig()))
-    assert not list(speed.compiled_blocks(synchronised))
+    assert not list(blocks.compiled_blocks(synchronised))
 
 
 @pytest.mark.parametrize("name", ["compile", "recompute"])
@@ -194,7 +194,7 @@ def test_a_compiled_module_lets_its_graph_be_gone_through_twice():
     for compiled in (False, True):
         engine = discriminator_engine()
         if compiled:
-            speed.compile_blocks(engine.module, backend="aot_eager")
+            blocks.compile_blocks(engine.module, backend="aot_eager")
         output, gradient = engine.input_gradient(torch.linspace(-1, 1, 1536).reshape(2, 3, 16, 16), torch.sum)
         engine.backward(output.square().mean())
         results.append([gradient, *(parameter.grad for parameter in engine.module.parameters())])
