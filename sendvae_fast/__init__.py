@@ -1,7 +1,7 @@
 """Fused PyTorch ops, modules and a training engine for generation-friendly VAEs (Send-VAE) and flow transformers.
 
 As a library: `load_autoencoder` and `load_generator` for trained networks, `ops` for the fused operations, `nn` for
-modules that fit anybody's network. Each is imported when it is first asked for.
+modules that fit anybody's network. Each name is imported at its first use.
 """
 
 import importlib

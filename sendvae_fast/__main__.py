@@ -1,4 +1,4 @@
-"""`sendvae`, `python -m sendvae_fast` and `torchrun -m -- sendvae_fast`: the command line, where it is installed."""
+"""The command line of `sendvae`, `python -m sendvae_fast` and `torchrun -m -- sendvae_fast`."""
 
 import sys
 
@@ -6,7 +6,7 @@ from sendvae_fast.errors import UserError, needs_extra
 
 
 def main() -> int:
-    """Run the command line of this process; returns its exit code, that of a `UserError` without its packages."""
+    """Run the command line of this process; returns its exit code (a `UserError`'s if packages are missing)."""
     try:
         with needs_extra("train", "the command line"):
             from sendvae_fast.cli.main import main as run_command

@@ -1,6 +1,6 @@
 """Checks of a config dataclass's values: `UserError` with one line, "loop.num_steps is 0: it must be at least 1".
 
-`names` are the dataclass's fields; None stands for "not given" and passes, NaN never does. `where` is the section that
+`names` are the dataclass's fields; None means "not given" and passes; NaN fails. `where` is the section that
 the fields have in a config file, `hint` follows the rule.
 """
 
@@ -30,7 +30,7 @@ def weights(config: Any, *names: str, where: str = "", hint: str = "") -> None:
 
 
 def in_interval(interval: str, config: Any, *names: str, where: str = "", hint: str = "") -> None:
-    """Values in an interval such as "[0, 1)": a bracket takes its end in, a parenthesis leaves it out."""
+    """Values in an interval such as "[0, 1)": a bracket includes its end, a parenthesis excludes it."""
     low, high = map(float, interval[1:-1].split(","))
 
     def is_inside(value: float) -> bool:

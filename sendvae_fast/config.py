@@ -121,7 +121,7 @@ def build_config(config_class: type[T], content: dict[str, Any], where: str = "t
     try:
         return config_class(**vars(parser.instantiate(parser.parse_object(content))))
     except (ArgumentError, ValueError) as error:
-        # jsonargparse wraps what a nested __post_init__ raises: the check's own line is the one to show.
+        # jsonargparse wraps the error of a nested __post_init__; the user is shown the check's own line.
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise UserError(f"{where}: {_one_line(error)}") from error
@@ -178,7 +178,7 @@ def _one_line(error: Exception) -> str:
     union = _UNION_ERROR.fullmatch(line)
     if union is None:
         return line
-    # Of `X | None`: what is wrong with the value as an X is what the user wants to know.
+    # For `X | None` the user is told only why the value is no X.
     problems = [re.sub(r"^Problem with given class_path '.*?': ", "", text) for text in union["problems"].split(" - ")]
     told = "; ".join(text for text in problems if text != "Expected a <class 'NoneType'>")
     value = "" if union["value"].startswith(("Namespace(", "{")) else f". Got value: {union['value']}"

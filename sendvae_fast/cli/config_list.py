@@ -37,7 +37,7 @@ def run(config: Config) -> None:
 
 
 def first_sentence(text: str) -> str:
-    """Of the comment at the top of a YAML file."""
+    """The first sentence of the comment at the top of a YAML file."""
     lines = text.splitlines()
     comment = lines[: next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))]
     return " ".join(line.lstrip("# ") for line in comment).partition(". ")[0].removesuffix(".")

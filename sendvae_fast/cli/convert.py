@@ -8,9 +8,9 @@
 
 SOURCE is one of our folders or runs, a diffusers AutoencoderKL folder, a checkpoint file in the LDM layout, bare or
 inside a training checkpoint (SD-VAE, VA-VAE, REPA-E), or a generator's checkpoint (SiT, REPA, REPA-E, LightningDiT).
-Nothing in it is run, and an existing OUT is never overwritten. Weights stay the same bit by bit, but for two layers
-between our or REPA's generators and SiT's or LightningDiT's, whose time runs the other way. The sigma that SiT predicts
-and no sampler uses is dropped. DiT's checkpoints cannot be told from SiT's, but are no flows: do not convert them.
+No code in it is run, and an existing OUT is never overwritten. Weights stay the same bit by bit, except two layers
+between our or REPA's generators and SiT's or LightningDiT's, whose time runs the other way. SiT's predicted sigma,
+which no sampler uses, is dropped. DiT's checkpoints look like SiT's but are no flows: do not convert them.
 """
 
 from dataclasses import dataclass

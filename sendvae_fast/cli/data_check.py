@@ -1,9 +1,9 @@
-"""Report what is odd or broken in a catalog, or in pictures that have none.
+"""Report odd and broken pictures of a catalog, or of a source without one.
 
     sendvae data check imagenet/train.catalog.parquet
 
-A catalog is reported as it stands; pictures are looked at first, as `sendvae data index` does. Exit code 0 when every
-picture is readable, 1 when one is bad or a shard is damaged.
+A catalog is reported as it stands; a source without one is indexed first, as by `sendvae data index`. Exit code 0 when
+every picture is readable, 1 when one is bad or a shard is damaged.
 """
 
 import tempfile
@@ -53,7 +53,7 @@ def run(config: Config) -> int:
 
 
 def _indexed(source: str) -> Catalog:
-    """The catalog at `source`, or one made for the occasion."""
+    """The catalog at `source`, or a temporary one of its pictures."""
     if catalog_file_at(source) is None:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / CATALOG_NAME
@@ -66,7 +66,7 @@ def _indexed(source: str) -> Catalog:
 
 
 def _print_classes(catalog: Catalog, summary: CatalogSummary) -> None:
-    """The sizes of all classes, or where they are many, of the smallest and the largest."""
+    """Print the sizes of all classes or, if there are many, of the smallest and the largest."""
     order = np.argsort(summary.class_counts, kind="stable").tolist()
     print(f"\nsamples per class: {summary.class_counts.min()} to {summary.class_counts.max()}")
     if len(order) > 2 * NUM_EXTREME_CLASSES:

@@ -1,4 +1,4 @@
-"""Say what this machine has and which backend each op uses, and what would make it better.
+"""Report this machine's hardware and packages, the backend of each op, and possible improvements.
 
     sendvae doctor
     sendvae doctor --json --data=imagenet/train --out=runs
@@ -130,7 +130,7 @@ def look_at_machine(findings: Findings) -> None:
 
 
 def look_at_packages(findings: Findings) -> None:
-    """Versions of what is needed and of the extras."""
+    """Versions of the required packages and of the extras."""
     findings.add("packages", "sendvae_fast", __version__)
     for name, version in environment()["packages"].items():
         missing: Verdict = "broken" if name in REQUIRED_PACKAGES else "warning"
@@ -144,7 +144,7 @@ def look_at_packages(findings: Findings) -> None:
 
 
 def look_at_ops(findings: Findings) -> None:
-    """What was built, and for every op what it would use here and why not the others."""
+    """The compiled libraries, and for every op its backend here and why the others cannot run."""
     module = library.host()
     if module is not None:
         facts = ", ".join(f"{key} {value}" for key, value in module.build_info().items() if value)

@@ -1,4 +1,4 @@
-"""What the command says of itself: the overview, the verbs of a group, and the help of a verb, in short or complete."""
+"""Help texts of the command: the overview, the verbs of a group, and the short or complete help of a verb."""
 
 import shutil
 import textwrap
@@ -80,7 +80,7 @@ def _verb_lines(verbs: Mapping[str, str]) -> list[str]:
 
 
 def _option_entries(options: Iterable[Option], complete: bool) -> list[tuple[str, str, str]]:
-    """What to type, what it means, and what else there is to know of it."""
+    """For each option: the text to type, its description, and its default or "(required)"."""
     entries = []
     for option in options:
         default = "" if option.default is None else f"(default: {option.default})"
@@ -90,9 +90,9 @@ def _option_entries(options: Iterable[Option], complete: bool) -> list[tuple[str
 
 
 def _sections(sections: Mapping[str, Sequence[tuple[str, str, str]]], complete: bool) -> list[str]:
-    """Headings, each over what to type and what it means, in two columns; what is long to type has its own line.
+    """Headings, each above a column of texts to type and one of descriptions; a long text to type has its own line.
 
-    complete: the whole meaning, else as much of its first sentence as fits: a line each where there are many, or two.
+    complete: whole descriptions, else as much of their first sentences as fits: in one line if there are many, or two.
     """
     longest = max(len(name) for entries in sections.values() for name, *_ in entries)
     indent = min(longest + 4, MAX_INDENT)

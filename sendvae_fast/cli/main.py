@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _rank_words() -> str:
-    """Who speaks, where several ranks do."""
+    """The beginning of a message that names its rank; empty for a single rank."""
     return f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ else ""
 
 
@@ -114,7 +114,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _load(module: ModuleType, arguments: list[str]) -> Any:
-    """A verb's config. What is wrong with a command line is wrong on every rank: only the first says so."""
+    """A verb's config. An error in the command line occurs on every rank; only the first reports it."""
     try:
         return load_config(*_read_arguments(module, arguments))
     except UserError as error:
@@ -149,7 +149,7 @@ def _needs_extra_of(verb: str) -> AbstractContextManager[None]:
 
 
 def _read_arguments(module: ModuleType, arguments: list[str]) -> tuple[type, list[Path], dict]:
-    """What `load_config` takes, from a verb's command line."""
+    """The arguments of `load_config`, from a verb's command line."""
     positional = getattr(module, "POSITIONAL", None)
     if positional and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{positional}={arguments[0]}", *arguments[1:]]

@@ -31,7 +31,7 @@ class Option:
 
 
 def config_options(config_class: type) -> Iterator[Option]:
-    """Every option of a config dataclass, its own before those of nested dataclasses, null ones included."""
+    """Every option of a config dataclass, its own before those of nested dataclasses, also of those that are null."""
     yield from _options(config_class, None, prefix="", section="")
 
 

@@ -26,7 +26,7 @@ MAIN_OPTIONS = (
 
 
 def run(config: SampleConfig) -> None:
-    """Draw what is missing and say where it is."""
+    """Draw the missing pictures and print their folder."""
     distributed = init_distributed()
     folder = sample_to_folder(config, distributed)
     if distributed.is_main:

@@ -1,1 +1,1 @@
-"""What images and latents there are, in which order they come, and how they are read."""
+"""Images and latents: their catalogs and sources, their order in training, and their reading."""

@@ -1,4 +1,4 @@
-"""What pictures there are: the samples of a source with their classes and, where known, attributes and verdicts."""
+"""The catalog of pictures: the samples of a source with their classes and, where known, attributes and verdicts."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Catalog:
-    """The samples of a source. A sample id counts them: by class, then by name."""
+    """The samples of a source, numbered by sample ids in the order of classes, then of names."""
 
     listing: Listing
     attributes: Attributes | None = None
@@ -59,7 +59,7 @@ class Catalog:
 
     @cached_property
     def verdicts(self) -> np.ndarray | None:
-        """Of each sample "ok", "odd: <why>" or "bad: <reason>", str objects [num_samples]; None without an index."""
+        """Verdicts "ok", "odd: <why>" or "bad: <reason>" of samples, str objects [num_samples]; None without an index."""
         if self.facts is None:
             return None
         column = self.facts["verdict"].combine_chunks().dictionary_encode()
@@ -76,7 +76,7 @@ class Catalog:
         """The encoded bytes of a sample. May be called from many threads.
 
         Raises:
-            UnreadableImage: when they cannot be had.
+            UnreadableImage: when they cannot be read.
         """
         return self.source.read(sample_id)
 

@@ -64,7 +64,7 @@ def write_catalog_file(path: Path, listing: Listing, facts: pa.Table | None, ori
 
     Args:
         facts: one row of `FACTS` per sample, None without an index.
-        origin: what it was made from and how, for `read_origin`; as JSON can hold it.
+        origin: JSON values that say what the catalog was made from and how; see `read_origin`.
     """
     source, path = listing.source, path.absolute()
     sharded = isinstance(source, ShardedSource)
@@ -119,7 +119,7 @@ def read_catalog_file(path: Path) -> tuple[Listing, pa.Table | None]:
 
 
 def read_origin(path: Path) -> dict | None:
-    """What a file was made from, if it is a catalog and says so."""
+    """The `origin` of a catalog file; None if it has none or the file is no catalog."""
     if not is_catalog_file(path):
         return None
     return json.loads(pq.read_schema(path).metadata[METADATA_KEY]).get("origin")

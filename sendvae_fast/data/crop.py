@@ -1,4 +1,4 @@
-"""How one picture becomes a training image: decoded by Pillow, cropped by `ops.center_crop`."""
+"""Training images from encoded pictures: decoded by Pillow, cropped by `ops.center_crop`."""
 
 import os
 

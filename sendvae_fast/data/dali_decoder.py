@@ -1,7 +1,7 @@
 """Decoding batches of JPEGs with NVIDIA DALI: nvJPEG and its hardware decoder on a GPU, libjpeg-turbo on a CPU.
 
-DALI is given bytes by our own sampler; its readers cannot pass over a bad file. A file that it cannot decode takes the
-whole pipeline with it, so the pipeline is built again and its batch left to Pillow.
+DALI's own readers cannot pass over a bad file, so our sampler reads the bytes. A file that DALI cannot decode breaks
+the whole pipeline, so the pipeline is built again and its batch left to Pillow.
 """
 
 import importlib
@@ -36,7 +36,7 @@ class DaliDecoder:
     """Decodes batches of ordinary RGB JPEGs and crops them with `ops.center_crop`.
 
     On a CPU the pixels are Pillow's, bit for bit, where both use libjpeg-turbo; a GPU's inverse DCT and chroma
-    upsampling differ a little. What is out of the ordinary (CMYK, grey, a PNG in disguise ...) belongs to Pillow: see
+    upsampling differ a little. All other pictures (CMYK, grey, a PNG named as a JPEG ...) are decoded by Pillow: see
     `data.decode`. EXIF orientation is ignored, as the ADM protocol does.
     """
 
@@ -91,7 +91,7 @@ class DaliDecoder:
     def _build(self):
         from nvidia.dali import fn, pipeline_def
 
-        types: Any = importlib.import_module("nvidia.dali.types")  # its names are made when it is imported
+        types: Any = importlib.import_module("nvidia.dali.types")  # pyright does not know its names
         on_gpu = self._device.type == "cuda"
 
         @pipeline_def(

@@ -1,7 +1,7 @@
-"""Encoded pictures: what they are and what their pixels are, with Pillow, the truth for every other decoder.
+"""Examination and decoding of encoded pictures by Pillow, the reference for every other decoder.
 
-What is refused ("bad") and what decodes but is out of the ordinary ("odd") is decided here and nowhere else, on the
-bytes and the name alone, so that the verdict is the same whether they lie in a folder, a tar shard or a parquet file.
+The verdicts "bad" (refused) and "odd" (decoded, but out of the ordinary) are made here alone, from the bytes and the
+name alone, so that a picture has the same verdict in a folder, a tar shard and a parquet file.
 """
 
 import io
@@ -59,7 +59,7 @@ class UnreadableImage(UserError):
 
 @dataclass(frozen=True)
 class PictureFacts:
-    """What an encoded picture turned out to be."""
+    """The facts about an encoded picture that `examine` found."""
 
     verdict: str
     """"ok", "odd: <why>" (it decodes, but other decoders may differ), or "bad: <reason>"."""
@@ -71,7 +71,7 @@ class PictureFacts:
 
 
 def read_encoded(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file that is to be a picture.
+    """The bytes of a picture's file.
 
     Raises:
         UnreadableImage: when it is missing, not a regular file, not readable or absurdly large.
@@ -89,7 +89,7 @@ def read_encoded(path: str | os.PathLike[str]) -> bytes:
 
 
 def check_size(num_bytes: int) -> None:
-    """Raise a ValueError when a picture of so many bytes is not to be read at all."""
+    """Raise a ValueError when a picture has too many bytes to be read."""
     if num_bytes > MAX_FILE_BYTES:
         raise ValueError(f"{num_bytes} bytes are too many for a picture")
 
@@ -102,7 +102,7 @@ def decode_rgb(source: bytes | str | os.PathLike[str], where: str = "in memory")
 
     Args:
         source: the encoded bytes, or the path of a file with them.
-        where: names bytes in messages; a path names itself.
+        where: the name of bytes in messages; a path needs none.
 
     Raises:
         UnreadableImage: when the file is missing, broken, truncated, not an image, or over the limits of this module.
@@ -117,7 +117,7 @@ def decode_rgb(source: bytes | str | os.PathLike[str], where: str = "in memory")
 
 
 def examine(data: bytes, name: str, quick: bool = False) -> PictureFacts:
-    """Say what the picture `data` is; `name` is what it is called, for its ending. Never raises.
+    """Examine the picture `data`; the ending of `name` tells the expected format. Never raises.
 
     Args:
         quick: look at the header only, so that damage further on goes unseen.
@@ -150,7 +150,7 @@ def failure_reason(error: Exception) -> str:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Parse the header; what would take too long or too much memory to decode is refused here.
+    """Parse the header; refuse a picture that would take too long or too much memory to decode.
 
     Raises:
         ValueError: for what is over the limits; Pillow's own errors for what is broken.
@@ -236,12 +236,12 @@ def _jpeg_frame_type(data: bytes) -> int | None:
 def _has_more_frames(image: Image.Image) -> bool:
     try:
         return getattr(image, "is_animated", False)
-    except Exception:  # the frames after the first may be as broken as they like
+    except Exception:  # damage in frames after the first does not matter
         return False
 
 
 def _orientation(image: Image.Image) -> int | None:
     try:
         return image.getexif().get(ORIENTATION_TAG)
-    except Exception:  # and so may be the EXIF data
+    except Exception:  # damage in the EXIF data does not matter
         return None

@@ -1,4 +1,4 @@
-"""Which samples come when: a pure function of (seed, epoch, position), whatever the ranks."""
+"""The order of samples: a pure function of (seed, epoch, position), whatever the ranks."""
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class BatchSchedule:
                 "lower the batch size or add samples"
             )
         self.num_samples, self.global_batch, self.seed = num_samples, global_batch, seed
-        self._permutations: dict[int, np.ndarray] = {}  # of the epochs last asked for
+        self._permutations: dict[int, np.ndarray] = {}  # by epoch, the last ones used
 
     def permutation(self, epoch: int) -> np.ndarray:
         """The order of all samples in `epoch`, int64 [num_samples]."""

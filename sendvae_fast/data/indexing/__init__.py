@@ -1,1 +1,1 @@
-"""Looking at every picture once: catalogs, packing, and the sandbox in which strangers' pictures are opened."""
+"""Examination of every picture, once: catalogs, packing, and the sandbox in which untrusted pictures are opened."""

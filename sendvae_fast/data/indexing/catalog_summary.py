@@ -1,4 +1,4 @@
-"""What a catalog says about its samples, for people: counts, oddities, damage, duplicates."""
+"""The summary of a catalog for people: counts, oddities, damage, duplicates."""
 
 import re
 from collections import Counter
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc  # makes its functions when it is imported, so that pyright knows none of them
+import pyarrow.compute as pc  # pyright does not know its functions, which are made at import
 
 from sendvae_fast.data.catalog import Catalog
 
@@ -16,7 +16,7 @@ QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 @dataclass(frozen=True)
 class CatalogSummary:
-    """A catalog looked at as a whole."""
+    """Counts, oddities, damage and duplicates of a catalog."""
 
     kinds: dict[str, int]
     """How many samples have which verdict, the commonest first; numbers and names in verdicts stand as N and '...'."""

@@ -1,4 +1,4 @@
-"""Looks at every picture of a source once and writes the catalog of what it found."""
+"""The indexer of a source, which examines every picture once and writes the catalog."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ def index_source(
     quick: bool = False,
     label: str | None = None,
 ) -> bool:
-    """Examine every picture at `where` and write the catalog `out`. Run again, it goes on, or finds nothing to do.
+    """Examine every picture at `where` and write the catalog `out`. A later call continues an interrupted one.
 
     Args:
         where: the pictures, as `list_source` takes them.
@@ -78,7 +78,7 @@ def index_source(
 
 
 def default_catalog(where: str | os.PathLike[str]) -> Path:
-    """Where the catalog of a source goes: beside it.
+    """The path of a source's catalog, beside the source.
 
     Raises:
         UserError: for a pattern, which has no one place.

@@ -1,4 +1,4 @@
-"""The samples of a listing in parts, so that a long look at all of them can be interrupted: done parts stay on disk.
+"""The samples of a listing in parts, so that their examination can be interrupted: finished parts stay on disk.
 
 <folder>/origin.json     what is being done; another command must not go on here
 <folder>/part-00000.parquet ...   rows of `catalog_file.FACTS`, whole files only
@@ -62,7 +62,7 @@ class ListingParts:
         return len(self._order) - sum(len(self.ids(number)) for number in self.missing())
 
     def write(self, number: int, facts: Sequence[SampleFacts]) -> None:
-        """Keep the facts about the samples of a part: it is done."""
+        """Write the facts about the samples of a part, which is then done."""
         columns = [pa.array(column, field.type) for column, field in zip(zip(*facts, strict=True), FACTS, strict=True)]
         with staged(self._path(number)) as unfinished:
             pq.write_table(pa.table(columns, schema=FACTS), unfinished)

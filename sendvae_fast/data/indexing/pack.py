@@ -1,4 +1,4 @@
-"""Packs the samples of a catalog into WebDataset tar shards, for storage that is slow at opening a million files.
+"""The packer of a catalog's samples into WebDataset tar shards, for storage that is slow at opening a million files.
 
     shard-00000.tar ...   000000042.JPEG (the picture) and 000000042.cls (its class number) per sample id
     catalog.parquet       the samples under their ids and names from before, with their verdicts
@@ -47,7 +47,7 @@ def pack_catalog(
     shard_size: int = 1024,
     num_workers: int | None = None,
 ) -> bool:
-    """Write shards of `catalog` into the folder `out`, and their catalog. Run again, it goes on, or has nothing to do.
+    """Write shards of `catalog` and their catalog into the folder `out`. A later call continues an interrupted one.
 
     Args:
         image_size: pack the centre crop of so many pixels a side as PNG, without loss; by default the pictures' own

@@ -1,9 +1,9 @@
-"""Looks at pictures in processes of their own, so that a hostile one harms nothing but its own verdict.
+"""The examination of pictures in worker processes, so that a hostile picture harms nothing but its own verdict.
 
-A worker examines one picture after the other. Before each it asks the kernel to be killed after `CPU_LIMIT_S` of work
-and to be refused more than `MEMORY_LIMIT` further bytes. When a worker dies, the picture it was at is bad for that
-reason, and a new worker goes on with the next one. Time is the worker's own computing time: a slow disk or a busy
-machine makes no picture bad.
+A worker examines one picture after the other. For each picture the kernel kills the worker after `CPU_LIMIT_S` of CPU
+time and refuses it more than `MEMORY_LIMIT` further bytes. When a worker dies, the picture that it was examining is bad
+for that reason, and a new worker continues with the next one. Only CPU time counts, so a slow disk or a busy machine
+makes no picture bad.
 """
 
 import hashlib
@@ -43,12 +43,12 @@ class SampleFacts(NamedTuple):
 
 
 def bad_sample(reason: str) -> SampleFacts:
-    """The facts about a sample whose bytes or pixels nobody has seen."""
+    """The facts about a sample whose bytes or pixels could not be read."""
     return SampleFacts(None, None, 0, 0, "", "", f"bad: {reason}")
 
 
 def examine_sample(source: Source, index: int, quick: bool = False) -> SampleFacts:
-    """Read a sample and say what it is, under this module's limits. Whatever is in it, only they may end this process.
+    """Read and examine a sample under this module's limits. Nothing in the sample but these limits ends this process.
 
     Args:
         quick: do not decode; see `decode.examine`.
@@ -132,13 +132,13 @@ class _Worker:
         self._start()
 
     def give(self, job: _Job) -> None:
-        """Go on with `job`."""
+        """Send `job` to the worker."""
         self.job = job
-        with suppress(ConnectionError):  # of a dead worker `receive` makes the best
+        with suppress(ConnectionError):  # `receive` deals with a dead worker
             self.connection.send(job.rest())
 
     def receive(self) -> list[SampleFacts]:
-        """What the worker has found out since the last call; to be called when its connection is ready."""
+        """Receive the worker's facts since the last call; to be called when its connection is ready."""
         try:
             message = self.connection.recv()
         except (EOFError, ConnectionError):
@@ -190,7 +190,7 @@ def _serve(connection: Connection, quick: bool) -> None:
     """Body of a worker: sources come in, facts go out, sample by sample."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C goes to all; the parent decides
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters is in the verdict
+    warnings.simplefilter("ignore")  # Pillow's warnings about odd files; the verdict is enough
     try:
         connection.send(None)
         while True:
@@ -203,7 +203,7 @@ def _serve(connection: Connection, quick: bool) -> None:
 
 @contextmanager
 def limits() -> Iterator[None]:
-    """Have the kernel kill this process, or refuse it memory, when the block asks for too much."""
+    """Let the kernel kill this process, or refuse it memory, when the block needs too much."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + MEMORY_LIMIT, before[1]))

@@ -1,4 +1,4 @@
-"""The latent cache: what the autoencoder says about every image, computed once, so that stage 2 never encodes.
+"""The latent cache: the posterior of every image, computed once, so that stage 2 never encodes.
 
     latents_00000.safetensors ...   mean, std [n, C, H, W]; labels, sample_ids int64 [n]; with flips also mean_flip and
                                     std_flip, of the mirrored images
@@ -59,7 +59,7 @@ class LatentCacheWriter:
         return (self.directory / CACHE_FILE).exists()
 
     def missing_shards(self) -> list[int]:
-        """Shards not yet there or not readable; those are to be written."""
+        """Shards that are missing or unreadable, and are to be written."""
         return [k for k in range(self.source.num_shards) if shard_header(self._shard_path(k)) is None]
 
     def write_shard(
@@ -141,7 +141,7 @@ class LatentCacheWriter:
 
 
 class LatentCache:
-    """A finished latent cache, read at random; `LatentReader` reads one ahead in a schedule's order.
+    """A finished latent cache with random access; `LatentReader` reads a cache ahead of use in a schedule's order.
 
     `latent_mean` and `latent_std` (float32 [C]) are the statistics of *sampled* latents per channel: the mean of the
     means, and the root of the means' variance plus the mean posterior variance. They normalise latents for stage 2.
@@ -167,7 +167,7 @@ class LatentCache:
 
         Args:
             directory: where `LatentCacheWriter` wrote it.
-            verify_hashes: read everything once and compare sha256 sums, too.
+            verify_hashes: also read every shard and compare its sha256.
 
         Raises:
             UserError: when the cache is missing, unfinished or of another version, or a shard is missing, truncated or

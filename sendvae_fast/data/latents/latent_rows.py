@@ -1,4 +1,4 @@
-"""Rows of latent shards: where each sample's latents lie, read at random or, by `LatentReader`, ahead of their use.
+"""Rows of latent shards: the places of samples' latents, read at random or, by `LatentReader`, ahead of their use.
 
 Shape letters: B batch, C channels, H W latent height and width. A sample has a row in each field (mean, std), in one or
 two variants (plain, flipped).
@@ -130,11 +130,11 @@ class LatentReader:
         )
 
     def read(self, plan: Iterable[tuple[Tensor, Tensor | None, Any]]) -> Iterator[tuple[list[Tensor], Any]]:
-        """Of each (ids int64 [B], variants int64 [B] or None, anything) in the plan: the fields [B, C, H, W], anything.
+        """Yield (fields [B, C, H, W], payload) of each (ids int64 [B], variants int64 [B] or None, payload) of `plan`.
 
-        The plan is asked for `read_ahead` batches more than are delivered. The fields lie in buffers that are used
-        again: they hold until the next batch is asked for, or, copied from pinned memory to a CUDA device, as long as
-        that copy takes.
+        The plan is consumed `read_ahead` batches ahead of delivery. The fields lie in buffers that are reused: they are
+        valid until the next batch is asked for or, copied from pinned memory to a CUDA device, until that copy has
+        ended.
 
         Raises:
             UserError: a shard that cannot be read or has changed, by name.
@@ -187,7 +187,7 @@ class _Buffers:
         return [field[:batch] for field in self._fields]
 
     def note_use(self) -> None:
-        """Remember that what is queued on the device so far may read the memory."""
+        """Record that the work queued on the device so far may read the memory."""
         if self._pinned:
             self._last_use = torch.cuda.current_stream().record_event()
 

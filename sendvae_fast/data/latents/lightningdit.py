@@ -3,7 +3,7 @@
     latents_rank00_shard000.safetensors ...   latents, latents_flip [n, C, H, W]; labels int64 [n]
     latents_stats.pt                          mean, std [1, C, 1, 1], of the latents
 
-The samples are in no order that leads back to pictures, so REPA cannot look at them.
+The order of the samples does not tell which pictures they are of, so REPA cannot be used with them.
 """
 
 import re
@@ -55,7 +55,7 @@ class PublishedLatents:
         labels = []
         for path, shard in zip(paths, rows.shards, strict=True):
             with safe_open(path, framework="pt") as file:
-                keys = file.keys()  # the file itself knows no `in`
+                keys = file.keys()  # the file has no `in`
                 if "labels" not in keys or file.get_slice("labels").get_shape() != [shard.count]:
                     raise UserError(f"the latent shard {path} has no label for each of its {shard.count} latents")
                 labels.append(file.get_tensor("labels").to(torch.int64))

@@ -27,7 +27,7 @@ _SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torc
 
 @dataclass(kw_only=True, frozen=True)
 class LatentSource:
-    """What latents were computed from. Two caches may be mixed only when all but `image_root` agree.
+    """The source that latents were computed from. Two caches may be mixed only when all but `image_root` agree.
 
     Raises `UserError` for a value out of range.
     """
@@ -98,7 +98,7 @@ def file_list_sha256(catalog: Catalog) -> str:
 
 
 def shard_header(path: Path) -> dict[str, Any] | None:
-    """What a shard says about itself: its `source`, the `sums` for the statistics, and the latents' `shape` [C, H, W].
+    """The header of a shard: its `source`, the `sums` for the statistics, and the latents' `shape` [C, H, W].
 
     None when the file is missing, cut short or broken.
     """

@@ -91,8 +91,8 @@ def draw_scene(seed: int, scene_id: int) -> Scene:
         _inside(0.5 - offset_x if attributes["left"] else 0.5 + offset_x, radius),
         _inside(0.5 - offset_y if attributes["upper"] else 0.5 + offset_y, radius),
     )
-    # Colour is told by relations (to the background's hue, to its lightness), never by a level of its own: a level
-    # would be there for any linear function of the pixels to read.
+    # Colours are relative (to the background's hue, to its lightness), never at a level of their own, which any linear
+    # function of the pixels could read.
     background_hue = rng.uniform(0, 2 * np.pi)
     hue = background_hue + (rng.uniform(-0.45, 0.45) if attributes["matching"] else np.pi + rng.uniform(-0.6, 0.6))
     contrast = rng.uniform(0.34, 0.44) if attributes["contrasting"] else rng.uniform(0.16, 0.22)

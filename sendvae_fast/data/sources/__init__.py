@@ -1,1 +1,1 @@
-"""Where encoded pictures lie: folders, WebDataset tar shards, Hugging Face parquet files."""
+"""Sources of encoded pictures: folders, WebDataset tar shards, Hugging Face parquet files."""

@@ -1,4 +1,4 @@
-"""What every source of encoded pictures offers, and the order of samples that all of them share."""
+"""The interface of every source of encoded pictures, and the order of samples that all of them share."""
 
 import os
 from abc import ABC, abstractmethod
@@ -32,7 +32,7 @@ class Source(ABC):
         """The encoded bytes of one sample.
 
         Raises:
-            UnreadableImage: when they cannot be had.
+            UnreadableImage: when they cannot be read.
         """
 
     @abstractmethod
@@ -52,7 +52,7 @@ class Source(ABC):
 
     @abstractmethod
     def _arguments(self) -> tuple:
-        """Of the constructor: all there is to a source but its open files."""
+        """The constructor's arguments: all of a source except its open files."""
 
 
 class ShardedSource(Source):
@@ -82,7 +82,7 @@ class ShardedSource(Source):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a look at the names in a source says: the samples in order, and their classes."""
+    """The samples of a source in order, and their classes, as far as names tell them."""
 
     source: Source
     labels: np.ndarray
@@ -95,7 +95,7 @@ class Listing:
 
 
 def index_classes(classes: Sequence[str | int], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels int64 [n] and class names of samples by their classes: names, sorted, or numbers, which keep their value.
+    """Labels int64 [n] and class names from the samples' classes: names are sorted, numbers keep their value.
 
     Raises:
         UserError: when names and numbers are mixed, or a number cannot be a class.
@@ -117,7 +117,7 @@ def index_classes(classes: Sequence[str | int], where: str) -> tuple[np.ndarray,
 
 
 def sample_order(labels: np.ndarray, names: list[str]) -> np.ndarray:
-    """The order of sample ids, whatever holds them: by class, folder and file name; int64 [n]."""
+    """The order of sample ids in every kind of source: by class, folder and file name; int64 [n]."""
     return np.array(sorted(range(len(names)), key=lambda i: (labels[i], *os.path.split(names[i]))), np.int64)
 
 

@@ -1,4 +1,4 @@
-"""From what a user names, a path or a pattern, to the samples it stands for."""
+"""The samples that a user's path or pattern stands for."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which files a pattern or a folder of shards stands for."""
+"""The files that a pattern or a folder of shards stands for."""
 
 import glob
 import os
@@ -16,7 +16,7 @@ SPLIT_WORDS = re.compile(r"(?<![a-z])(train|val|validation|test)(?![a-z])")
 
 
 def is_pattern(where: str) -> bool:
-    """Whether a path is to be expanded; one that exists under this very name is not."""
+    """Whether a path is a pattern to expand; a path that exists under this very name is not."""
     return any(mark in where for mark in "*?[{") and not os.path.exists(where)
 
 
@@ -41,7 +41,7 @@ def shards_in(folder: Path, suffix: str) -> list[Path]:
     """The files in `folder` that end with `suffix`, sorted.
 
     Raises:
-        UserError: when they are of several splits: which one is meant?
+        UserError: when they are of several splits, so that the choice is open.
     """
     found = sorted(
         Path(entry.path)

@@ -175,7 +175,7 @@ def _folder_of(sample: _Sample, shard: Path) -> str:
 
 
 def _label_beside(sample: _Sample, shard: Path, descriptor: _Descriptor, extension: str, field: str) -> str | int:
-    """What the `.cls` or `.json` member beside a picture says its class is."""
+    """The class of a picture by the `.cls` or `.json` member beside it."""
     where = f"{shard}: {sample.picture.name!r}"
     member = sample.beside.get(extension)
     if member is None:

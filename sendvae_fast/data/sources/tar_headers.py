@@ -1,7 +1,7 @@
-"""Walks through the headers of a tar without extracting, following or trusting anything in it.
+"""A reader of tar headers that does not extract, follow or trust anything in the tar.
 
 Formats: POSIX pax and ustar, GNU (https://www.gnu.org/software/tar/manual/html_node/Standard.html). Python's `tarfile`
-would do for honest archives, but reads headers of any claimed size into memory and cannot say where an archive breaks.
+suits honest archives, but reads headers of any claimed size into memory and cannot say where an archive breaks.
 """
 
 import os
@@ -161,7 +161,7 @@ def _number(octets: bytes) -> int | None:
 
 
 def _extension(kind: int, payload: bytes, start: int) -> dict[str, bytes]:
-    """What a header for the next member says, as pax keys; nothing that matters here is said about links or all."""
+    """The pax keys in a header for the next member; keys for links or for all members do not matter here."""
     if kind == GNU_LONG_NAME:
         return {"path": payload.split(b"\0")[0]}
     return _pax_records(payload, start) if kind == PAX else {}
