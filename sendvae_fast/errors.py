@@ -15,11 +15,11 @@ class UserError(Exception):
 
 @contextmanager
 def needs_extra(extra: str, what: str) -> Iterator[None]:
-    """Around imports of packages that the base install lacks: one that is missing is a `UserError` with the command.
+    """Context for imports of optional packages: a missing one is a `UserError` with the command that installs it.
 
     Args:
         extra: the extra, or several with commas, of `pyproject.toml` that installs them: "train".
-        what: what needs them: "`sendvae report`".
+        what: the feature that needs them: "`sendvae report`".
     """
     try:
         yield

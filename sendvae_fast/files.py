@@ -1,8 +1,7 @@
-"""The one way in which files are written: whole, or not at all.
+"""Atomic writing, whole or not at all: the one way in which files are written.
 
-What stands under a name is the old file or the new one, and has the permissions that the user's umask gives to new
-files. While it is written a file is called ``.<name>.tmp-<host>-<process>``, so that nobody takes it for what it
-is to become.
+A path holds either the old file or the new one, with the permissions that the user's umask gives to new files. An
+unfinished file is called ``.<name>.tmp-<host>-<process>``, so that nobody takes it for the finished one.
 """
 
 import hashlib
@@ -38,13 +37,13 @@ def fsync_path(path: Path) -> None:
 
 @contextmanager
 def staged(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A path to write to; what is there takes the place of `path` when the block ends without an error.
+    """A temporary path to write to; its file replaces `path` when the block ends without an error.
 
-    What a killed process of this machine left of an earlier attempt is removed.
+    Unfinished files of earlier attempts by killed processes of this machine are removed.
 
     Args:
-        durable: flush the file and its name to the disk, so that it survives a power cut. Without it nothing that was
-            killed is looked for either: for pictures by the thousand, which are drawn again where they are damaged.
+        durable: flush the file and its name to the disk, so that it survives a power cut. Without it unfinished files
+            of killed processes stay, too: for pictures by the thousand, which are drawn again where they are damaged.
 
     Raises:
         OSError: the disk is full, the folder missing or not writable. Nothing is left behind then.
@@ -62,7 +61,7 @@ def staged(path: Path, *, durable: bool = True) -> Iterator[Path]:
             fsync_path(unfinished)
         os.replace(unfinished, path)
     except BaseException:
-        with suppress(OSError):  # it is the first error that must be heard
+        with suppress(OSError):  # the first error is the one to report
             unfinished.unlink(missing_ok=True)
         raise
     if durable:
@@ -71,7 +70,7 @@ def staged(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def staged_output(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """`staged`, not durable, for what a command can make again: its folder is made, and a full disk is a UserError."""
+    """`staged`, not durable, for files that a command can make again: makes the folder; a full disk is a UserError."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

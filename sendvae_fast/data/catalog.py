@@ -59,7 +59,7 @@ class Catalog:
 
     @cached_property
     def verdicts(self) -> np.ndarray | None:
-        """Verdicts "ok", "odd: <why>" or "bad: <reason>" of samples, str objects [num_samples]; None without an index."""
+        """Verdicts "ok", "odd: <why>", "bad: <reason>", str objects [num_samples]; None without an index."""
         if self.facts is None:
             return None
         column = self.facts["verdict"].combine_chunks().dictionary_encode()

@@ -1,1 +1,1 @@
-"""What drives training: DeepSpeed and DDP engines, checkpoints, run directory, metrics."""
+"""The training engine: DeepSpeed and DDP engines, checkpoints, run directory, metrics."""

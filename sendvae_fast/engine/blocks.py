@@ -1,10 +1,10 @@
 """torch.compile and activation checkpointing of the repeated blocks of a network.
 
-Blocks are compiled, or recomputed, each as a whole and each in place: the network, its state dict and its hooks stay
-what they are. A block compiled is shared by all blocks like it, which takes a seventh of the time that compiling the
-whole network takes, and leaves engines free to hook what lies between the blocks.
+Each block is compiled or recomputed as a whole and in place: the network, its state dict and its hooks stay the same.
+Equal blocks share one compilation, which takes a seventh of the time of compiling the whole network, and engines can
+hook the modules between the blocks.
 
-A module says of itself, by these attributes of its class or of its own, what may be done with it:
+These attributes of a module or its class say whether it may be compiled and recomputed:
 
     compiles = True      its forward pass is one graph
     recomputes = True    a second forward pass changes nothing: it keeps no state, and all randomness is stateless
@@ -17,15 +17,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# Every width, resolution and use (with gradients, without, with one for its input) of a kind of block is compiled for
-# itself: 30 for the residual blocks of f16d32. torch.compile gives up at 8 unless told otherwise.
+# Every width, resolution and use (with gradients, without, with one for its input) of a kind of block is compiled
+# separately: 30 for the residual blocks of f16d32. torch.compile gives up at 8 unless told otherwise.
 MAX_COMPILED_FORMS = 256
 
 
 def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
     """Compile the blocks of `network` (`compiled_blocks`) in place, at their first call.
 
-    Without a graph break: what cannot be compiled is an error.
+    A graph break is an error.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILED_FORMS)
     for block in compiled_blocks(network):
@@ -33,7 +33,7 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
 
 
 def compiled_blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The modules that compile, unless SyncBatchNorm is in them, which makes shapes of what other ranks say."""
+    """The modules that compile, except those with a SyncBatchNorm, whose shapes depend on other ranks."""
     for module in network.modules():
         synchronises = any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
         if getattr(module, "compiles", False) and not synchronises:

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints that are either complete or absent.
 
 A checkpoint is a directory `step_00001000` with a `manifest.json` that lists every other file with its size and sha256.
 It is written under another name and renamed when all of it is on the disk, so a kill at any instant leaves the
-checkpoints before it as they were. There is no pointer file: the directories themselves are the truth.
+checkpoints before it as they were. No other file points to the newest: the directories themselves are searched.
 """
 
 import hashlib
@@ -70,7 +70,7 @@ class Checkpointer:
 
         if not self._all_succeed(step, lambda: self._write_share(staged, write)):
             return None
-        # Not before all have written: a rank that looks earlier sees another's temporary files come and go.
+        # Only after all ranks have written: a rank that looks earlier sees another's temporary files come and go.
         if not self._all_succeed(step, lambda: self._flush(staged)):
             return None
         if not self._all_succeed(step, lambda: self._finish(staged, final, step)):
@@ -108,7 +108,7 @@ class Checkpointer:
         for directory in [path for path in staged.rglob("*") if path.is_dir()]:
             fsync_path(directory)
         if final.exists():
-            # A damaged checkpoint of this step: out of the way under a name that the purge below removes.
+            # Rename a damaged checkpoint of this step to a name that the purge below removes.
             os.rename(final, final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex}"))
         os.rename(staged, final)
         fsync_path(self.directory)
@@ -123,11 +123,11 @@ class Checkpointer:
         older = [directory for number, directory in _newest_first(self.directory) if number <= step]
         left_over = [path for path in self.directory.iterdir() if STAGED_NAME.fullmatch(path.name)]
         for directory in older[self.keep :] + left_over:
-            # One that cannot be removed costs disk space, not the training.
+            # A checkpoint that cannot be removed costs disk space but does not end the training.
             shutil.rmtree(directory, onerror=lambda _, path, error: _warn(f"cannot remove {path}: {error[1]}"))
 
     def _find_latest(self) -> tuple[tuple[int, Path] | None, str | None]:
-        """What rank 0 found and, instead, what is wrong with it for the user."""
+        """The newest sound checkpoint as rank 0 found it, or else an error for the user."""
         for step, directory in _newest_first(self.directory):
             try:
                 manifest = verify(directory)

@@ -1,4 +1,4 @@
-"""The yardstick engine: DistributedDataParallel, or the plain module on one rank."""
+"""The engine to compare others with: DistributedDataParallel, or the plain module on one rank."""
 
 import inspect
 from contextlib import nullcontext
@@ -16,14 +16,14 @@ from sendvae_fast.ops.layout import MEMORY_FORMAT
 def _distributed(module: nn.Module) -> DistributedDataParallel:
     """DDP without its copy of rank 0's buffers at each forward: RunningStatistics averages them instead."""
     options = inspect.signature(DistributedDataParallel).parameters
-    # The name until torch 2.14 and since.
+    # The option's name since torch 2.15, and until 2.14.
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
     without_buffers: dict[str, Any] = {name: False}
     return DistributedDataParallel(module, **without_buffers)
 
 
 class DDPEngine(Engine):
-    """Every rank holds everything; gradients are averaged by DDP's buckets."""
+    """An engine whose every rank holds all state; DDP averages gradients in buckets."""
 
     def __init__(
         self, module: nn.Module, optimizer_config: OptimizerConfig, config: EngineConfig, distributed: Distributed

@@ -24,7 +24,7 @@ step; above 32 MB malloc takes their pages from the system each time, which cost
 
 
 class DeepSpeedEngine(Engine):
-    """Every step equals plain AdamW + EMA at every stage, up to the order of summation over ranks."""
+    """An engine whose steps equal plain AdamW + EMA at every stage, up to the order of summation over ranks."""
 
     def __init__(
         self, module: nn.Module, optimizer_config: OptimizerConfig, config: EngineConfig, distributed: Distributed
@@ -46,8 +46,8 @@ class DeepSpeedEngine(Engine):
             config=self._deepspeed_config(),
             dist_init_required=False,
         )
-        # DeepSpeed fills optimizer state at the first step; here it is readable and loadable from the start. Anything
-        # a trial step of its initialisation left there (some versions make one with zero gradients) goes.
+        # DeepSpeed fills optimizer state at the first step; here it is readable and loadable from the start. State from
+        # a trial step at initialisation (some versions make one with zero gradients) is removed.
         self.optimizer.state.clear()
         if config.zero_stage == 3:
             self.optimizer.init_state(flat_partitions(self._engine.optimizer))
@@ -61,7 +61,7 @@ class DeepSpeedEngine(Engine):
         num_elements = sum(param.numel() for param in self.trained.values())
         zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": min(num_elements, MAX_BUCKET_ELEMENTS)}
         if self._saves_allocations:
-            # Gradients are reduced bucket by bucket where they are, and not by way of a buffer as large as all of them.
+            # Gradients are reduced in place, bucket by bucket, without a buffer as large as all of them.
             zero |= {"contiguous_gradients": False, "reduce_scatter": False, "reduce_bucket_size": CPU_BUCKET_ELEMENTS}
         settings = {
             # Only DeepSpeed's own throughput line would use it, and that is off.
@@ -84,14 +84,14 @@ class DeepSpeedEngine(Engine):
     def _backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)
         if self._accumulates:
-            # Counts the micro-batch, no more.
+            # Only counts the micro-batch.
             self._engine.step()
 
     def _apply_gradients(self) -> float:
         self._engine.step()
         if self.config.zero_stage == 0:
             return self.optimizer.wait_for_grad_norm()
-        # Before clipping; of a skipped step it is inf.
+        # The norm before clipping; inf for a skipped step.
         return float(self._engine.get_global_grad_norm())
 
     def gather(self, name: str, kind: str) -> Tensor:
@@ -136,7 +136,7 @@ class DeepSpeedEngine(Engine):
             self._fragments.safe_set_local_optimizer_state(param, part, kind)
 
     def _whole(self, param: nn.Parameter, modifier_rank: int | None = None) -> contextlib.AbstractContextManager:
-        """Within it a ZeRO 3 parameter is whole on this rank; what `modifier_rank` wrote is then split again."""
+        """A context with a ZeRO 3 parameter whole on this rank; on exit the values of `modifier_rank` are split."""
         if self.config.zero_stage < 3:
             return contextlib.nullcontext()
         return self._gathered_parameters([param], modifier_rank=modifier_rank)

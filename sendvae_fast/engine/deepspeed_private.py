@@ -1,7 +1,7 @@
-"""Everything of DeepSpeed that is not its public interface: names, globals, environment, log messages.
+"""The private parts of DeepSpeed that the engine uses: names, globals, environment, log messages.
 
-No other file may know these (`tests/engine/test_deepspeed_private.py` looks). That test also asks the installed
-DeepSpeed for each of them, so that a version without one is known by its number before any training fails.
+`tests/engine/test_deepspeed_private.py` checks that no other file uses them, and that the installed DeepSpeed has each
+of them, so that a version without one is known by its number before any training fails.
 """
 
 import importlib.metadata
@@ -22,14 +22,14 @@ step whose fp32 gradients are not finite is taken and not skipped."""
 
 
 def import_deepspeed(device: torch.device) -> ModuleType:
-    """DeepSpeed, told which device to use before it guesses, and quiet unless something is wrong.
+    """Import DeepSpeed with its device set and its log limited to warnings.
 
     Raises:
         UserError: it is not installed.
     """
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    # DeepSpeed insists on it even when the process group exists; a process outside torchrun is local rank 0.
+    # DeepSpeed requires LOCAL_RANK even when the process group exists; outside torchrun the process is local rank 0.
     os.environ.setdefault("LOCAL_RANK", "0")
     # On a machine with nvcc and no GPU, torch's extension builder, which DeepSpeed imports, remarks on it.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -50,12 +50,12 @@ def import_deepspeed(device: torch.device) -> ModuleType:
 
 
 def _is_worth_saying(record: logging.LogRecord) -> bool:
-    # It calls any optimizer not on its own list untested; ours is tested with every stage.
+    # DeepSpeed calls any optimizer not on its own list untested; ours is tested with every stage.
     return "untested optimizer" not in record.getMessage()
 
 
 def flat_partitions(zero_optimizer: Any) -> list[Tensor]:
-    """What the optimizer updates on this rank at ZeRO stage 3: flat fp32 parts of the parameters.
+    """The flat fp32 parts of the parameters that the optimizer updates on this rank at ZeRO stage 3.
 
     Between steps the optimizer's own groups are empty at this stage.
     """

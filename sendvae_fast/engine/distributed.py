@@ -1,4 +1,4 @@
-"""The process group: who am I, where do I compute, and the few collectives the engine's callers need."""
+"""The process group: this process's rank and device, and the few collectives that the engine's callers need."""
 
 import atexit
 import gc
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Before any group is made: default arguments in it are the world group of the moment of import. Imported later (DDP and
-# torch.compile do), it would keep the group and its threads alive into interpreter shutdown, which then may abort.
+# Imported before any group is made: its default arguments are the world group at the time of import. A later import (by
+# DDP or torch.compile) would keep the group and its threads alive into interpreter shutdown, which then may abort.
 import torch.distributed.nn.functional
 
 from sendvae_fast.errors import UserError
@@ -19,7 +19,7 @@ from sendvae_fast.errors import UserError
 
 @dataclass(frozen=True)
 class Distributed:
-    """This process among its peers; by default alone, on the CPU.
+    """The place of this process in its group; by default the only rank, on the CPU.
 
     Whoever starts a job makes one with `init_distributed` and passes it on. Every method but `close` is a collective:
     all ranks must call it.

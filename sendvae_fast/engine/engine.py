@@ -1,4 +1,4 @@
-"""What a trainer sees of an engine, whichever engine it is."""
+"""The interface of every engine to a trainer."""
 
 import dataclasses
 import math
@@ -53,7 +53,7 @@ class EngineConfig:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the networks compute in."""
+        """The dtype in which the networks compute."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     @property
@@ -62,7 +62,7 @@ class EngineConfig:
         return self.name == "ddp" or self.zero_stage < 3
 
     def with_whole_parameters(self) -> "EngineConfig":
-        """These settings for a network that cannot do without its whole weights."""
+        """These settings, changed where needed for a network that needs whole weights."""
         return self if self.has_whole_parameters else dataclasses.replace(self, zero_stage=2)
 
     @property
@@ -72,7 +72,7 @@ class EngineConfig:
 
 
 class StepResult(NamedTuple):
-    """What one optimizer step did; the same on every rank."""
+    """The outcome of one optimizer step; the same on every rank."""
 
     grad_norm: float
     """Global L2 norm of the averaged gradients before clipping; not finite when the step was skipped."""
@@ -122,7 +122,7 @@ class Engine(TrainingState):
 
     @property
     def _accumulates(self) -> bool:
-        """Whether the coming backward pass is not the last before a step."""
+        """Whether further backward passes follow the coming one before a step."""
         return self._num_backward + 1 < self.config.accumulation_steps
 
     def backward(self, loss: Tensor) -> None:
@@ -157,15 +157,16 @@ class Engine(TrainingState):
         return StepResult(grad_norm, skipped)
 
     def autocast(self) -> torch.autocast:
-        """The context that gives the engine's precision to what is computed outside its own call."""
+        """The context that gives the engine's precision to computations outside its own call."""
         enabled = self.config.precision == "bf16"
         return torch.autocast(self.distributed.device.type, torch.bfloat16, enabled=enabled)
 
     def input_gradient(self, x: Tensor, loss: Callable[[Any], Tensor]) -> tuple[Any, Tensor]:
         """The module's output for `x`, and the gradient of `loss` of that output with respect to `x`.
 
-        For a GAN: what the generator learns from, and the output, whose graph goes into this engine's own `backward`
-        afterwards, so that one forward serves both. No parameter gets a gradient here, and `x` is cut off its graph.
+        For a GAN: the generator learns from the gradient, and the graph of the output goes into this engine's own
+        `backward` afterwards, so that one forward serves both. No parameter gets a gradient here, and `x` is cut off
+        its graph.
 
             logits, gradient = critic.input_gradient(fake, generator_loss)
             critic.backward(critic_loss(logits, critic(real)))
@@ -191,4 +192,4 @@ class Engine(TrainingState):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of hooks and buffers; the engine cannot be used afterwards."""
+        """Release hooks and buffers; the engine cannot be used afterwards."""

@@ -21,8 +21,8 @@ class MetricsLogger:
     Args:
         run: whose directory is written to.
         distributed: the ranks that train.
-        last_step: the step training resumes from (0 for a new run): what an interrupted run logged after it is
-            dropped, so that no curve has a step twice.
+        last_step: the step training resumes from (0 for a new run): later lines of an interrupted run are dropped, so
+            that no curve has a step twice.
     """
 
     def __init__(self, run: RunDirectory, distributed: Distributed, last_step: int = 0) -> None:
@@ -74,7 +74,7 @@ class MetricsLogger:
 
 
 def _is_up_to(line: str, last_step: int) -> bool:
-    """Whether a line is of a step not after `last_step`; a line cut off by a crash is not."""
+    """Whether a line's step is at most `last_step`; False for a line cut off by a crash."""
     try:
         return json.loads(line)["step"] <= last_step
     except (ValueError, KeyError, TypeError):

@@ -54,7 +54,8 @@ class AdamWEMA(torch.optim.Optimizer):
 
     With `max_grad_norm` the optimizer also measures the global norm of the gradients, leaves it in `grad_norm` (a
     scalar tensor on the device; `wait_for_grad_norm` has it on the host), clips by it (0: does not clip), and changes
-    nothing when it is not finite. The gradients must then be whole; ZeRO's partitions have DeepSpeed for all that.
+    nothing when it is not finite. The gradients must then be whole; with ZeRO's partitions DeepSpeed does all that
+    instead.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class AdamWEMA(torch.optim.Optimizer):
 
     @property
     def state_keys(self) -> tuple[str, ...]:
-        """Names of the state tensors that a parameter's shape have."""
+        """Names of the state tensors that have the shape of their parameter."""
         has_ema = any(group["ema_decay"] for group in self.param_groups)
         return ("exp_avg", "exp_avg_sq", "ema") if has_ema else ("exp_avg", "exp_avg_sq")
 
@@ -147,7 +148,7 @@ class AdamWEMA(torch.optim.Optimizer):
 
 
 class ToHost:
-    """A scalar tensor on its way to the host, where what the device does after it need not be waited for."""
+    """A scalar tensor on its way to the host; `wait` does not wait for later work of the device."""
 
     def __init__(self, value: Tensor) -> None:
         self._value = value.detach().to("cpu", non_blocking=True)  # from a GPU: into pinned memory

@@ -1,4 +1,4 @@
-"""The directory of a run: what was asked, where it ran, what came out."""
+"""The directory of a run: its configuration, its environment and its results."""
 
 import dataclasses
 import enum
@@ -27,7 +27,7 @@ NUM_CHANGES_SHOWN = 3
 
 
 class RunDirectory:
-    """`runs/<name>`: made on first use, resumed by giving it again with the same configuration. Collective.
+    """`runs/<name>`: made on first use, resumed when given again with the same configuration. Collective.
 
         config.yaml  environment.json  metrics.jsonl  tensorboard/  samples/  checkpoints/
 
@@ -36,7 +36,7 @@ class RunDirectory:
         config: the resolved configuration, a dataclass of plain values and further dataclasses.
         distributed: the ranks of the run.
         may_change: dotted keys (or whole sections) that may differ when resuming, such as "num_steps" or "engine":
-            what decides how or how long to compute rather than what.
+            settings of how or how long to compute rather than of what.
 
     Raises:
         UserError: the directory holds checkpoints of another configuration, or cannot be written.
@@ -92,13 +92,13 @@ def plain(value: Any) -> Any:
 
 
 def config_hash(config: Any, may_change: Collection[str] = ()) -> str:
-    """Sixteen hex digits that differ when the configuration does, `may_change` keys and sections left out."""
+    """Sixteen hex digits, a hash of the configuration without the `may_change` keys and sections."""
     kept = {key: value for key, value in _flat(plain(config)).items() if not _covers(may_change, key)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def describe_changes(old: Any, new: dict[str, Any], may_change: Collection[str] = ()) -> str:
-    """What differs between two configurations of plain values, for the user: "seed was 0, now 1"; "" is nothing."""
+    """The differences of two configurations of plain values, for the user: "seed was 0, now 1"; "" if there is none."""
     changes = _changes(old, new, may_change)
     shown = [f"{key} was {before}, now {after}" for key, (before, after) in list(changes.items())[:NUM_CHANGES_SHOWN]]
     more = len(changes) - len(shown)
@@ -106,7 +106,7 @@ def describe_changes(old: Any, new: dict[str, Any], may_change: Collection[str] 
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on besides its configuration: versions, machine, devices, code, command."""
+    """The facts besides the configuration that a result depends on: versions, machine, devices, code, command."""
     versions = {}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Where a run's weights are."""
+"""The place of a run's weights."""
 
 from pathlib import Path
 

@@ -25,7 +25,7 @@ class StopOnSignal:
                     checkpointer.save(step, write)
                     raise SystemExit(EXIT_REQUEUE)
 
-    A second SIGINT interrupts at once. The handlers there were before come back at the end.
+    A second SIGINT interrupts at once. The earlier handlers are restored at the end.
     """
 
     def __init__(self, distributed: Distributed) -> None:

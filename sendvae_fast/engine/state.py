@@ -26,7 +26,7 @@ NUM_NAMES_SHOWN = 5
 
 
 class TrainingState(ABC):
-    """The half of an engine that holds state: a module, its optimizer, and how to reach both by parameter name.
+    """The state of an engine: a module and its optimizer, accessed by parameter name.
 
     Args:
         module: on the device already, every parameter whole. Those that require a gradient are trained.
@@ -38,7 +38,7 @@ class TrainingState(ABC):
     def __init__(self, module: nn.Module, optimizer: AdamWEMA, distributed: Distributed) -> None:
         self.module, self.optimizer, self.distributed = module, optimizer, distributed
         self.trained = trained_parameters(module)
-        # As they are now: an engine may leave parts or nothing in the module.
+        # Kept from before the engine, which may leave parts or nothing in the module.
         self._shapes = {name: value.shape for name, value in module.state_dict().items()}
         self.num_skipped = 0
 
@@ -55,7 +55,7 @@ class TrainingState(ABC):
 
     @property
     def state_keys(self) -> tuple[str, ...]:
-        """Optimizer state tensors there are: exp_avg, exp_avg_sq and, with ema_decay, ema."""
+        """Names of the optimizer's state tensors: exp_avg, exp_avg_sq and, with ema_decay, ema."""
         return self.optimizer.state_keys
 
     @property

@@ -1,4 +1,4 @@
-"""How linearly a latent tells its picture's attributes: the Send-VAE paper's measure of semantic disentanglement.
+"""Linear probes of a picture's attributes in its latent: the Send-VAE paper's measure of semantic disentanglement.
 
 Protocol: latents flattened (the caller chooses mean or sample), standardised by the training set's mean and deviation;
 one logistic regression per attribute with an L2 penalty; an attribute is predicted where its probability exceeds 0.5;

@@ -1,4 +1,4 @@
-"""An evaluation job: what an autoencoder keeps of pictures, what its latents tell, how real generated pictures look.
+"""An evaluation job: reconstructions of an autoencoder, attributes in its latents, realism of generated pictures.
 
 Metric names are those of the report: rfid, psnr, ssim, lpips, attribute_f1, gfid. The Fréchet distances are between
 mean-pooled tokens of the chosen foundation model, so they compare runs of this project with each other; they are FID

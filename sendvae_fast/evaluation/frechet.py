@@ -62,7 +62,7 @@ class FeatureStatistics:
         self.num, self.mean = int(total), mean
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """An npz with `mu` and `sigma`, as pytorch-fid, torch-fidelity and the ADM references hold, and `num`."""
+        """Write an npz with `mu` and `sigma`, as those of pytorch-fid, torch-fidelity and ADM, and `num`."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Into an open file: to a name without .npz np.savez appends it.

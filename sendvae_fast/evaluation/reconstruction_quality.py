@@ -1,9 +1,9 @@
-"""How close reconstructions are to their originals: PSNR, SSIM and a perceptual distance.
+"""The quality of reconstructions beside their originals: PSNR, SSIM and a perceptual distance.
 
 Protocol: originals and clamped reconstructions as uint8; PSNR and SSIM of each picture, then the mean over pictures.
-LPIPS on the decoder's output before clamping. As LightningDiT's tokenizer evaluation, on which the published VA-VAE
-row rests, except that SSIM there sees the unrounded floats and weighs a short last batch as a whole one, and that
-torchmetrics 1.5 and later would also average over the border.
+LPIPS on the decoder's output before clamping. This is the protocol of LightningDiT's tokenizer evaluation, the source
+of the published VA-VAE row, but for SSIM: there it sees the unrounded floats and weighs a short last batch as a whole
+one, and torchmetrics 1.5 and later would also average over the border.
 
 Shape letters: B batch, H W picture height and width.
 """

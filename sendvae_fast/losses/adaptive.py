@@ -1,4 +1,4 @@
-"""Weights that follow gradients: how much of one loss balances another at a layer (VQGAN, VA-VAE)."""
+"""Adaptive weights, by which the gradient of one loss balances another's at a layer (VQGAN, VA-VAE)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn.grad import conv2d_weight
 
 
 class Tap:
-    """Keeps what went into a module and what came out of it in the latest forward pass, with their graph.
+    """The input and the output of a module in its latest forward pass, with their graph.
 
-    Between an engine's output and the losses lie the engine's own backward hooks, which must run once per step. A tap
-    lies below them: what is differentiated from tap to tap meets none. Not for engines that split weights (ZeRO 3).
+    An engine's backward hooks lie between its output and the losses, and must run once per step. A tap lies below them:
+    differentiation from tap to tap runs no hook. Not for engines that split weights (ZeRO 3).
     """
 
     input: Tensor
@@ -50,6 +50,6 @@ class Tap:
 def adaptive_weight(base_gradient: Tensor, gradient: Tensor, limit: float) -> Tensor:
     """``|base_gradient| / (|gradient| + 1e-4)`` clamped to [0, limit]: a float32 scalar without graph.
 
-    Both are gradients with respect to the weight of one layer, of the loss that sets the scale and of the one to weigh.
+    Both are gradients with respect to one layer's weight: of the loss that sets the scale, and of the loss to weigh.
     """
     return (base_gradient.norm() / (gradient.norm() + 1e-4)).clamp(0.0, limit).detach()

@@ -57,8 +57,8 @@ def reals_loss(features: Tensor, target: Tensor, *, patch_weight: float = 1.0, g
 
         patch_weight mean_n (1 - cos(f_n, y_n)) + global_weight (1 - cos(mean_n f_n, mean_n y_n))
 
-    The two levels are published, the distance and its weights are not: cosine and 1, as everywhere here. The picture's
-    feature is the mean over patches on both sides, as foundation models here give no class token.
+    The paper gives the two levels, not the distance or its weights: here cosine and 1, as in all losses here. The
+    picture's feature is the mean over patches on both sides, as foundation models here give no class token.
     """
     pooled = (part.float().mean(dim=1, keepdim=True) for part in (features, target))
     return patch_weight * cosine_align(features, target) + global_weight * cosine_align(*pooled)

@@ -1,4 +1,4 @@
-"""A loss whose gradient was worked out beforehand, as a part of a graph."""
+"""A loss with a gradient computed beforehand, as a part of a graph."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def with_known_gradient(value: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
     """`value`, a scalar, such that its derivative with respect to `x` is `gradient`, of the shape of `x`.
 
-    What judges the pictures of a network is differentiated up to the pictures first; several such gradients can be
-    compared and weighed there before one backward pass takes their sum through the network.
+    Losses of a network's pictures are first differentiated up to the pictures; there several gradients can be compared
+    and weighed before one backward pass takes their sum through the network.
     """
     return _KnownGradient.apply(value.detach(), x, gradient)
 

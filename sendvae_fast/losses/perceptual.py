@@ -27,7 +27,7 @@ _BACKBONE_FILES = {
 
 @dataclass(kw_only=True)
 class PerceptualConfig:
-    """Which LPIPS, if any. Raises `UserError` for an unknown network."""
+    """The LPIPS network, if any. Raises `UserError` for an unknown network."""
 
     net: Literal["vgg", "alex", "squeeze"] = "vgg"
     """Backbone: ``vgg`` for training (REPA-E, LDM)."""

@@ -1,4 +1,4 @@
-"""Losses that hold the autoencoder's pictures and its posterior, and the PSNR to watch them by."""
+"""Losses of the autoencoder's pictures and posterior, and the PSNR that monitors a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reconstruction_loss(x: Tensor, x_hat: Tensor, kind: Literal["l1", "l2"] = "l
 
 @torch.no_grad()
 def mean_psnr(x: Tensor, x_hat: Tensor) -> Tensor:
-    """PSNR in dB, averaged over pictures, to watch a run by; a float32 scalar.
+    """PSNR in dB, averaged over pictures, to monitor a run; a float32 scalar.
 
     ``10 log10(4 / mse)`` of pictures [B, 3, H, W] in [-1, 1], the reconstruction clamped to that range but, unlike in
     `evaluation.reconstruction_quality`, not rounded to uint8. Capped at 100 dB.

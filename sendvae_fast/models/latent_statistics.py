@@ -24,7 +24,7 @@ _SD_VAE_FACTOR, _SD_VAE_CHANNELS = 0.18215, 4
 
 
 class LatentStatistics(NamedTuple):
-    """What turns latents into what generators see: (z - mean) / std."""
+    """The normalisation of latents for generators: (z - mean) / std."""
 
     mean: Tensor  # [C] float32
     std: Tensor  # [C] float32
@@ -32,7 +32,7 @@ class LatentStatistics(NamedTuple):
     """Where the numbers come from, for the reader of a conversion's output."""
 
     def checked(self, channels: int) -> LatentStatistics:
-        """Itself, flat; `UserError` unless it is `channels` finite means and positive deviations."""
+        """These statistics, flattened; `UserError` unless they are `channels` finite means and positive deviations."""
         mean, std = (torch.as_tensor(part, dtype=torch.float32).flatten() for part in self[:2])
         if mean.numel() != channels or std.numel() != channels:
             raise UserError(
@@ -55,7 +55,7 @@ def choose_statistics(
     channels: int,
     layout: str,
 ) -> LatentStatistics:
-    """Those asked for by a file or by one number for all channels, else those `found` with the weights at `path`.
+    """The statistics of a given file or number for all channels, else those `found` with the weights at `path`.
 
     `UserError` where there are none (and how `sendvae convert` to `layout` helps), both are asked for, or they are not
     for `channels` latent channels.
@@ -75,7 +75,7 @@ def choose_statistics(
 
 
 def statistics_of_file(path: str | Path) -> LatentStatistics:
-    """From a file: ours, REPA-E's (scale and bias, or a generator's batch norm) or LightningDiT's (mean and std)."""
+    """Statistics of a file: ours, REPA-E's (scale and bias, or a batch norm) or LightningDiT's (mean and std)."""
     content = read_weights(path)
     tensors = {name for name, value in content.items() if isinstance(value, Tensor)}
     if {"latent_mean", "latent_std"} <= tensors:
@@ -117,7 +117,7 @@ def _repa_e_file(weights: Path) -> Path:
 
 
 def statistics_beside(path: Path) -> LatentStatistics | None:
-    """From the file that REPA-E, LightningDiT or `sendvae` puts beside the weights at `path`, if there is one."""
+    """Statistics from the file that REPA-E, LightningDiT or `sendvae` puts beside the weights at `path`, if any."""
     for name in (_repa_e_file(path).name, _LIGHTNINGDIT_FILE, STATS_FILE):
         if path.with_name(name).is_file():
             return statistics_of_file(path.with_name(name))
@@ -125,7 +125,7 @@ def statistics_beside(path: Path) -> LatentStatistics | None:
 
 
 def statistics_of_batch_norm(content: dict, origin: str, eps: float = _BATCH_NORM_EPS) -> LatentStatistics | None:
-    """From the buffers of the batch norm in a REPA-E checkpoint, if there is one: EMA before raw, as REPA-E exports.
+    """Statistics from the batch norm in a REPA-E checkpoint, if any: EMA before raw buffers, as REPA-E exports.
 
     `eps` is added to the variance. REPA-E does so where it normalises latents, but not where it decodes them.
     """
@@ -141,7 +141,7 @@ def statistics_of_batch_norm(content: dict, origin: str, eps: float = _BATCH_NOR
 
 
 def statistics_of_factor(factor: float, channels: int, shift: float = 0.0, origin: str = "") -> LatentStatistics:
-    """The same for every channel: (z - shift) * factor."""
+    """Statistics that are the same for every channel: (z - shift) * factor."""
     if not factor > 0:
         raise UserError(f"scaling_factor is {factor}: it must be above 0, like the 0.18215 of SD-VAE")
     origin = origin or f"scaling_factor={factor}"
@@ -149,10 +149,10 @@ def statistics_of_factor(factor: float, channels: int, shift: float = 0.0, origi
 
 
 def statistics_of_diffusers(entries: dict, origin: str) -> LatentStatistics | None:
-    """From a diffusers config.json, if it says: its latents_mean and latents_std, or its one factor.
+    """Statistics from a diffusers config.json, if any: its latents_mean and latents_std, or its one factor.
 
-    diffusers writes SD-VAE's factor into every config that was given none, so beside another number of channels than
-    SD-VAE's this value says nothing.
+    diffusers writes SD-VAE's factor into every config without one, so with another number of channels than SD-VAE's
+    this value is no statistic.
     """
     mean, std = entries.get("latents_mean"), entries.get("latents_std")
     if mean is not None and std is not None:

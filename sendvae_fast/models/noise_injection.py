@@ -25,8 +25,8 @@ class NoiseInjection(nn.BatchNorm2d):
     they are those of the global batch. `fixed` keeps what `set_statistics` or a state dict gave. `none` leaves latents
     as they are. No gradient flows through the statistics.
 
-    It is a BatchNorm2d for its buffers, so that engines treat them as what they are. `running_var` has eps in it: the
-    square of what latents are divided by, so that statistics come out as they were put in.
+    The class is a BatchNorm2d, so that engines treat its buffers as batch-norm statistics. `running_var` includes eps:
+    it is the square of the latents' divisor, so that `statistics` returns what `set_statistics` was given.
 
     Args:
         latent_channels: C.
@@ -68,7 +68,7 @@ class NoiseInjection(nn.BatchNorm2d):
             patch_size: P, to get z_t as tokens [B, N, C P P].
 
         Returns:
-            (z, z_t, velocity, t): z is what the decoder takes, z_t what the mapper does, see `NoiseInjectOutput`.
+            (z, z_t, velocity, t): z is the decoder's input, z_t the mapper's, see `NoiseInjectOutput`.
         """
         if self.training and self.kind == "running":
             self.update(mean.detach(), logvar.detach())

@@ -1,4 +1,4 @@
-"""Norms with what stands beside them in a network, each one op. They fit anybody's network; see `sendvae_fast.nn`."""
+"""Norms fused with their neighbours in a network, each one op, for any network; see `sendvae_fast.nn`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class AdaLayerNorm(nn.Module):
             x: tokens [B, N, D], float32, bfloat16, float16 or float64.
             shift: [B, D], in x's dtype or float32; may be part of a wider tensor, as `chunk` gives it.
             scale: like shift.
-            branch: what the last layer gave, like x; with `gate` or not at all.
+            branch: the last layer's output, like x; with `gate` or not at all.
             gate: its factor, like `shift`.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Pixels as autoencoders want them, and back."""
+"""Conversion of pixels to the range of autoencoders, and back."""
 
 from typing import Literal
 

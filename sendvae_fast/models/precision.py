@@ -21,6 +21,6 @@ def cast_parameters(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager:
-    """Within it operations on `x` keep its dtype: autocast takes norms and nearest-neighbour resizing to float32."""
+    """Let operations on `x` keep its dtype: autocast takes norms and nearest-neighbour resizing to float32."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

@@ -43,7 +43,7 @@ class PatchProjection(nn.Conv2d):
 class Attention(nn.Module):
     """Multi-head self-attention [B, N, D] to [B, N, D], with biases.
 
-    `q_norm` and `k_norm` are modules on [..., D / heads], or None; what they and `rope` give is taken in v's dtype.
+    `q_norm` and `k_norm` are modules on [..., D / heads], or None; their outputs and `rope`'s are cast to v's dtype.
     """
 
     def __init__(self, width: int, num_heads: int, q_norm: nn.Module | None = None, k_norm: nn.Module | None = None):
@@ -104,7 +104,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm in the dtype of its input, under autocast too, which would make float32 of it; sums are float32."""
+    """LayerNorm in its input's dtype, under autocast too, which would give float32; sums are float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         with no_autocast(x):

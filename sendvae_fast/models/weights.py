@@ -1,4 +1,4 @@
-"""Weight files: reading them without running anything in them, and putting them into a module or saying why not."""
+"""Weight files: reading without running code in them, and loading into a module, with errors that say why not."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], source: str | Path
 
 
 def part_of_checkpoint(content: dict, first_weight: str, wrappers: tuple[str, ...]) -> dict[str, Tensor]:
-    """The state dict in a training checkpoint that has `first_weight`, behind whatever prefix, which is cut off.
+    """The state dict in a training checkpoint that has `first_weight`, without the prefix of its names.
 
     Looked for in `content` and then in its entries `wrappers`. Raw weights are taken before averaged ones (a prefix
     with ``ema``), as REPA-E does. Empty where there is none.

@@ -1,4 +1,4 @@
-"""Modules and an optimizer that fit anybody's network, on the fused ops; `accelerate` puts them into one."""
+"""Modules and an optimizer on the fused ops, for any network; `accelerate` puts them into a network."""
 
 from sendvae_fast.engine.optimizer import AdamWEMA
 from sendvae_fast.models.noise_injection import NoiseInjection

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from sendvae_fast.models.norms import GroupNormSiLU
 from sendvae_fast.ops import group_norm_silu
 
-# Attributes of classes whose forward calls the first and then the second on its result, and neither anywhere else.
-# Named, so that the package need not be there.
+# By class name, so that the package need not be installed: attributes of classes whose forward calls the first and then
+# the second on its result, and neither anywhere else.
 _NORM_AND_ACTIVATION = {
     "diffusers.models.resnet.ResnetBlock2D": (("norm1", "nonlinearity"), ("norm2", "nonlinearity")),
     "diffusers.models.autoencoders.vae.Encoder": (("conv_norm_out", "conv_act"),),
@@ -22,12 +22,12 @@ _NORM_AND_ACTIVATION = {
 def accelerate(module: nn.Module) -> int:
     """Compute each GroupNorm and the SiLU after it in one pass over memory, in `module` and all that it is made of.
 
-    What is known, and changed in place:
+    The known patterns, which are changed in place:
 
     - `nn.Sequential` (the class itself): every `nn.GroupNorm` followed by an `nn.SiLU`, for maps [B, C, H, W]; other
       inputs go through the two as before
     - diffusers' `ResnetBlock2D` without a time embedding, and the end of its VAE `Encoder` and `Decoder`: so
-      `AutoencoderKL` and its kin
+      `AutoencoderKL` and related classes
 
     Anything else stays as it is: norms without weights, other activations, subclasses, blocks with a time embedding.
     Parameters stay the same objects under the same names, so optimizers made before and state dicts of either form fit.
@@ -41,7 +41,7 @@ def accelerate(module: nn.Module) -> int:
         module: a network, on any device, in any mode; call this before it is compiled or wrapped for several ranks.
 
     Returns:
-        How many pairs were swapped: 0 where nothing is known, or everything was swapped before.
+        The number of pairs swapped: 0 where no pattern is known, or all pairs were swapped before.
 
     Raises:
         TypeError: `module` is no `nn.Module`, such as a diffusers pipeline: give its ``vae``.
@@ -75,7 +75,7 @@ def _swap_in_sequential(module: nn.Module) -> int:
     parts = list(module)
     count = sum(_is_pair(norm, activation) for norm, activation in pairwise(parts))
     if count:
-        module.__class__ = FusedSequential  # in place: whoever holds it, holds the fast one
+        module.__class__ = FusedSequential  # in place, so that every reference to it is fast
     return count
 
 

@@ -1,4 +1,4 @@
-"""Send-VAE's alignment for any latent and any target: the mapper, and the loss of what it gives.
+"""Send-VAE's alignment for any latent and any target: the mapper, and the loss of its output.
 
 Shape letters: B batch, C latent channels, H latent size, P patch size, N tokens, D width of the target's features.
 """
@@ -12,11 +12,12 @@ from sendvae_fast.models.mappers.mapper import Mapper, MapperConfig
 
 
 class PatchAlignment(nn.Module):
-    """How far latents, mapped by a small transformer, are from a foundation model's features (Equation 2 of Send-VAE).
+    """The distance of latents, mapped by a transformer, from a foundation model's features (Equation 2 of Send-VAE).
 
     ``loss = mean over patches of 1 - cos(mapper(z_t), target)``, between 0 and 2. Its gradient reaches the mapper and
-    the latents. Tokens and target patches correspond in row-major order, so both grids must have as many: with a
-    ViT of patch size 14 and latents 8 times smaller than a picture of S pixels, give the ViT one of ``14 S / (8 P)``.
+    the latents. Tokens and target patches correspond in row-major order, so both grids must have the same size: with a
+    ViT of patch size 14 and latents 8 times smaller than a picture of S pixels, give the ViT one of ``14 S / (8 P)``
+    pixels.
 
     Args:
         latent_channels: C.

@@ -1,1 +1,1 @@
-"""Frozen foundation models: how each is built, what it wants of its input, where its weights come from."""
+"""Frozen foundation models: their construction, preprocessing and weight files."""

@@ -1,4 +1,4 @@
-"""What every family of foundation models is built into: a network of tokens and the input it wants."""
+"""The common form of all families of foundation models: a network that gives tokens, and its preprocessing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What a network wants of its input."""
+    """The preprocessing of a network's input."""
 
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
@@ -24,7 +24,7 @@ IMAGENET = Preprocessing()
 
 @dataclass(frozen=True)
 class Backbone:
-    """A feature network and the input it wants."""
+    """A feature network and its preprocessing."""
 
     tokens: nn.Module
     """Normalised images [B, 3, image_size, image_size] to tokens [B, grid_size ** 2, dim]."""

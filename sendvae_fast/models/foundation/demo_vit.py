@@ -55,8 +55,9 @@ class ConvStem(nn.Module):
 class DemoViT(nn.Module):
     """A timm ViT of 64 px pictures on a `ConvStem`, with mean pooling and a class head.
 
-    LayerScale starts the transformer blocks as almost nothing, so that training begins as a convolutional network's and
-    attention joins in. There is no last norm: on every token it would make empty background as loud as the object.
+    LayerScale starts the transformer blocks near zero, so that training begins as a convolutional network's and
+    attention joins in later. There is no last norm: it would scale tokens of empty background to the size of the
+    object's.
     """
 
     def __init__(self, embed_dim: int, depth: int, num_heads: int, num_classes: int, img_size: int = 64) -> None:

@@ -1,7 +1,7 @@
 """Frozen foundation models: the targets of alignment and the features of evaluation.
 
-Nothing here touches the network. A model is named, its weights are a local file, and what each wants of its input and
-which features are taken from it follow REPA and, for DINOv3 and SigLIP, iREPA (`recipes` says how and why).
+Nothing is downloaded: a model is chosen by name and its weights are a local file. Preprocessing and the choice of
+features follow REPA and, for DINOv3 and SigLIP, iREPA (`recipes` says how and why).
 
 Shape letters: B batch, S image size, N patch tokens, D feature width.
 """
@@ -82,7 +82,7 @@ class Foundation(nn.Module):
         return self(images).mean(dim=1)
 
     def check_grid(self, grid_size: int) -> None:
-        """`UserError` unless the model gives `grid_size` x `grid_size` tokens, as what is aligned with it does."""
+        """`UserError` unless the model gives `grid_size` x `grid_size` tokens, as the features to align do."""
         if grid_size != self.grid_size:
             raise UserError(
                 f"foundation model {self.name} gives {self.grid_size} x {self.grid_size} patch tokens (images of "

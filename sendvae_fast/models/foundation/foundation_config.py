@@ -1,4 +1,4 @@
-"""What a user says about a foundation model."""
+"""The settings of a foundation model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sendvae_fast.errors import UserError
 
 @dataclass(kw_only=True)
 class FoundationConfig:
-    """Which foundation model, from which file, seen at which size.
+    """The name, weight file and image size of a foundation model.
 
     Raises `UserError` for a value out of range, and for settings that exclude each other.
     """

@@ -1,4 +1,4 @@
-"""Which timm network each foundation model is, what input it wants and which of its features are taken.
+"""The timm network, the preprocessing and the features of each foundation model.
 
 Sources, read as code: REPA's `preprocess_raw_image` (train.py), `load_encoders` (utils.py) and models/mae_vit.py,
 clip_vit.py and jepa.py for DINOv2, MAE, CLIP and I-JEPA, which REPA-E shares; iREPA's ldm/vision_encoder.py and
@@ -10,7 +10,7 @@ ldm/models/dinov3_loader.py for DINOv3, SigLIP and SigLIP 2, which REPA lacks. I
   MAE and CLIP;
 - learned positions are resampled once to the grid, bicubic with antialiasing, by timm's `resample_abs_pos_embed`.
 
-Where that is not what a model was trained on, the sources win: SigLIP gets ImageNet's mean and standard deviation
+Where a model was trained otherwise, the sources are followed: SigLIP gets ImageNet's mean and standard deviation
 instead of its own 0.5, MAE images of 256 instead of 224, DINOv2 images of 224 instead of 518. VA-VAE feeds its DINOv2-L
 with x / 127.5 - 1, resized bilinearly; that is its own and not offered here.
 """
@@ -30,7 +30,7 @@ from sendvae_fast.models.foundation.backbone import IMAGENET, Preprocessing
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a named model is in timm and what REPA or iREPA takes from it."""
+    """The timm network of a named model and the features that REPA or iREPA takes from it."""
 
     timm_name: str
     tag: str
@@ -92,6 +92,6 @@ def recipe_of(name: str) -> Recipe:
         nearest = difflib.get_close_matches(name, known + timm.list_models("*vit*"), n=1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise UserError(f"unknown foundation model {name!r}: {hint}choose {', '.join(known)}, or a ViT that timm names")
-    published: Any = timm.get_pretrained_cfg(name)  # there is one of every model
+    published: Any = timm.get_pretrained_cfg(name)  # every model has one
     preprocessing = Preprocessing(mean=published.mean, std=published.std)
     return Recipe(name, published.tag or "", published.input_size[-1], preprocessing=preprocessing)

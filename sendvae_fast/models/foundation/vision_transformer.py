@@ -1,10 +1,10 @@
 """Vision transformers as foundation models: timm's networks with timm's weight files or those of the original releases.
 
 The releases that are read: DINOv2 and DINOv3 (bare), MAE (under ``model``), I-JEPA (under ``encoder``, each name behind
-``module.``), OpenAI's CLIP (``visual.*`` beside the text tower, or the image tower alone). timm's own converters
-rename; what they would do silently to another model's weights is refused here.
+``module.``), OpenAI's CLIP (``visual.*`` beside the text tower, or the image tower alone). timm's own converters rename
+the weights; another model's weights, which they would convert silently, are refused here.
 
-From name and path to features in one line: `recipe_of`, `_read`, `_create`, `_load`.
+The steps from name and path to features: `recipe_of`, `_read`, `_create`, `_load`.
 """
 
 from __future__ import annotations

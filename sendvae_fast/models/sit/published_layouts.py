@@ -4,7 +4,7 @@ All have the same parameter names. They differ in three things.
 
 - Time. REPA's, like ours, is the noise level; SiT's and LightningDiT's is one minus it, and their velocity points the
   other way. `reverse_time` goes from one to the other by changing weights, exactly but for rounding.
-- SiT predicts a sigma beside every channel, which nothing samples with: that half of the last layer is dropped.
+- SiT predicts a sigma beside every channel, which no sampler uses: that half of the last layer is dropped.
 - What lies beside the parameters: REPA-E's batch norm of latents, LightningDiT's rotary buffers, REPA's projectors.
 """
 
@@ -95,7 +95,7 @@ def _without_sigma(value: Tensor, config: SiTConfig) -> Tensor:
 
 
 def _config_of(state: dict[str, Tensor], source: str) -> SiTConfig:
-    """Sizes and switches as names and shapes tell them; the number of heads goes with the width where they do not."""
+    """Sizes and switches from names and shapes of weights; the number of heads may follow from the width."""
 
     def size(key: str, dim: int, ndim: int) -> int:
         if getattr(state.get(key), "ndim", None) != ndim:

@@ -145,7 +145,7 @@ class LabelEmbedder(nn.Module):
 
 
 class Stream(NamedTuple):
-    """The residual stream between two layers. What the last layer gave is added in the op of the next norm, `adaln`."""
+    """The residual stream between two layers. The last layer's output is added by the op of the next norm, `adaln`."""
 
     x: Tensor
     """Tokens [B, N, D] before the last layer."""
