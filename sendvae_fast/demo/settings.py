@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +118,10 @@ def sit_config(config: DemoConfig, plan: Plan, root: Path, train_data: Path) -> 
 
 def sample_config(config: DemoConfig, plan: Plan, root: Path) -> SampleConfig:
     """The samples of a plan."""
-    return SampleConfig(
-        **vars(replace(config.generate, seed=config.seed)),
-        generator=str(root / plan.key / "sit"),
-        autoencoder=str(root / plan.key / "vae"),
-        out=str(root / plan.key / "generated"),
-    )
+    settings = {
+        "generator": str(root / plan.key / "sit"),
+        "autoencoder": str(root / plan.key / "vae"),
+        "out": str(root / plan.key / "generated"),
+        "seed": config.seed,
+    }
+    return build_config(SampleConfig, merge(plain(config.generate), settings), "the demo's samples")
