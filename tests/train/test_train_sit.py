@@ -222,7 +222,8 @@ def test_starts_from_the_weights_asked_for(images, latents, tmp_path):
         ({"generator": {"width": 36, "num_heads": 2, "rope": True}}, "rope needs heads of a width"),
         ({"generator": {"patch_size": 0}}, "^generator.patch_size is 0"),
         ({"generator": {"depth": None}}, "generator.preset is null and generator.depth is missing"),
-        ({"generator": {"preset": "SiT-S/1", "num_heads": 5}}, "num_heads=5"),  # goes before the preset's
+        # What is given goes before the preset's 6 heads.
+        ({"generator": {"preset": "SiT-S/1", "width": None, "num_heads": 5}}, "^generator.width=384 .* num_heads=5"),
         ({"repa": {"weight": -1}}, "repa.weight is -1"),
         ({"flow": {"noise_level": "lognormal"}}, "logit_normal"),
         ({"flow": {"logit_normal_steps": 5}}, "flow.noise_level=logit_normal"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from sendvae_fast import checks
@@ -30,7 +30,9 @@ class GeneratorConfig(SiTSizes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        SiTSizes(**self.sizes())  # what is given and what the preset adds fit together
+        sizes = self.sizes()
+        if self.preset is not None:
+            replace(self, preset=None, **sizes)  # raises where what is given does not fit what the preset adds
 
     def sizes(self) -> dict[str, Any]:
         """The sizes that are given and the preset's for the others, as `SiTConfig` takes them.
