@@ -4,7 +4,6 @@ Pillow decodes them, or DALI with Pillow for what DALI cannot do.
 """
 
 import itertools
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,17 +17,13 @@ import torch
 from torch import Tensor
 
 from sendvae_fast import checks
+from sendvae_fast.data.bad_images import BadImages
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.crop import read_crop
 from sendvae_fast.data.dali_decoder import DaliDecoder, import_dali
 from sendvae_fast.data.decode import UnreadableImage
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.errors import UserError
-
-logger = logging.getLogger(__name__)
-
-NUM_LISTED = 5
-"""At most so many bad files go into one message."""
 
 
 @dataclass(kw_only=True)
@@ -101,13 +96,7 @@ class ImageLoader:
         fits = np.prod(shape, dtype=np.int64) <= self.config.cache_mb * 2**20
         self._cache = np.empty(shape, np.uint8) if fits else None  # pages are committed only when written
         self._is_cached = np.zeros(len(catalog), bool)
-        self._bad: dict[int, str] = {}  # what the message says of it
-        self._bad_lock = threading.Lock()
-        verdicts = catalog.verdicts
-        for sample_id in np.flatnonzero(catalog.is_bad).tolist() if verdicts is not None else ():
-            assert verdicts is not None
-            self._bad[sample_id] = f"{catalog.locate(sample_id)} ({verdicts[sample_id].removeprefix('bad: ')})"
-        self._check_bad()
+        self._bad = BadImages(catalog, self.config.max_bad_fraction, f"{self.config.section}.max_bad_fraction")
         self._is_for_dali = self._plan_dali()
         self._dali: DaliDecoder | None = None
         self._dali_lock = threading.Lock()  # of the one pipeline, for iterations at the same time
@@ -220,32 +209,14 @@ class ImageLoader:
                     data = self.catalog.read(sample_id)
                     crop = read_crop(data, self.size, self.catalog.locate(sample_id))
                 except UnreadableImage as error:
-                    self._note_bad(sample_id, error)
+                    self._bad.note(sample_id, error)
                 else:
                     self._keep(sample_id, crop)
                     return sample_id, crop
-            self._check_bad()  # in every thread: where all are bad, none would ever stop looking
+            self._bad.check()  # in every thread: where all are bad, none would ever stop looking
             sample_id = (sample_id + 1) % len(self.catalog)
 
     def _keep(self, sample_id: int, crop: np.ndarray) -> None:
         if self._cache is not None:
             self._cache[sample_id] = crop
             self._is_cached[sample_id] = True  # only now: another thread may look at any time
-
-    def _note_bad(self, sample_id: int, error: UnreadableImage) -> None:
-        """Log an unreadable image once; give up when there are too many."""
-        with self._bad_lock:
-            if sample_id in self._bad:
-                return
-            self._bad[sample_id] = f"{error.path} ({error.reason})"
-            self._check_bad()
-        logger.warning("passing over the image %s: %s", error.path, error.reason)
-
-    def _check_bad(self) -> None:
-        if len(self._bad) > self.config.max_bad_fraction * len(self.catalog):
-            listed = ", ".join(list(self._bad.values())[:NUM_LISTED])
-            more = f" and {len(self._bad) - NUM_LISTED} more" if len(self._bad) > NUM_LISTED else ""
-            raise UserError(
-                f"cannot read {len(self._bad)} of {len(self.catalog)} images: {listed}{more}; remove or replace them "
-                f"and run the same command again, or raise {self.config.section}.max_bad_fraction to pass over them"
-            )

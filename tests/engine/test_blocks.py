@@ -19,7 +19,7 @@ from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Autoencoder
 from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
 from sendvae_fast.models.foundation.foundation import load_foundation
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
-from sendvae_fast.models.mappers.mapper import Mapper, MapperConfig
+from sendvae_fast.models.mappers.transformer_mapper import Mapper, MapperConfig
 from sendvae_fast.models.send_vae import SendVAE
 from sendvae_fast.models.sit.sit import SiT, SiTConfig
 from sendvae_fast.ops import philox

@@ -14,8 +14,8 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.losses.alignment import vf_loss
 from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
 from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS
-from sendvae_fast.models.mappers.linear import LinearMapper
-from sendvae_fast.models.mappers.mlp import MLPMapper
+from sendvae_fast.models.mappers.linear_mapper import LinearMapper
+from sendvae_fast.models.mappers.mlp_mapper import MLPMapper
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.ops import philox
 from sendvae_fast.train.training_images import TrainingImages

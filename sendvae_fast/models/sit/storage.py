@@ -125,6 +125,8 @@ def write_published(directory: Path, raw: SavedSiT, ema: SavedSiT, layout: str) 
     It has the model and the EMA, and beside it the latent statistics in a file of that project's form.
     """
     mean, std = ema.latent_mean, ema.latent_std
+    if layout not in ("repa", "repa-e", "lightningdit"):
+        raise ValueError(f"there is no layout {layout!r} of generators' checkpoints")
     if layout == "lightningdit":
         content = {"model": to_lightningdit(raw.sit), "ema": to_lightningdit(ema.sit)}
         save_lightningdit_statistics(directory, mean, std)

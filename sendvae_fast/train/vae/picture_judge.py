@@ -80,7 +80,7 @@ class PictureJudge:
             logged |= {**terms, "gan_weight": weight}
         return Judgement(with_known_gradient(loss, reconstruction, gradient), nll_gradient, logged)
 
-    def step(self, step: int) -> None:
+    def update_discriminator(self, step: int) -> None:
         """Update the discriminator, from its first step on, after the backward passes of all micro-batches."""
         if self.discriminator is not None and self._discriminates(step):
             self.discriminator.step()

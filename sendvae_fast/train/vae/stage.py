@@ -73,7 +73,7 @@ class VAEStage:
             self.engine.backward(loss)
             means.add({"loss": loss, **pictures.logged, "kl": kl, **aligned})
         grad_norm = self.engine.step().grad_norm
-        self.judge.step(step)
+        self.judge.update_discriminator(step)
         return {**means.values, "grad_norm": grad_norm}
 
     def batches(self, start_step: int) -> Iterator[ImageBatch]:
