@@ -23,7 +23,7 @@ from sendvae_fast.sampling.generate import GenerateConfig, Generated, LatentDeco
 
 
 class PretrainedAutoencoder(nn.Module):
-    """An autoencoder and the statistics of its latents: pictures to what generators see, and back.
+    """An autoencoder and the statistics of its latents: pictures to normalised latents, and back.
 
     `network` is the `Autoencoder` itself, whose `encode` gives the moments of posteriors. The buffers `latent_mean` and
     `latent_std`, float32 [C], move with it. Gradients flow where they are not turned off.
@@ -83,7 +83,7 @@ class PretrainedGenerator(nn.Module):
         labels: int | Sequence[int] | None = None,
         **settings: Any,
     ) -> Generated:
-        """Draw pictures, those of sample ids 0 to N - 1: with another `seed` they are others.
+        """Draw the pictures of sample ids 0 to N - 1; another `seed` gives other pictures.
 
         Args:
             autoencoder: the one whose latents the generator was trained on, on the same device.
@@ -96,7 +96,7 @@ class PretrainedGenerator(nn.Module):
             (ids int64 [N], labels int64 [N], images uint8 [N, 3, S, S]), on the generator's device.
 
         Raises:
-            UserError: settings out of range, an autoencoder that does not fit or is elsewhere, classes that the
+            UserError: settings out of range, an autoencoder that does not fit or is on another device, classes that the
                 generator does not have.
         """
         device = self.latent_mean.device
@@ -127,13 +127,13 @@ def load_autoencoder(
 ) -> PretrainedAutoencoder:
     """The autoencoder of a stage 1 run (its newest checkpoint), a checkpoint, an exported folder or a published file.
 
-    Published are SD-VAE's, VA-VAE's and REPA-E's, as diffusers folders or as ``.safetensors`` or ``.pth`` files. It is
-    on the CPU, in float32 and in evaluation mode.
+    Published files are SD-VAE's, VA-VAE's and REPA-E's, as diffusers folders or as ``.safetensors`` or ``.pth`` files.
+    The result is on the CPU, in float32 and in evaluation mode.
 
     Args:
         path: what to load.
         stats: a file with the mean and deviation of the latents, in place of those found there.
-        scaling_factor: one number for all channels in their place, such as SD-VAE's 0.18215.
+        scaling_factor: one number for all channels in place of the statistics, such as SD-VAE's 0.18215.
 
     Raises:
         UserError: nothing of the kind is there, it is broken or not finite, or there are no statistics.
@@ -147,14 +147,14 @@ def load_generator(
 ) -> PretrainedGenerator:
     """The generator of a stage 2 run (its newest checkpoint), a checkpoint, a folder or a published file.
 
-    Published are SiT's, REPA's, REPA-E's and LightningDiT's checkpoints. It is on the CPU, in float32 and in evaluation
-    mode.
+    Published files are checkpoints of SiT, REPA, REPA-E and LightningDiT. The result is on the CPU, in float32 and in
+    evaluation mode.
 
     Args:
         path: what to load.
         ema: take the moving average of the weights, as all published numbers do, where there is one.
-        stats: as in `load_autoencoder`, like the next.
-        scaling_factor: as there.
+        stats: as in `load_autoencoder`.
+        scaling_factor: as in `load_autoencoder`.
 
     Raises:
         UserError: nothing of the kind is there, it is broken or not finite, or there are no statistics.

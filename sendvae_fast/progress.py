@@ -27,7 +27,7 @@ class Progress:
 
     @classmethod
     def silence(cls) -> None:
-        """Show no progress in this process from now on: another one shows it."""
+        """Show no progress in this process from now on, because another process shows it."""
         cls._all_silent = True
 
     def __init__(self, title: str, total: int, unit: str = "it", start: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Add a gated residual branch, normalise, modulate: what stands between two layers of a SiT block, in one pass.
+"""Gated residual branch, norm and modulation: all that lies between two layers of a SiT block, in one pass.
 
 B batch, N tokens, D width.
 """

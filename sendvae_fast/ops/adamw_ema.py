@@ -52,7 +52,7 @@ def adamw_ema_(
 
     Memory traffic of the compiled backends: 36 bytes per parameter with float32 gradients, 34 with bfloat16, 8 less
     without a moving average. Parameter and state must be contiguous, or channels-last all of them, or the reference
-    takes that parameter; a gradient that lies otherwise than they do is copied first.
+    takes that parameter; a gradient in another layout is copied first.
 
     There is no Triton backend: Triton has no array of pointers as an argument, so each tensor would take a launch of
     its own, and hundreds of small ones are what this op is there to avoid.
@@ -68,8 +68,8 @@ def adamw_ema_(
         lr: as in the formula, like the four that follow.
         betas: beta1 and beta2.
         eps: added to the root of the second moment.
-        weight_decay: times lr, what a parameter loses of itself.
-        ema_decay: share of the average that stays; None with `ema` None.
+        weight_decay: times lr, the share of itself that a parameter loses.
+        ema_decay: share of the average that is kept; None with `ema` None.
         grad_norm: scalar tensor of the params' dtype: the norm of all gradients, see `global_norm`. None: no clipping,
             and the step is never skipped.
         max_grad_norm: largest norm of the gradients after clipping; 0 leaves them as they are.

@@ -35,16 +35,16 @@ def center_crop(image: torch.Tensor, size: int, flip: bool = False) -> torch.Ten
 
     Small pictures are enlarged. The result is that of Pillow, bit for bit: a resize is a pass over the rows and one
     over the columns, with pixels rounded to 8 bits in between and weights in fixed point with 22 binary digits. Pillow
-    goes over the rows first; from version 13 on over the columns where that saves much, and so does this op. That is
-    only so in pictures more than twice as tall as wide: there an older Pillow gives other pixels.
+    goes over the rows first; from version 13 on, like this op, it goes over the columns first where that saves much.
+    Only pictures more than twice as tall as wide are such: for them an older Pillow gives other pixels.
 
     Only what the crop needs is read and computed: about 3 min(H, W)^2 bytes of the picture, which the first pass turns
     into half as many or less, and so on. Not differentiable. There is no Triton backend: the passes are sums over bytes
     whose number, order and weights differ from picture to picture and are planned on the host; blocks of a fixed shape
-    have nothing to win there. CUDA takes the plans from the host, too, so it refuses to be captured in a CUDA graph.
+    gain nothing. CUDA takes the plans from the host, too, so it refuses to be captured in a CUDA graph.
 
-    Under a backend forced for another device than the picture's, the picture's own is used: a run forced to cuda still
-    crops on the CPU, where it decodes.
+    If the forced backend is for another device than the picture's, the backend of the picture's device is used: a run
+    forced to cuda still crops on the CPU, where it decodes.
 
     Args:
         image: uint8 [H, W, 3], H and W from 1 up; packed rows at any stride are read in place, other layouts copied.

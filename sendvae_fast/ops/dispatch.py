@@ -1,4 +1,4 @@
-"""Which backend runs an op, and why.
+"""The choice of the backend that runs an op.
 
     reference   plain PyTorch, any device, any dtype
     cpu, cuda   the compiled libraries, `torch.ops.sendvae.*`
@@ -7,8 +7,8 @@
 Unless forced, a CUDA tensor takes cuda, else triton, else the reference; a CPU tensor takes cpu, else the reference.
 `SENDVAE_BACKEND=<name>` or `use_backend(name)` forces one; a forced backend that cannot run is an error, never a silent
 fall-back. An op that was never written for the forced backend (`OPS`) keeps its own choice, so that a whole run can be
-forced. float64 tensors always take the reference, which is the ground truth of the others. (The float64 state of
-`sde_step` is not what counts there, but the velocity's dtype.)
+forced. float64 tensors always take the reference, which is the ground truth of the others. (For `sde_step` the dtype of
+the velocity counts, not that of its float64 state.)
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""How [B, C, H, W] tensors lie in memory, and what kernels that read them in place need to know of it."""
+"""The memory layout of [B, C, H, W] tensors, for kernels that read them in place."""
 
 import torch
 
@@ -20,7 +20,7 @@ def plane_strides(x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether `x` is [B, C, H, W] without gaps and channels-last, and could not as well be called contiguous."""
+    """Whether `x` is [B, C, H, W] without gaps and channels-last, and not contiguous as well."""
     return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 

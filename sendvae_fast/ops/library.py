@@ -50,7 +50,7 @@ def _load_all_ops() -> tuple[str | None, str | None]:
 
 
 def _missing_cuda(cpu: str | None) -> str | None:
-    """Why not even to try the CUDA library, or None."""
+    """The reason not to try loading the CUDA library, or None."""
     if not (LIBRARY_DIR / CUDA_LIBRARY).is_file():
         module = host()
         if module is None:

@@ -107,7 +107,7 @@ def normal(
 def integers(key: torch.Tensor, stream: int, sample_ids: torch.Tensor, num: int, high: int) -> torch.Tensor:
     """Integers in [0, high): `word * high >> 32`, int64 [B, num]; `high` in [1, 2^31].
 
-    A value's probability differs from 1 / high by less than 2^-32: nothing that any number of draws we make could see.
+    A value's probability differs from 1 / high by less than 2^-32: too little to show in any number of draws made here.
 
     Raises:
         ValueError: `high` out of range, or as for `words`.

@@ -1,4 +1,4 @@
-"""Giving the ops of both namespaces, which share one schema, their fake implementations and autograd formulas.
+"""Registration of fake implementations and autograd formulas for the ops of both namespaces, which share one schema.
 
 The compiled libraries define `torch.ops.sendvae.<op>`, the Triton modules `torch.ops.sendvae_triton.<op>`. These are
 imported, and Triton with them, when the first op runs on Triton.

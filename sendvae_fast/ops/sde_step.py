@@ -39,9 +39,9 @@ def sde_step(
         x' = x + ((2 - t) v + x) Δt + sqrt(2 t |Δt|) ε,    Δt = t_next - t
 
     The last step adds no noise. The drift is v - t score, where score = -((1 - t) v + x) / t is ∇ log p_t(x), and
-    the diffusion 2 t: the sampler of SiT ("sigma" diffusion), REPA, REPA-E and Send-VAE. In SiT's own clock, where data
-    sits at 1, the same process reads differently. ε ~ N(0, 1) is Philox of (seed, step, sample id,
-    element) on the stream SAMPLER_STEP: a sample draws the same noise whatever batch or rank it is in.
+    the diffusion 2 t: the sampler of SiT ("sigma" diffusion), REPA, REPA-E and Send-VAE. In SiT's own time, where data
+    is at 1, the formulas of the same process differ. ε ~ N(0, 1) is Philox of (seed, step, sample id, element) on the
+    stream SAMPLER_STEP: a sample draws the same noise whatever batch or rank it is in.
 
     Arithmetic, guidance included, has the precision of x in the order written; the coefficients are computed in float64
     first. The noise is float32 (float64 for a float64 velocity), as the published samplers draw it.

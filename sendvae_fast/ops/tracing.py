@@ -1,4 +1,4 @@
-"""What Dynamo is told about our functions, without importing Dynamo, which would double the time of `import torch`."""
+"""Marks on our functions for Dynamo, without importing Dynamo, which would double the time of `import torch`."""
 
 from collections.abc import Callable
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""What a report shows, as plain Python and numpy values; `report.load` fills it from disk."""
+"""The contents of a report, as plain Python and numpy values; `report.load` fills it from disk."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,7 +98,7 @@ class RunRecord:
 
 @dataclass(kw_only=True)
 class Variant:
-    """One way of training the autoencoder, with what was measured of it."""
+    """One way of training the autoencoder, with its measurements."""
 
     name: str
     description: str = ""
@@ -115,7 +115,7 @@ class Variant:
 
 @dataclass(kw_only=True)
 class Tile:
-    """A number to see first."""
+    """A headline number."""
 
     label: str
     value: str
@@ -124,7 +124,7 @@ class Tile:
 
 @dataclass(kw_only=True)
 class Step:
-    """A part of the work behind a comparison that is still being done."""
+    """A part of the work behind an unfinished comparison."""
 
     name: str
     state: Literal["done", "running", "to come"]
@@ -136,7 +136,7 @@ class Step:
 
 @dataclass(kw_only=True)
 class ReportData:
-    """All of a page. Sections without content are left out."""
+    """The contents of a page. Sections without content are left out."""
 
     title: str
     subtitle: str = ""

@@ -1,4 +1,4 @@
-"""Plain sentences and headline numbers from results, whichever way they came out."""
+"""Plain sentences and headline numbers from results, good or bad."""
 
 import datetime
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Literal
 from sendvae_fast.report.contents import METRICS, RunRecord, Tile, Variant, seed_values
 
 Outcome = Literal["better", "worse", "unclear", "absent"]
-# What the paper claims of alignment, so what a verdict weighs, and how it says each outcome.
+# The paper's claims about alignment, which a verdict weighs, and its words for each outcome.
 CLAIMED = {
     "attribute_f1": {
         "better": "latents tell attributes better",
@@ -53,7 +53,7 @@ def verdict(candidate: Variant, control: Variant) -> str:
 
 
 def comparison_sentences(candidate: Variant, control: Variant) -> list[str]:
-    """One sentence per metric that both have, the claimed ones first, and a word on how much to trust them."""
+    """One sentence per metric that both have, the claimed ones first, and a remark on their reliability."""
     sentences, num_seeds = [], 0
     for key in (*CLAIMED, *(key for key in METRICS if key not in CLAIMED)):
         outcome, differences = compare(key, candidate, control)
@@ -79,7 +79,7 @@ def comparison_tiles(candidate: Variant, control: Variant) -> list[Tile]:
 
 
 def run_sentences(run: RunRecord) -> list[str]:
-    """What the curves of a run did from its first logged values to its last."""
+    """The changes of a run's curves from its first logged values to its last."""
     sentences = []
     for name, label in (
         ("reconstruction", "reconstruction loss"),

@@ -115,7 +115,7 @@ def check_fit(generator: SiTConfig, autoencoder: Autoencoder, config: GenerateCo
 
 
 class LatentSampler:
-    """Draws normalised latents of a generator. What is made ready for a batch size serves all batches of that size.
+    """Draws normalised latents of a generator. Preparations for a batch size serve all batches of that size.
 
     Raises UserError if more channels are to be guided than the latents have.
     """

@@ -21,7 +21,7 @@ class GuidedVelocity:
 
     v = v_null + scale · (v_label - v_null) where low <= t <= high, both ends included, and v_label elsewhere. The
     numbers of REPA, REPA-E and Send-VAE come from guiding every channel; those of DiT, SiT and LightningDiT from
-    guiding the first three, an accident of their RGB ancestry, with v_label in the others. Guiding the velocity equals
+    guiding the first three, inherited from code for RGB images, with v_label in the others. Guiding the velocity equals
     guiding the SDE drift, which is affine in it.
     """
 

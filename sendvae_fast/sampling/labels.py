@@ -1,4 +1,4 @@
-"""Which class each sample id is drawn from."""
+"""The class of each sample id."""
 
 from typing import Literal
 

@@ -17,7 +17,7 @@ from sendvae_fast.sampling.guidance import LabelledModel
 WARMUP_RUNS = 2
 """Before a capture: libraries choose their kernels and take their workspaces in the first runs."""
 
-# Runs work that reads and writes the same tensors every time, and gives back what does it again
+# Runs work that reads and writes the same tensors every time, and returns the function that repeats it
 Record = Callable[[Callable[[], None]], Callable[[], None]]
 
 

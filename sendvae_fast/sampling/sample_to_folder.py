@@ -29,7 +29,7 @@ from sendvae_fast.sampling.writer import PngFolder, write_npz
 MAX_GRID = 64
 """Pictures in the overview grid."""
 SETTINGS_FILE = "settings.yaml"
-# Weights count by what is in them, wherever they lie.
+# Weights are compared by their contents, not by their paths.
 MAY_CHANGE = ("generator", "autoencoder", "out", "num_samples", "batch_size", "npz", "cuda_graphs")
 
 
@@ -85,7 +85,7 @@ def _claim(folder: PngFolder, config: SampleConfig, saved: SavedSiT, autoencoder
     }  # fmt: skip
     recorded = folder.root / SETTINGS_FILE
     try:
-        if folder.sample_ids():  # the settings of a job that failed before its first picture bind nobody
+        if folder.sample_ids():  # settings of a job that failed before its first picture do not count
             if not recorded.exists():
                 return (
                     f"{folder.root} holds pictures but no {SETTINGS_FILE} to say how they were drawn: give a new folder"
@@ -111,7 +111,7 @@ def _claim(folder: PngFolder, config: SampleConfig, saved: SavedSiT, autoencoder
 
 
 def _own_ids(folder: PngFolder, num_samples: int, distributed: Distributed) -> list[int]:
-    """What this rank is to draw. Missing pictures are dealt out evenly, so that no rank waits long for another."""
+    """The ids that this rank draws. Missing pictures are dealt out evenly, so that no rank waits long for another."""
     found = folder.missing(range(distributed.rank, num_samples, distributed.world_size))
     missing = sorted(chain.from_iterable(distributed.gather_objects(found)))
     return missing[distributed.rank :: distributed.world_size]

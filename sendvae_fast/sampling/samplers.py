@@ -1,7 +1,7 @@
 """From noise to latents: the Euler-Maruyama SDE sampler of the paper's numbers, and ODE samplers.
 
-Noise depends on (seed, step, sample id) alone, so a sample is the same in any batch and on any number of ranks; only
-`dopri5`, which chooses its steps for a batch as a whole, is not quite: there it is the same within the tolerances.
+Noise depends on (seed, step, sample id) alone, so a sample is the same in any batch and on any number of ranks; with
+`dopri5`, which chooses its steps for a batch as a whole, it is the same only within the tolerances.
 
 Shape letters: B batch, C latent channels, H W latent height and width.
 """

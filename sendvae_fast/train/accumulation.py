@@ -1,4 +1,4 @@
-"""Gradient accumulation: a step's batch in equal parts, and the means of what they log."""
+"""Gradient accumulation: a step's batch in equal parts, and the means of their logged values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that judge and do not learn (foundation model, LPIPS), placed and compiled as the engine's settings say."""
+"""Frozen networks (foundation model, LPIPS), placed and compiled as the engine's settings say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Frozen = TypeVar("Frozen", Foundation, Perceptual)
 def build_foundation(
     weight: float, config: FoundationConfig, engine: EngineConfig, device: torch.device
 ) -> Foundation | None:
-    """The frozen foundation model on `device`, or None when the alignment weight is 0 and nothing would look at it."""
+    """The frozen foundation model on `device`, or None when the alignment weight is 0 and nothing uses it."""
     return frozen_network(load_foundation(config), engine, device) if weight > 0 else None
 
 

@@ -48,7 +48,7 @@ class LoopConfig:
 
 
 class Stage(Protocol):
-    """What the loop needs of a training stage."""
+    """The interface of a training stage to the loop."""
 
     title: str
 
@@ -74,8 +74,8 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
     """Train `stage` from the run's newest checkpoint to the last step.
 
     Returns the exit code: 0 when the run is complete, `EXIT_REQUEUE` when a signal stopped it after a save. Raises
-    `UserError` after `MAX_SKIPPED_STEPS` skipped steps in a row, without another checkpoint: the weights that led there
-    are not worth pushing an older one out.
+    `UserError` after `MAX_SKIPPED_STEPS` skipped steps in a row, without another checkpoint: such weights should not
+    push out an older checkpoint.
     """
     checkpointer = Checkpointer(run.checkpoints, distributed, config.keep_checkpoints, run.config_hash)
     step = resume(stage, checkpointer)

@@ -1,4 +1,4 @@
-"""The images a stage trains on: which, how many make a step, and this rank's share of every step."""
+"""The training images of a stage: their source, their number per step, and this rank's share of every step."""
 
 from __future__ import annotations
 

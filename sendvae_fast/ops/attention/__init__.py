@@ -1,1 +1,1 @@
-"""Attention as a choice among libraries: the call, what each library can do, the table of measured speeds."""
+"""Attention by one of several libraries: the call, the limits of each library, the table of measured speeds."""

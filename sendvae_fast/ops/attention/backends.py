@@ -1,4 +1,4 @@
-"""What can compute attention: each backend's call, and why it cannot run where it cannot.
+"""The backends of attention: the call of each, and the reasons why it cannot run.
 
     sdpa        PyTorch's `scaled_dot_product_attention`, by its own choice among the four that follow
     cudnn, flash, efficient, math

@@ -22,17 +22,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
         attention = softmax(q k^T / sqrt(head_dim)) v
 
-    The fused kernels never write the N x N matrix: 4 B heads N head_dim elements are moved forward, the least there is.
+    The fused kernels never write the N x N matrix: 4 B heads N head_dim elements are moved forward, the minimum.
 
     Which backend (`backends`) computes it: the one that `use_attention` or SENDVAE_ATTENTION forces; else the
     fastest in this device's table for (dtype, head_dim, N, heads, B up to a power of two, with or without gradients),
     which `tune_attention` or `sendvae doctor --tune_attention` measures; else, and wherever plain PyTorch is forced by
-    SENDVAE_BACKEND=reference, PyTorch's own choice. Nothing is measured in passing: all ranks of a run, and a run and
+    SENDVAE_BACKEND=reference, PyTorch's own choice. A call measures nothing: all ranks of a run, and a run and
     its continuation, take the same kernels unless someone measures in between. Under torch.compile the choice is made
     while tracing, and again when `use_attention` has changed it.
 
-    Whether the gradient repeats bit for bit is the library's matter: with `torch.use_deterministic_algorithms` the
-    packages' flash attention is asked for its deterministic form, and PyTorch's kernels obey as they document. NaN goes
+    The library decides whether the gradient repeats bit for bit: with `torch.use_deterministic_algorithms` the
+    packages' flash attention is asked for its deterministic form, and PyTorch's kernels do what they document. NaN goes
     through, with one exception seen in PyTorch 2.15: its flash attention for the CPU makes zeros of the row whose q has
     NaN. (NaN in the same token's k or v still makes NaN of the other rows.)
 

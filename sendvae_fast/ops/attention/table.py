@@ -47,7 +47,7 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of one shape."""
+    """The measurements of one shape."""
 
     shape: AttentionShape
     times_us: dict[str, float] = field(default_factory=dict)
@@ -158,7 +158,7 @@ def _header(device: torch.device) -> dict[str, Any]:
 
 
 def choice_key(shape: AttentionShape) -> tuple:
-    """What tells the rows of the table apart."""
+    """The key of a row of the table."""
     return shape.batch_class, shape.heads, shape.tokens, shape.head_dim, shape.dtype, shape.training
 
 

@@ -45,7 +45,7 @@ def _forward_kernel(
         s = rounded.to(tl.float32)  # y is the norm of what is stored
     center = tl.div_rn(tl.sum(s, axis=0), width)
     deviation = tl.where(mask, s - center, 0.0)
-    # The center is the mean but for rounding; what it lacks is put right here.
+    # The center is the mean up to rounding; the rest is corrected here.
     correction = tl.div_rn(tl.sum(deviation, axis=0), width)
     mean = center + correction
     variance = tl.div_rn(tl.sum(deviation * deviation, axis=0), width) - correction * correction
@@ -169,7 +169,7 @@ def adaln(
     stats = x.new_empty((batch, num_tokens, 2), dtype=torch.float32)
     if batch * num_tokens == 0:
         return y, s, stats
-    # Without a branch the kernel reads none: x and scale stand for it and its gate.
+    # Without a branch the kernel does not read one: x and scale take the places of branch and gate.
     tokens = [_unit_stride(t) for t in (x, branch if has_branch else x)]
     rows = [_unit_stride(r) for r in (gate if has_branch else scale, shift, scale)]
     width = triton.next_power_of_2(num_columns)
@@ -201,7 +201,7 @@ def adaln_backward(
     grad_shift, grad_scale = scale.new_empty(scale.shape), scale.new_empty(scale.shape)
     if batch == 0:
         return grad_x, grad_branch, grad_gate, grad_shift, grad_scale
-    # What the call does not have is not read: s and scale stand for it.
+    # Missing arguments are not read: s and scale take their places.
     tokens = [_unit_stride(t) for t in (grad_y, s if grad_s is None else grad_s, s, branch if has_branch else s)]
     rows = [_unit_stride(r) for r in (gate if has_branch else scale, scale)]
     width = triton.next_power_of_2(num_columns)

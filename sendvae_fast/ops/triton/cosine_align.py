@@ -99,7 +99,7 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def _offset(margin: float | None) -> float:
-    """What the cosine is subtracted from."""
+    """The number that the cosine is subtracted from."""
     return 1.0 if margin is None else 1.0 - margin
 
 

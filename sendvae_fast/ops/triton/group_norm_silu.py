@@ -39,7 +39,7 @@ def _tile(num_chunks, num_pixels, num_channels, NUM_PIXELS: tl.constexpr, NUM_CH
 def _normalisation(
     mean_ptr, rstd_ptr, weight_ptr, bias_ptr, sample, channel, mask, num_channels, num_groups
 ):  # fmt: skip
-    """Of each channel: its group's index in [B, G], mean, rstd times weight, bias."""
+    """For each channel: its group's index in [B, G], mean, rstd times weight, bias."""
     group = sample * num_groups + channel // (num_channels // num_groups)
     mean = tl.load(mean_ptr + group, mask=mask, other=0.0)
     scale = tl.load(rstd_ptr + group, mask=mask, other=0.0) * tl.load(weight_ptr + channel, mask=mask, other=0.0)
@@ -89,7 +89,7 @@ def _moments_kernel(
     count = tl.minimum(num_pixels - chunk * NUM_PIXELS, NUM_PIXELS).to(tl.float32)
     centre = tl.div_rn(tl.sum(x, axis=0), count)
     distance = tl.where(mask, x - centre[None, :], 0.0)
-    # What rounding took from the centre: of a large mean, more than of the distances.
+    # The rounding error of the centre: with a large mean it exceeds that of the distances.
     error = tl.sum(distance, axis=0)
     mean = centre + tl.div_rn(error, count)
     squares = tl.sum(distance * distance, axis=0) - tl.div_rn(error * error, count)
@@ -177,7 +177,7 @@ def _join_parameter_grads_kernel(
     parts_ptr, weight_ptr, rstd_ptr, sums_ptr, group_grads_ptr, num_chunks, num_pixels, num_channels, num_groups,
     NUM_CHUNKS: tl.constexpr, NUM_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Of one sample and group: its sums [2, C / G] of the parts, and the two numbers all its input gradients share."""
+    """For a sample and group: the sums [2, C / G] of the parts, and the two numbers all its input gradients share."""
     program = tl.program_id(0)
     sample = (program // num_groups).to(tl.int64)
     group = program - (program // num_groups) * num_groups

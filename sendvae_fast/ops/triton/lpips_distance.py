@@ -63,7 +63,7 @@ def _forward_kernel(
         channel_mask = channel < num_channels
         mask = pixel_mask[:, None] & channel_mask[None, :]
         weight = tl.load(weight_ptr + channel, mask=channel_mask, other=0.0)[None, :]
-        # Not times a reciprocal: where the units are alike or the gradient cancels, its rounding is what remains.
+        # Not times a reciprocal: its rounding would dominate where the units are alike or the gradient cancels.
         unit0 = tl.div_rn(_load(f0_pixel_ptr, channel, f0_stride_c, mask), floored0)
         unit1 = tl.div_rn(_load(f1_pixel_ptr, channel, f1_stride_c, mask), floored1)
         difference = unit0 - unit1

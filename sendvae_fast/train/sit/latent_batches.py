@@ -62,7 +62,7 @@ class TrainingLatents:
     Args:
         directory: a latent cache of `sendvae cache-latents`, or a folder of LightningDiT's published latents.
         data: the photographs, of which only `global_batch` matters without REPA.
-        with_images: whether REPA looks at the photographs.
+        with_images: whether REPA uses the photographs.
 
     Raises:
         UserError: the latents are missing, damaged or of other images; the global batch does not divide among ranks and
@@ -108,7 +108,7 @@ class TrainingLatents:
 
     @property
     def num_classes(self) -> int:
-        """Of the photographs' folder; without it, as many as the labels name."""
+        """The number of classes in the photographs' folder; without a folder, as many as the labels name."""
         return len(self._images.catalog.class_names) if self._images else int(self.cache.labels.max()) + 1
 
     def batches(self, start_step: int) -> Iterator[LatentBatch]:

@@ -62,7 +62,7 @@ class SiTStage:
         self.decoder = self._open_decoder()
 
     def _open_decoder(self) -> LatentDecoder | None:
-        """For previews. On every rank, and now, so that what is wrong with it ends the run before its first step."""
+        """Open the decoder of previews, on every rank and now, so that an error ends the run before its first step."""
         if self.config.autoencoder is None:
             return None
         channels = self.model.config.latent_channels

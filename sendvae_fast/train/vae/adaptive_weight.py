@@ -1,4 +1,4 @@
-"""Adaptive weights: how much of a loss balances reconstruction and LPIPS at one layer of the autoencoder."""
+"""Adaptive weights that balance a loss with reconstruction and LPIPS at one layer of the autoencoder."""
 
 from __future__ import annotations
 

@@ -35,13 +35,13 @@ class Aligner:
         self.foundation, self.loss, self.weight = foundation, build_alignment_loss(config), config.lambda_align
         self._balance = None
         if config.is_adaptive and model.mapper is not None:
-            # Compiled blocks may give away what they have saved at their first backward pass: here is a second one.
+            # Compiled blocks may free their saved tensors at the first backward pass, but here a second one follows.
             torch._functorch.config.donated_buffer = False
             self._balance = Balance(model.autoencoder.encoder.conv_out, ALIGNMENT_LIMIT, distributed)
             self._decoder, self._mapper = Tap(model.autoencoder.decoder.conv_out), Tap(model.mapper)
 
     def __call__(self, images: Tensor, features: Tensor, nll_gradient: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighed alignment loss, a float32 scalar with its graph, and what there is to log of it.
+        """The weighed alignment loss, a float32 scalar with its graph, and its values to log.
 
         Args:
             images: uint8 [B, 3, S, S].

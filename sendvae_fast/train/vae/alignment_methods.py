@@ -59,7 +59,7 @@ class VAConfig:
 
 @dataclass(kw_only=True)
 class RealsConfig:
-    """ReaLS: an MLP, at patch level and at global level. Only that much is published; every number here is ours."""
+    """ReaLS: an MLP, at patch level and at global level. No more is published; every number here is ours."""
 
     noise: bool = False
     """Whether the MLP sees noised latents."""

@@ -1,4 +1,4 @@
-"""What a stage 1 checkpoint's run says about its weights, for a model card."""
+"""Facts about a stage 1 checkpoint's weights from its run, for a model card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge of stage 1's pictures: pixel loss, LPIPS, and the game with a discriminator that learns beside it.
+"""The judge of stage 1's pictures: pixel loss, LPIPS, and a discriminator that learns beside the autoencoder.
 
 Shape letters: B batch, S image size.
 """
@@ -28,7 +28,7 @@ GAN_LIMIT = 1e4
 
 
 class Judgement(NamedTuple):
-    """What the judge says of a batch of reconstructions."""
+    """The judge's results for a batch of reconstructions."""
 
     loss: Tensor
     """The part of L that sees the pictures, a float32 scalar; its graph begins at the reconstruction."""
@@ -39,7 +39,7 @@ class Judgement(NamedTuple):
 
 
 class PictureJudge:
-    """Judges reconstructions, and lets the discriminator learn from the same pass.
+    """The judge of reconstructions, whose discriminator learns from the same pass.
 
     Everything here is differentiated up to the pictures and no further: adaptive weights compare gradients from there
     on, and one forward of the discriminator on the reconstruction serves it and the autoencoder.
@@ -89,7 +89,7 @@ class PictureJudge:
         return self.discriminator is not None and step >= self.config.discriminator_first_step
 
     def _nll(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pixel loss plus LPIPS, weighed and reduced, and what there is to log of them."""
+        """Pixel loss plus LPIPS, weighed and reduced, and their values to log."""
         config = self.config
         logged = {"psnr": mean_psnr(x, x_hat), "reconstruction": reconstruction_loss(x, x_hat, config.reconstruction)}
         nll = config.reconstruction_weight * logged["reconstruction"]
@@ -108,7 +108,7 @@ class PictureJudge:
 
     def _gan_weight(self, step: int, nll_gradient: Tensor, gan_gradient: Tensor) -> Tensor:
         """The step's scheduled weight, times VQGAN's adaptive factor where `loss.gan_adaptive` asks for it."""
-        # `new_full`, as `new_tensor` copies from the host, which then waits for the GPU.
+        # `new_full`, because `new_tensor` copies from the host, which then waits for the GPU.
         weight = nll_gradient.new_full((), self.config.gan_weight_at(step))
         return weight if self._balance is None else weight * self._balance.factor(nll_gradient, gan_gradient)
 

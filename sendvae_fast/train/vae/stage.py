@@ -58,7 +58,7 @@ class VAEStage:
         self.aligner = None if foundation is None else Aligner(alignment, foundation, self.model, distributed)
 
     def train_step(self, step: int, batch: ImageBatch) -> dict[str, Tensor | float]:
-        """One step of autoencoder and mapper and one of the discriminator, over the accumulated micro-batches."""
+        """One step of autoencoder and mapper, and one of the discriminator, over the accumulated micro-batches."""
         key = philox.make_key(self.config.seed, step, self.device)
         means = Means(self.config.engine.accumulation_steps)
         for micro in micro_batches(batch, means.num, self.device):
