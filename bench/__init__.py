@@ -1,1 +1,1 @@
-"""Benchmarks and checks that are run by hand, on the machine they speak of."""
+"""Benchmarks and checks, run by hand on the machine to measure."""

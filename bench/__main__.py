@@ -1,4 +1,4 @@
-"""`python -m bench <verb>`: measurements, run by hand on the machine they speak of.
+"""`python -m bench <verb>`: measurements, run by hand on the machine to measure.
 
     kernels   time every fused op against plain PyTorch and torch.compile; writes bench/results/kernels_<machine>.json
     data      time decoding, the latent reader and a step fed by them; writes bench/results/data_<machine>.json
@@ -18,7 +18,7 @@ VERBS = ("kernels", "data", "sampling", "step", "table")
 
 
 def main(arguments: list[str]) -> int:
-    """Run one verb; what the user can mend is one line and exit code 2."""
+    """Run one verb; a failure that the user can mend gives one line and exit code 2."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0

@@ -144,7 +144,7 @@ def texture(seed: int) -> bytes:
 
 
 class ShardDataset(Dataset):
-    """What one writes first: rows of memory-mapped shards, by sample id."""
+    """The simple solution for comparison: rows of memory-mapped shards, by sample id."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths, self.open = paths, None

@@ -1,4 +1,4 @@
-"""How much arithmetic a step is, and how fast the machine multiplies matrices."""
+"""The arithmetic of a step, and the machine's speed of matrix products."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ def count_flops(call: Callable[[], object]) -> int:
 
 
 def gemm_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    """Of a large square matrix product: what this machine can reach, here and now."""
+    """The speed of a large square matrix product: the most that this machine reaches now."""
     size = GEMM_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     timing: Timing = time_interleaved(device, {"gemm": lambda _: a @ b}, 1, seconds, sample_s=0.02)["gemm"]

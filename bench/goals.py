@@ -1,4 +1,4 @@
-"""What the ops are to reach, as ratios of two times measured in one run, and whether a row reaches it."""
+"""The goals of the ops, as ratios of two times measured in one run, and whether a row reaches them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ SAMPLING_IMG_PER_S = {"SiT-XL/1, bf16, batch 128": 4.2}
 
 
 def sampling_verdicts(row: dict[str, Any]) -> list[str]:
-    """What a row of `bench sampling` reached."""
+    """The verdicts on a row of `bench sampling`."""
     times = {name: result.get("step_ms") for name, result in row["forms"].items()}
     ratio = times[EAGER] / times["ours"] if times.get(EAGER) and times.get("ours") else None
     said = [str(Verdict(SAMPLING_GOALS[row["device"]], ratio))]
@@ -100,7 +100,7 @@ def sampling_verdicts(row: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class StepGoal:
-    """What a training step is to reach: a ratio of times to another form or engine, or images per second."""
+    """A goal of a training step: a ratio of times to another form or engine, or images per second."""
 
     stage: str
     device: str

@@ -6,8 +6,7 @@
 
 The parts: build (for this GPU only), tests (tests/gpu), memcheck and racecheck (compute-sanitizer over a call of every
 CUDA kernel), bench (`python -m bench kernels`), step and sampling (those benchmarks, their first cases), demo (a short
-one). Each has a time of its own and all together have `--seconds`; what hangs is stopped and what comes after it still
-runs.
+one). Each has a time limit and all together have `--seconds`; a part that hangs is stopped and the next ones still run.
 
 It uses the interpreter it is started with: that torch, that CUDA. Nothing is fetched; packages that are missing can
 lie in `--wheels` as wheel files. Writes gpu_check.log, gpu_check_<gpu>.json, kernels_<gpu>.json,

@@ -40,7 +40,7 @@ class Effort:
 
 @dataclass
 class Form:
-    """One way of doing the work, and what came of it."""
+    """One way of doing the work, and its results."""
 
     name: str
     work: Work
@@ -91,7 +91,7 @@ def measure(
 
 
 class CaseBench:
-    """The input sets of one case and what is done with them."""
+    """The input sets of one case and the calls on them."""
 
     def __init__(self, case: KernelCase, device: torch.device, num_sets: int):
         self.case, self.device = case, device

@@ -1,4 +1,4 @@
-"""What a measurement depends on: the machine, the versions, the state of the sources."""
+"""The facts that a measurement depends on: the machine, the versions, the state of the sources."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT_VARIABLE = "SENDVAE_COMMIT"
-# What the benchmarks themselves write says nothing about the sources measured.
+# Files that the benchmarks themselves write are no part of the sources measured.
 GENERATED = ("bench/results", "docs/performance.md")
 
 

@@ -1,4 +1,4 @@
-"""Commands that are run one after the other, each within its time, and the table of what became of them."""
+"""Commands that are run one after the other, each within its time, and the table of their results."""
 
 import os
 import signal
@@ -76,7 +76,7 @@ def end_group(process: subprocess.Popen) -> None:
 
 
 def table(parts: list[Part]) -> str:
-    """What became of every part."""
+    """The table of the parts' results."""
     width = max(len(part.name) for part in parts)
     return "\n".join(
         f"  {part.name:<{width}}  {part.outcome:<7}  {part.seconds:6.1f} s  {part.detail}".rstrip() for part in parts

@@ -1,4 +1,4 @@
-"""What one writes first to sample a SiT: plain PyTorch, as the public samplers have it.
+"""A sampler of a SiT in plain PyTorch, as the public samplers have it.
 
 The SDE of REPA and REPA-E by Euler-Maruyama with a float64 state on the device, guidance of a concatenated batch
 combined in the drift, the network in float32 or under one autocast, which keeps its casts of the weights for all steps.

@@ -193,7 +193,7 @@ class Bench:
         )  # fmt: skip
 
     def noise(self, step: int) -> Tensor:
-        """What ours adds in a step."""
+        """The noise that our sampler adds in a step."""
         key = philox.make_key(SEED, step, self.device)
         return philox.normal(key, philox.Stream.SAMPLER_STEP, self.ids, self.shape)
 

@@ -90,7 +90,7 @@ class StepCase:
 
 
 def frozen_networks(stage: Stage) -> dict[str, nn.Module]:
-    """The networks of a stage that judge and do not learn, by name; those it has."""
+    """The frozen networks that a stage has, by name."""
     if isinstance(stage, SiTStage):
         networks = {FOUNDATION: stage.foundation}
     else:

@@ -1,4 +1,4 @@
-"""The ways of making one training step: ours, and what one would write without this package.
+"""The forms of one training step: ours, and those that one would write without this package.
 
 `eager` is the same networks, losses and data with every op in plain PyTorch as public training code has it: contiguous
 NCHW, everything under one autocast (so that norms and resizing go through float32), noise from torch.randn, AdamW, EMA
@@ -71,7 +71,7 @@ class Form:
             return self.stage.train_step(number, batch)
 
     def context(self, same_noise: bool = False) -> contextlib.AbstractContextManager:
-        """Within it the package's code runs as this form."""
+        """A context in which the package's code runs as this form."""
         return plain_code(self.channels_last, same_noise) if self.plain else contextlib.nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""What the forms of a training step are called; see `bench/step_forms.py`."""
+"""The names of the forms of a training step; see `bench/step_forms.py`."""
 
 EAGER, COMPILED = "eager", "eager, channels-last, compiled"
 OURS, OURS_COMPILED = "ours", "ours, compiled"

@@ -1,7 +1,7 @@
-"""Where the time of a step goes: its parts one by one, each with its backward pass, on the networks of a stage.
+"""The time of a step by parts: each part by itself, with its backward pass, on the networks of a stage.
 
-A part is run by itself on tensors of the step's shapes. What lies between the parts (casts, losses of pixels, adding up
-of gradients) is in none of them: their sum is less than the step.
+A part is run by itself on tensors of the step's shapes. Work between the parts (casts, losses of pixels, adding up of
+gradients) is in none of them: their sum is less than the step.
 """
 
 from collections.abc import Callable

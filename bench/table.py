@@ -161,7 +161,7 @@ def part_cells(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
 
 
 def engine_cells(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
-    """A table's lines for what a step costs rank 0 under every engine, where that was measured."""
+    """A table's lines for the costs of a step on rank 0 under every engine, where they were measured."""
     costs = {name: result["rank0"] for name, result in row.get("engines", {}).items() if "rank0" in result}
     for name, cost in costs.items():
         first_us = next(iter(costs.values()))["cpu_us"]
@@ -187,7 +187,7 @@ def machine_tables(rows: list[dict[str, Any]]) -> str:
 
 
 def provenance(rows: list[dict[str, Any]]) -> list[str]:
-    """What the numbers depend on, one line per commit measured."""
+    """The commit, machine and versions of the numbers, one line per commit measured."""
     lines = {}
     for row in rows:
         tree = {True: "", False: " with uncommitted changes", None: " (tree not checked)"}[row["clean"]]

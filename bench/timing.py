@@ -1,4 +1,4 @@
-"""Timing several ways of doing one thing, interleaved, so that whatever else the machine does falls on all alike."""
+"""Timing several ways of doing one thing, interleaved, so that other load on the machine falls on all alike."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""What a benchmark case is made of."""
+"""The form of a benchmark case."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

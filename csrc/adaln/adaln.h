@@ -20,7 +20,7 @@ namespace sendvae {
 
 // ---- The arithmetic of one element ----
 
-// What the backward needs of a token besides s; stored in this order.
+// The numbers of a token that the backward needs besides s; stored in this order.
 struct LayerNormStats {
   float mean, rstd;
 };
@@ -30,8 +30,7 @@ SENDVAE_HD float gated_sum(float x, float gate, float branch) {
   return to_float(from_float<T>(x + gate * branch));  // y is the norm of what is stored
 }
 
-// From the sums over D of d = s - center and of d^2. The center is the mean but for rounding; what it lacks is put
-// right here.
+// From the sums over D of d = s - center and of d^2. The center is the mean up to rounding; the rest is corrected here.
 SENDVAE_HD LayerNormStats stats_from_deviations(float center, float sum, float square_sum, float width, float eps) {
   const float correction = sum / width;
   const float variance = square_sum / width - correction * correction;

@@ -1,4 +1,4 @@
-// What the two directions of adaln on CUDA share: how vectors are read and written.
+// Shared code of the two directions of adaln on CUDA: reading and writing of vectors.
 //
 // kWhole says that every vector is aligned and lies wholly inside or wholly outside of its token, so that it is one
 // 16-byte access under a predicate; else elements are read one by one. Outside they are 0, and nothing is written.
@@ -64,7 +64,7 @@ __device__ __forceinline__ void store(T* data, int64_t count, const float (&valu
   }
 }
 
-// Whether every vector of the tensor is whole. Tensors that the call does not have are null with stride 0: they are.
+// Whether every vector of the tensor is whole. Absent tensors, null with stride 0, count as whole.
 template <typename T>
 bool is_whole(const T* data, int64_t stride, int64_t width) {
   return is_vector_aligned(data, stride) && width % kVectorWidth<T> == 0;

@@ -8,7 +8,8 @@
 //   p   <- p - lr / (1 - beta1^k)  m / (sqrt(v) / sqrt(1 - beta2^k) + eps)
 //   ema <- ema + (1 - ema_decay)(p - ema)
 //
-// and nothing at all, step included, when grad_norm is not finite. What depends on the step is computed in double.
+// and nothing at all, step included, when grad_norm is not finite. Factors that depend on the step are computed in
+// double.
 #pragma once
 
 #include <cmath>
@@ -38,7 +39,7 @@ struct UpdateWeights {
   float ema_weight;  // 1 - ema_decay
 };
 
-// What the update of one tensor takes from its step and the norm.
+// The factors of one tensor's update that depend on its step and the norm.
 struct alignas(16) StepFactors {
   float step_size;   // lr / (1 - beta1^k)
   float root_scale;  // 1 / sqrt(1 - beta2^k)

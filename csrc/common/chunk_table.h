@@ -17,7 +17,7 @@ struct ChunkRange {
   int64_t begin, end;
 };
 
-// Entry: what is known of one tensor, with its number of elements as `size`.
+// Entry: the facts about one tensor, with its number of elements as `size`.
 template <typename Entry, int kCapacity>
 struct ChunkTable {
   Entry entries[kCapacity];

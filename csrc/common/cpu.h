@@ -1,4 +1,4 @@
-// What the CPU kernels share.
+// Shared code of the CPU kernels.
 #pragma once
 
 // Compiles a function once for each x86-64 level and picks the widest the machine has when the library is loaded. The

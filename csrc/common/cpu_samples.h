@@ -1,6 +1,6 @@
-// What the CPU kernels share that draw noise for [B, C, H, W] samples: a sample is cut into tiles of consecutive
-// elements in [C, H, W] order. A tile depends on nothing but its sample, so neither do results: not on the number of
-// threads, not on the place in the batch.
+// Shared code of the CPU kernels that draw noise for [B, C, H, W] samples: a sample is cut into tiles of consecutive
+// elements in [C, H, W] order. Tiles and results depend on the sample alone, not on the number of threads or the place
+// in the batch.
 #pragma once
 
 #include <algorithm>

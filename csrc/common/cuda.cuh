@@ -1,4 +1,4 @@
-// What the CUDA kernels share: vector access, warp sums, stream, launch check.
+// Shared code of the CUDA kernels: vector access, warp sums, stream, launch check.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
-// What the CUDA kernels share that draw noise for [B, C, H, W] samples: a thread takes a vector of consecutive elements
-// in [C, H, W] order, and draws the Philox blocks of exactly those; a block of threads stays within one sample.
+// Shared code of the CUDA kernels that draw noise for [B, C, H, W] samples: a thread takes a vector of consecutive
+// elements in [C, H, W] order, and draws the Philox blocks of exactly those; a block of threads stays within one
+// sample.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +13,7 @@ namespace sendvae {
 
 constexpr int kMaxThreads = 256;
 
-// Where a thread works, and what all threads of its block share.
+// The place where a thread works, and the values that all threads of its block share.
 struct Place {
   int64_t sample;
   bool first_of_sample;  // the first block of the sample

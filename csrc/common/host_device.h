@@ -10,7 +10,7 @@
 #endif
 
 // Asks for full unrolling of the loop that follows, so that small arrays live in registers. nvcc's host pass gets
-// nothing: what it compiles of these functions never runs.
+// nothing, because its version of these functions never runs.
 #if defined(__CUDA_ARCH__)
 #define SENDVAE_UNROLL _Pragma("unroll")
 #elif defined(__CUDACC__)

@@ -1,5 +1,6 @@
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and what the ops build
-// on it: key, counter, uniforms, normals. sendvae_fast/ops/philox.py is the truth; this agrees with it word for word.
+// on it: key, counter, uniforms, normals. sendvae_fast/ops/philox.py is the definition; this file agrees with it word
+// for word.
 #pragma once
 
 #include <cmath>

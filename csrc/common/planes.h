@@ -24,10 +24,10 @@ inline Tensor plane_strided(const Tensor& tensor) {
   return has_plane_stride(tensor) ? tensor : torch::stable::contiguous(tensor);
 }
 
-// From pixel to pixel, of a tensor that has a plane stride.
+// The stride from pixel to pixel of a tensor that has a plane stride.
 inline int64_t plane_stride(const Tensor& tensor) { return tensor.stride(tensor.size(3) == 1 ? 2 : 3); }
 
-// Of a tensor that has a plane stride.
+// The planes of a tensor that has a plane stride.
 template <typename T>
 Planes<T> planes(const Tensor& tensor) {
   return {data<T>(tensor), tensor.stride(0), tensor.stride(1), plane_stride(tensor)};

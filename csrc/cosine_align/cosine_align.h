@@ -21,7 +21,7 @@ struct RowSums {
   float dot, features, target;  // f.y, |f|^2, |y|^2
 };
 
-// What the backward needs: f.y, |f|, |y|; stored in this order.
+// The numbers that the backward needs: f.y, |f|, |y|; stored in this order.
 struct RowStats {
   float dot, features_norm, target_norm;
 };
@@ -48,7 +48,7 @@ inline Margin make_margin(const std::optional<double>& margin) {
   return {static_cast<float>(1.0 - margin.value_or(0.0)), margin.has_value()};
 }
 
-// Of a row's distance before the lower bound; false for NaN.
+// Whether the margin makes a row's distance 0, from the distance before the lower bound; false for NaN.
 SENDVAE_HD bool is_within_margin(float distance, const Margin& margin) { return margin.is_given && distance <= 0.0f; }
 
 SENDVAE_HD float distance_of(const RowStats& stats, float eps, const Margin& margin) {
@@ -56,9 +56,9 @@ SENDVAE_HD float distance_of(const RowStats& stats, float eps, const Margin& mar
   return is_within_margin(distance, margin) ? 0.0f : distance;
 }
 
-// The gradient of a row is scale (projection f - y) for the features and scale (projection y - f) for the target. What
-// is common stays outside the brackets: the closer the two rows, the more the terms inside cancel, and the less may
-// their factors be rounded.
+// The gradient of a row is scale (projection f - y) for the features and scale (projection y - f) for the target. The
+// common factor stays outside the brackets: the closer the two rows, the more the terms inside cancel, and the less
+// their factors may be rounded.
 struct RowGradFactors {
   float scale, features_projection, target_projection;
 };

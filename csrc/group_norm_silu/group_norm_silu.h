@@ -51,7 +51,7 @@ SENDVAE_HD float silu_slope(float z) {
 
 SENDVAE_HD float rstd_of(float variance, float eps) { return 1.0f / sqrtf(variance + eps); }
 
-// How the elements of one sample and channel become z: scale is rstd weight.
+// The map from the elements of one sample and channel to z: scale is rstd weight.
 struct Normalisation {
   float mean, scale, bias;
 };
@@ -70,7 +70,7 @@ SENDVAE_HD float pre_activation_grad(float grad, float x, const Normalisation& n
   return kSilu ? grad * silu_slope(normalised(x, n)) : grad;
 }
 
-// What all gradients of one sample and group have in common: ds = scale dz - constant - (s - mean) slope.
+// The numbers common to all gradients of one sample and group: ds = scale dz - constant - (s - mean) slope.
 struct GroupGrad {
   float constant, slope;
 };

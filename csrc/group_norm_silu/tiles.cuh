@@ -1,4 +1,4 @@
-// How the CUDA kernels of group_norm_silu cut maps into tiles, read and write them, and add up over a block.
+// Tiles of maps in the CUDA kernels of group_norm_silu: cutting, reading, writing, and sums over a block.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ __device__ __forceinline__ int64_t pixels_in(const GroupNormShape& shape, const 
   return left < tiling.chunk_pixels() ? left : tiling.chunk_pixels();
 }
 
-// What a thread works on.
+// The part of a map that a thread works on.
 template <int kWidth>
 struct Place {
   int64_t sample, chunk;

@@ -20,7 +20,7 @@ def micro_batches(batch: Batch, num: int, device: torch.device) -> Iterator[Batc
 
 
 class Means:
-    """Means of what the `num` micro-batches of a step log, kept on the device: the host waits for none of them."""
+    """Means of the values that the `num` micro-batches of a step log, on the device: the host does not wait."""
 
     def __init__(self, num: int) -> None:
         self.num = num

@@ -25,7 +25,7 @@ from sendvae_fast.progress import Progress
 
 @dataclass(kw_only=True)
 class CacheConfig:
-    """Which images, through which autoencoder, into which folder. Raises `UserError` for a value out of range."""
+    """The images, the autoencoder and the folder of a cache. Raises `UserError` for a value out of range."""
 
     out: str
     """Folder of the latent shards; an interrupted job goes on in it."""

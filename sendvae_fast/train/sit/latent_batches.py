@@ -112,7 +112,7 @@ class TrainingLatents:
         return len(self._images.catalog.class_names) if self._images else int(self.cache.labels.max()) + 1
 
     def batches(self, start_step: int) -> Iterator[LatentBatch]:
-        """From `start_step` on, for ever. A batch's latents hold until the next one is asked for (`LatentReader`)."""
+        """Batches from `start_step` on, endless. Their latents hold until the next is asked for (`LatentReader`)."""
         for (mean, *rest), (ids, images) in self._reader.read(self._plan(start_step)):
             std = rest[0] if rest else torch.zeros_like(mean)  # published latents are samples already
             yield LatentBatch(ids, mean, std, self.cache.labels[ids], images)
