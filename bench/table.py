@@ -187,7 +187,7 @@ def machine_tables(rows: list[dict[str, Any]]) -> str:
 
 
 def provenance(rows: list[dict[str, Any]]) -> list[str]:
-    """The commit, machine and versions of the numbers, one line per commit measured."""
+    """The commit, versions, threads and load behind the numbers, one line per commit measured."""
     lines = {}
     for row in rows:
         tree = {True: "", False: " with uncommitted changes", None: " (tree not checked)"}[row["clean"]]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.json"
 """In a folder of weights: the sizes and switches of their network."""
 _SAFETENSORS_UNFINISHED = ".tmp??????"
-"""What safetensors calls its own unfinished files: it does not write to the name it is given either."""
+"""Names of safetensors' own unfinished files: it does not write directly to the given name either."""
 
 
 def fsync_path(path: Path) -> None:

@@ -18,8 +18,8 @@ namespace sendvae {
 
 // ---- The arithmetic of one pixel ----
 
-// Planes of `stats`, fp32 [B, 4, P], the numbers of a pixel that the backward needs: the norm of each side, and <w (u0
-// - u1), u0> and <w (u1 - u0), u1>.
+// Planes of `stats`, fp32 [B, 4, P], for a pixel's backward pass: the norm of each side, and <w (u0 - u1), u0> and
+// <w (u1 - u0), u1>.
 enum Statistic { kNorm0, kNorm1, kDot0, kDot1, kNumStatistics };
 
 SENDVAE_HD float floored_norm(float norm) { return norm + 1e-10f; }

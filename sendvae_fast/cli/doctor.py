@@ -52,7 +52,7 @@ class Config:
     data: str | None = None
     """Image folder to check."""
     out: str = "."
-    """Folder for runs: is there room?"""
+    """Folder for runs, checked for free space."""
     json: bool = False
     """Print JSON."""
     tune_attention: bool = False

@@ -21,9 +21,9 @@ class Option:
     key: str
     """With dots, as on the command line."""
     section: str
-    """What the nested config it belongs to is about; empty at the top."""
+    """The description of the nested config that the option belongs to; empty at the top."""
     kind: str
-    """What to write after the `=`."""
+    """The kind of value after the `=`."""
     description: str
     default: str | None
     """None for an option that is required, or null by default."""

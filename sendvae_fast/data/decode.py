@@ -28,12 +28,12 @@ FORMAT_OF_EXTENSION = {
 }
 """File name endings taken for images, whatever their case, and the format they promise."""
 FORMATS = tuple(dict.fromkeys(FORMAT_OF_EXTENSION.values()))
-"""Nothing else is tried: some of Pillow's other plugins run programs or never end."""
+"""The only formats tried: some of Pillow's other plugins run programs or never end."""
 MAX_FILE_BYTES = 2**28
 MAX_PIXELS = 2**26
 """Room for ImageNet's largest picture (61 megapixels), and decoded within 2 s and 1 GiB."""
 MAX_ASPECT = 100
-"""The centre crop of a longer strip would first blow it up to more memory than it is worth."""
+"""A longer strip is refused: its centre crop would first enlarge it to too much memory."""
 MAX_JPEG_SCANS = 64
 """Encoders write about ten; every scan costs a pass over the whole picture, however small it is."""
 START_OF_SCAN = b"\xff\xda"

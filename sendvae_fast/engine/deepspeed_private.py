@@ -17,8 +17,8 @@ from torch import Tensor
 from sendvae_fast.errors import UserError, needs_extra
 
 TESTED_VERSIONS = ("0.19.8",)
-"""Oldest first: those the tests of the engine ran on. pyproject.toml wants the oldest or later. Up to 0.19.7 a
-step whose fp32 gradients are not finite is taken and not skipped."""
+"""The versions that the engine's tests ran on, oldest first. pyproject.toml requires the oldest or later. Up to 0.19.7
+a step whose fp32 gradients are not finite is taken and not skipped."""
 
 
 def import_deepspeed(device: torch.device) -> ModuleType:

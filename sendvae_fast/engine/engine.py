@@ -37,8 +37,8 @@ class EngineConfig:
     """Backward passes per optimizer step; their gradients are averaged, and reduced over ranks after the last one."""
 
     compile: bool = False
-    """Compile the repeated blocks of every network (torch.compile). Starts a minute or so later. Off, because what it
-    gains differs from machine to machine: `python -m bench step` measures it. Not with zero_stage 3."""
+    """Compile the repeated blocks of every network (torch.compile). Starts a minute or so later. Off, because its gain
+    differs from machine to machine: `python -m bench step` measures it. Not with zero_stage 3."""
 
     recompute: bool = False
     """Activation checkpointing: keep the inputs of each block alone and compute it again in the backward pass. A third

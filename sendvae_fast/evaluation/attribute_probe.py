@@ -25,11 +25,11 @@ class ProbeConfig:
     """The logistic regressions. Raises `UserError` for a value out of range."""
 
     inverse_penalty: float = 1.0
-    """C of the objective C Σ cross-entropy + |w|²/2 (the bias goes free), scikit-learn's default."""
+    """C of the objective C Σ cross-entropy + |w|²/2 (the bias has no penalty), scikit-learn's default."""
     max_iterations: int = 1000
     """L-BFGS iterations for all attributes together."""
     tolerance: float = 1e-5
-    """Stops where no entry of the gradient of the mean objective, per attribute, is larger."""
+    """Largest entry of the gradient of the mean objective, per attribute, at which L-BFGS stops."""
 
     def __post_init__(self) -> None:
         checks.above(0, self, "inverse_penalty", "max_iterations", "tolerance", where="probe")

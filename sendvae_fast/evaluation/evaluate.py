@@ -56,7 +56,7 @@ class EvaluateConfig:
     batch_size: int = 64
     """Pictures at once."""
     foundation: FoundationConfig = field(default_factory=lambda: FoundationConfig(name="demo"))
-    """Whose pooled features the Fréchet distances compare."""
+    """Foundation model whose pooled features the Fréchet distances compare."""
     perceptual: PerceptualConfig | None = None
     """LPIPS network and weights; without it LPIPS is not measured."""
     out: str | None = None

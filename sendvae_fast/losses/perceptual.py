@@ -37,8 +37,8 @@ class PerceptualConfig:
     heads: str | None = None
     """Local file of the v0.1 linear heads; by default those that come with the lpips package."""
     legacy_range: bool = False
-    """Show the network 2x - 1 of pictures that are in [-1, 1] already, so [-3, 1], as REPA-E did until July 2025 (its
-    pull request 17). Only to repeat such a run."""
+    """Give the network 2x - 1 of pictures that are already in [-1, 1], hence in [-3, 1], as REPA-E did until July 2025
+    (its pull request 17). Only to repeat such a run."""
 
     def __post_init__(self) -> None:
         checks.choices(self, where="perceptual")

@@ -18,7 +18,7 @@ STATS_FILE = "latent_stats.safetensors"
 _LIGHTNINGDIT_FILE = "latents_stats.pt"
 
 _BATCH_NORM_EPS = 1e-4
-"""Of the batch norm through which REPA-E's generator sees latents."""
+"""eps of the batch norm through which REPA-E's generator sees latents."""
 
 _SD_VAE_FACTOR, _SD_VAE_CHANNELS = 0.18215, 4
 

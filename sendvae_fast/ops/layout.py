@@ -3,8 +3,8 @@
 import torch
 
 MEMORY_FORMAT = torch.channels_last
-"""Of pictures and feature maps, and of the weights of convolutions where an engine allows it. A convolution whose
-weights lie otherwise than its input converts them at every call."""
+"""The format of pictures and feature maps, and of convolutions' weights where an engine allows it. A convolution whose
+weights have another format than its input converts them at every call."""
 
 
 def plane_strides(x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:

@@ -23,7 +23,7 @@ class Metric:
     better: Literal["higher", "lower"]
     digits: int
     absent: str = "not measured"
-    """What a cell says where there is no value."""
+    """A cell's text where there is no value."""
 
 
 METRICS: Mapping[str, Metric] = {
@@ -70,9 +70,9 @@ class Picture:
     """uint8 [H, W, 3]."""
     title: str
     caption: str
-    """What one sees."""
+    """Description of the picture."""
     alt: str
-    """What stands for the picture where it cannot be seen."""
+    """Text in place of the picture where it cannot be seen."""
 
     def __post_init__(self) -> None:
         if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
@@ -141,7 +141,7 @@ class ReportData:
     title: str
     subtitle: str = ""
     verdict: str = ""
-    """One plain sentence: what was seen."""
+    """One plain sentence on the result."""
     summary: Sequence[str] = ()
     """Further sentences, one paragraph each."""
     tiles: Sequence[Tile] = ()
@@ -151,9 +151,9 @@ class ReportData:
     samples: Sequence[Picture] = ()
     runs: Sequence[RunRecord] = ()
     to_come: Sequence[Step] = ()
-    """Of a page that is not finished: all steps. The browser loads it again by itself then."""
+    """All steps of an unfinished page, which the browser reloads by itself."""
     written: str = ""
-    """Of a page that is not finished: the time of day at which it was written."""
+    """Time of day at which an unfinished page was written."""
 
 
 def seed_values(measured: Measured) -> list[float]:

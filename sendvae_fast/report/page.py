@@ -26,7 +26,7 @@ from sendvae_fast.version import __version__
 MAX_PICTURE_WIDTH_PX = 1600
 THROUGHPUT = "img_per_s"
 REFRESH_S = 20
-"""After so long a browser loads an unfinished page again."""
+"""Seconds after which a browser reloads an unfinished page."""
 LONE_COLOUR = 2  # the first colours of the palette are the quiet ones, for baselines
 CURVES = {
     "loss": "Total loss",

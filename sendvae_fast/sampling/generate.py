@@ -41,8 +41,8 @@ class GenerateConfig:
     num_samples: int = 50_000
     """Pictures."""
     batch_size: int = 64
-    """Pictures drawn at once on a rank. Noise and labels do not depend on it; what does is the rounding of matrix
-    products, seen as a grey level here and there."""
+    """Pictures drawn at once on a rank. Noise and labels do not depend on it; the rounding of matrix products does, by
+    a grey level here and there."""
     guidance_scale: float = 2.5
     """Classifier-free guidance; 1 is none. The paper: 2.5."""
     guidance_interval: tuple[float, float] = (0.0, 0.75)
@@ -56,8 +56,9 @@ class GenerateConfig:
     seed: int = 0
     """Seed of labels and noise."""
     precision: Literal["tf32", "fp32", "bf16"] = "tf32"
-    """Of the generator: tf32 as the published samplers (fp32, but products on tensor cores; no different on a CPU),
-    fp32, or bf16, the fastest. The state between steps has `sampler.dtype`. Pictures are decoded in tf32, or fp32."""
+    """Precision of the generator: tf32 as the published samplers (fp32, but products on tensor cores; no different on a
+    CPU), fp32, or bf16, the fastest. The state between steps has `sampler.dtype`. Pictures are decoded in tf32, or
+    fp32."""
     cuda_graphs: bool = True
     """On a GPU, record the generator once and replay it in every step: the same pictures, less work for the host."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

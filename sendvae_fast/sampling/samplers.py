@@ -38,7 +38,7 @@ class SamplerConfig:
     timestep_shift: float = 1.0
     """`euler` and `heun` only: LightningDiT's s, see `time_grid`. Below 1 there are more steps near noise."""
     atol: float = 1e-6
-    """`dopri5` only: absolute error allowed in a step. SiT's value, as is the next."""
+    """`dopri5` only: absolute error allowed in a step. SiT's value, like rtol's."""
     rtol: float = 1e-3
     """`dopri5` only: relative error allowed in a step."""
     dtype: Literal["float64", "float32"] = "float64"

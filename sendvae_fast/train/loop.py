@@ -23,7 +23,7 @@ from sendvae_fast.progress import Progress
 SHOWN = ("loss", "psnr", "velocity", "align")
 """Values shown beside the progress bar."""
 MAX_SKIPPED_STEPS = 100
-"""Steps in a row without an update, their gradients not being finite, after which a run is over: it only burns time."""
+"""Skipped steps in a row (gradients not finite) after which a run ends, because more would only burn time."""
 
 
 @dataclass(kw_only=True)

@@ -36,7 +36,7 @@ from sendvae_fast.progress import Progress
 PARTS_FOLDER = ".parts"
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 UNKNOWN_EXTENSION = ".jpg"
-"""For rows of parquet files that say no path; what is in them decides anyway."""
+"""Extension for rows of parquet files without a path; their contents decide anyway."""
 
 
 def pack_catalog(

@@ -12,14 +12,14 @@ import numpy as np
 from sendvae_fast.errors import UserError
 
 MAX_CLASSES = 2**20
-"""A class number beyond it is taken for a mistake, before there is a name for each class below it."""
+"""A class number beyond it is taken for a mistake, before names are made for all classes below it."""
 
 
 class Source(ABC):
     """Encoded pictures, numbered. Safe to read from many threads; pickles without its open files."""
 
     kind: ClassVar[str]
-    """What a catalog file calls it."""
+    """The name of this kind of source in a catalog file."""
 
     def __init__(self, root: Path, names: list[str]) -> None:
         self.root, self.names = root, names
@@ -91,7 +91,7 @@ class Listing:
     damage: tuple[str, ...] = ()
     """Files of which a part cannot be read, one line each."""
     passed_over: tuple[str, ...] = ()
-    """What was left out on purpose, one line each."""
+    """Entries left out on purpose, one line each."""
 
 
 def index_classes(classes: Sequence[str | int], where: str) -> tuple[np.ndarray, tuple[str, ...]]:

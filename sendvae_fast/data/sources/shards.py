@@ -9,7 +9,7 @@ from sendvae_fast.data.sources.folder import visible_entries
 from sendvae_fast.errors import UserError
 
 CATALOG_NAME = "catalog.parquet"
-"""A folder of shards with a catalog of this name in it is opened by it; with anything before it, it is no shard."""
+"""Name of the catalog by which a folder of shards is opened. A file whose name ends with it is no shard."""
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 SPLIT_WORDS = re.compile(r"(?<![a-z])(train|val|validation|test)(?![a-z])")

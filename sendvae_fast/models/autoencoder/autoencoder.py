@@ -105,7 +105,7 @@ class AutoencoderConfig:
         return self.nominal_resolution >> level in self.attention_resolutions
 
     def differences(self, other: AutoencoderConfig) -> list[str]:
-        """What makes it another network than `other`, in words. Levels named by other resolutions do not."""
+        """The differences from the network of `other`, in words. Levels named by other resolutions do not count."""
         own, others = self._network(), other._network()
         return [f"{name} {own[name]} instead of {others[name]}" for name in own if own[name] != others[name]]
 
@@ -172,8 +172,8 @@ class Autoencoder(nn.Module):
 
 
 Sum = tuple[Tensor, Tensor | None]
-"""Two maps [B, D, H, W] that stand for their sum (None for 0). So blocks hand it on: the norm of the next block forms
-it in a pass that it makes anyway."""
+"""Two maps [B, D, H, W] that stand for their sum (None for 0). Blocks pass it on as such: the norm of the next block
+forms the sum in a pass that it makes anyway."""
 
 
 def formed(h: Sum) -> Tensor:

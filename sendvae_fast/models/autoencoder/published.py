@@ -29,7 +29,7 @@ _WRAPPERS = ("vae", "state_dict", "model", "ema")
 """Entries of a checkpoint that may hold the weights. REPA-E has generators in its model and ema beside the vae."""
 
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-"""What an autoencoder consists of. VA-VAE's checkpoints have loss.*, foundation_model.* and linear_proj beside it."""
+"""The parts of an autoencoder. VA-VAE's checkpoints have loss.*, foundation_model.* and linear_proj beside it."""
 
 _FIRST_WEIGHT = "encoder.conv_in.weight"
 

@@ -40,7 +40,7 @@ class Recipe:
     """Whether the tokens pass the network's last LayerNorm."""
     preprocessing: Preprocessing = IMAGENET
     arguments: dict[str, Any] = field(default_factory=dict)
-    """What timm's network must be told to be the published one."""
+    """Arguments that make timm's network the published one."""
 
     @property
     def weight_files(self) -> str:

@@ -150,7 +150,7 @@ class Stream(NamedTuple):
     x: Tensor
     """Tokens [B, N, D] before the last layer."""
     branch: Tensor | None = None
-    """What the last layer gave [B, N, D]; None before the first layer."""
+    """The last layer's output [B, N, D]; None before the first layer."""
     gate: Tensor | None = None
     """Its factor [B, D]."""
 

@@ -85,7 +85,7 @@ def use_attention(name: str) -> AbstractContextManager[None]:
 
 
 def available_attention(device: torch.device | str) -> dict[str, str | None]:
-    """Every backend: None if it takes tensors of `device`, else the reason why not. Dtype and head dim come on top."""
+    """Every backend: None if it takes tensors of `device`, else the reason. Dtype and head dim may exclude it, too."""
     device = torch.device(device)
     return {name: unavailable(name, device.type, device.index) for name in BACKENDS}
 

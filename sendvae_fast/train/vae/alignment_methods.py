@@ -48,8 +48,8 @@ class VAConfig:
     distmat_weight: float = 1.0
     """Weight of the distance matrix term within the VF loss."""
     adaptive: bool = True
-    """Scale the weight by how much stronger reconstruction and LPIPS pull at the encoder's last layer than the VF loss
-    does. Costs one more backward pass through the decoder, without weight gradients; not with engine.zero_stage=3."""
+    """Scale the weight by the ratio of gradients at the encoder's last layer: reconstruction and LPIPS over the VF
+    loss. Costs one more backward pass through the decoder, without weight gradients; not with engine.zero_stage=3."""
 
     def __post_init__(self) -> None:
         checks.weights(self, "cos_margin", "distmat_margin", "cos_weight", "distmat_weight", where="alignment.va")

@@ -35,7 +35,7 @@ class Judgement(NamedTuple):
     nll_gradient: Tensor
     """Gradient of pixel loss and LPIPS, the GAN left out, at the pictures: float32 [B, 3, S, S]."""
     logged: dict[str, Tensor]
-    """The terms, and what else there is to log."""
+    """The terms, and other values to log."""
 
 
 class PictureJudge:

@@ -99,7 +99,7 @@ class VAETrainConfig:
     discriminator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
     """AdamW of the discriminator. REPA-E: lr 1e-4."""
     engine: EngineConfig = field(default_factory=EngineConfig)
-    """What drives training."""
+    """The training engine."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Length and reporting."""
     seed: int = 0
