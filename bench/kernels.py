@@ -104,7 +104,7 @@ def measure_op(op: str, device_name: str, threads: int, effort: Effort, sender: 
 
 
 def errors_of(row: dict[str, Any]) -> list[str]:
-    """What failed in a row, a line each."""
+    """The errors in a row, a line each."""
     forms = row.get("forms", {})
     return [
         *([row["error"]] if "error" in row else []),

@@ -125,7 +125,7 @@ def release_memory() -> None:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """What tensors hold on a GPU; 0 on a CPU, where nobody counts."""
+    """The memory of tensors on a GPU; 0 on a CPU, where it is not counted."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
@@ -140,7 +140,7 @@ def peak_bytes(form: Form, batch: Any, device: torch.device) -> int | None:
 
 
 def identity(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What two rows of one measurement have in common."""
+    """The key that two rows of one measurement share."""
     return row["case"], row["precision"], row["batch_size"], row["ranks"], "engines" in row
 
 

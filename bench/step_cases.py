@@ -1,8 +1,8 @@
 """The training steps that `python -m bench step` times: the paper's on a GPU, reduced ones on a CPU.
 
 A case is a stage of `sendvae_fast.train` built from the run's own config file, with random weights, and one batch of
-random pictures or latents that is already on the device: neither what the weights are nor where data comes from changes
-what a step computes.
+random pictures or latents that is already on the device: neither the values of weights nor the source of data change
+the work of a step.
 """
 
 from dataclasses import dataclass, replace
@@ -99,7 +99,7 @@ def frozen_networks(stage: Stage) -> dict[str, nn.Module]:
 
 
 def cases_of(stage: str, device: torch.device) -> list[StepCase]:
-    """The cases of a stage: what the goals speak of on a GPU; on a CPU sizes that take seconds a step."""
+    """The cases of a stage: on a GPU those of the goals; on a CPU sizes that take seconds a step."""
     vae = "vae/send_vae_f16d32.yaml"
     if device.type == "cuda":
         if stage == "vae":

@@ -25,7 +25,7 @@ BOUND = 1e-3
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step cost. All but its time are this rank's."""
+    """The costs of one step. All but its time are this rank's."""
 
     step_us: float
     """From when all ranks began it together until the last had ended."""
@@ -82,7 +82,7 @@ def check_equal(losses: dict[str, dict[str, float]]) -> None:
 
 
 def measured_step(stage: Stage, batch: Any, distributed: Distributed) -> Callable[[], Cost]:
-    """A step of the stage, on a batch, that says what it cost."""
+    """A step of the stage, on a batch, with its costs."""
     spent = {"backward": 0.0, "step": 0.0}
 
     def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ To add an op, write such a module with one function:
 
 It returns the op at the shapes of the paper's runs: the whole batch of a training step on CUDA; on the CPU a batch of
 which the eager form takes milliseconds, and two cases at most, because torch.compile takes seconds for each (the whole
-CPU run has 6 minutes). Nothing else needs to know of the module. What a `KernelCase` holds is said there;
+CPU run has 6 minutes). Nothing else needs to know of the module. `KernelCase` describes its fields;
 `noise_inject.py` and `cosine_align.py` are the models to follow. Try it with
 
     python -m bench kernels --ops <op> --quick

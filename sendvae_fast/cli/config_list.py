@@ -18,7 +18,7 @@ WIDTH = 100
 
 @dataclass(kw_only=True)
 class Config:
-    """What to list."""
+    """The kind of configs to list."""
 
     folder: str | None = None
     """Only those of vae, sit, sampling or demo."""

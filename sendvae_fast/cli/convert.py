@@ -32,7 +32,7 @@ _GENERATOR_LAYOUTS = ("generator", "repa", "repa-e", "lightningdit")
 
 @dataclass(kw_only=True)
 class Config:
-    """What to convert to what."""
+    """The weights to convert and the layout to write."""
 
     source: str
     """Folder, run or checkpoint file."""
@@ -67,7 +67,7 @@ def run(config: Config) -> None:
 
 
 def _convert_autoencoder(config: Config, source: Path, folder: Path) -> tuple[str, str]:
-    """Returns what it is and where its statistics are from."""
+    """Write OUT; returns a description of the network and the origin of its statistics."""
     saved = load_autoencoder(source, config.stats, config.scaling_factor)
     if config.to == "diffusers":
         name = config.push or Path(config.out).name
@@ -81,7 +81,7 @@ def _convert_autoencoder(config: Config, source: Path, folder: Path) -> tuple[st
 
 
 def _convert_generator(config: Config, source: Path, folder: Path) -> tuple[str, str]:
-    """Returns what it is and where its statistics are from."""
+    """Write OUT; returns a description of the network and the origin of its statistics."""
     raw, ema = (load_sit(source, ema, config.stats, config.scaling_factor) for ema in (False, True))
     sizes = ema.sit.config
     if config.to == "generator":

@@ -25,7 +25,7 @@ NUM_EXTREME_CLASSES = 3
 
 @dataclass(kw_only=True)
 class Config:
-    """What to report on. Raises `UserError` for a value out of range."""
+    """The pictures to report on. Raises `UserError` for a value out of range."""
 
     source: str
     """Catalog, folder, file or pattern."""

@@ -21,7 +21,7 @@ POSITIONAL = "source"
 
 @dataclass(kw_only=True)
 class Config:
-    """What to look at, and how closely. Raises `UserError` for a value out of range."""
+    """The pictures to index, and how closely to examine them. Raises `UserError` for a value out of range."""
 
     source: str
     """Folder, file or pattern."""

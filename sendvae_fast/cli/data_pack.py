@@ -18,7 +18,7 @@ POSITIONAL = "catalog"
 
 @dataclass(kw_only=True)
 class Config:
-    """What to pack, and how. Raises `UserError` for a value out of range."""
+    """The catalog to pack, and the form of its shards. Raises `UserError` for a value out of range."""
 
     catalog: str
     """Catalog file of `sendvae data index`."""

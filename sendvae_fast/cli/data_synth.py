@@ -14,7 +14,7 @@ POSITIONAL = "folder"
 
 @dataclass(kw_only=True)
 class Config:
-    """What to render."""
+    """The scenes to render."""
 
     folder: str
     """Folder to write."""

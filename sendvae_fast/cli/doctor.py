@@ -47,7 +47,7 @@ Verdict = Literal["ok", "warning", "broken"]
 
 @dataclass(kw_only=True)
 class Config:
-    """What to look at besides the machine."""
+    """The folders and measurements to check besides the machine."""
 
     data: str | None = None
     """Image folder to check."""

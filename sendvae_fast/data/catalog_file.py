@@ -11,7 +11,7 @@
 
 The columns from `sha256` on are null in a catalog that was never indexed. The schema's metadata holds under `sendvae`
 as JSON: schema_version, kind, root (relative to the catalog's folder when it lies there, so that both may move
-together), files, class_names, what was found damaged or passed over, and the `origin` of the catalog.
+together), files, class_names, damaged and passed-over files, and the `origin` of the catalog.
 """
 
 import json

@@ -153,7 +153,7 @@ def _open(data: bytes) -> Image.Image:
     """Parse the header; refuse a picture that would take too long or too much memory to decode.
 
     Raises:
-        ValueError: for what is over the limits; Pillow's own errors for what is broken.
+        ValueError: for a picture over the limits; Pillow's own errors for a broken one.
     """
     check_size(len(data))
     if not data:

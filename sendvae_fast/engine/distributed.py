@@ -32,7 +32,7 @@ class Distributed:
 
     @property
     def is_main(self) -> bool:
-        """True on rank 0, which writes what is written once."""
+        """True on rank 0, which writes files that exist once."""
         return self.rank == 0
 
     def barrier(self) -> None:

@@ -133,9 +133,9 @@ class Engine(TrainingState):
     def step(self) -> StepResult:
         """Update the parameters with the averaged, clipped gradients, then drop the gradients.
 
-        Non-finite gradients on any rank skip the update on all ranks: nothing is raised, `skipped` says so and
-        `num_skipped` counts. Batch-norm running statistics go back to what they were after the last good step.
-        The host waits for the norm once, as DeepSpeed does in any case; the update is under way by then, unless it is
+        Non-finite gradients on any rank skip the update on all ranks: nothing is raised, `skipped` is True and
+        `num_skipped` counts. Batch-norm running statistics return to their values after the last good step. The host
+        waits for the norm once, as DeepSpeed does in any case; the update is under way by then, unless it is
         DeepSpeed's at ZeRO 1 to 3.
 
         Raises:

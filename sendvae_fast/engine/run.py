@@ -56,7 +56,7 @@ class RunDirectory:
             raise UserError(problem)
 
     def _prepare(self, may_change: Collection[str], world_size: int) -> str | None:
-        """Rank 0: make and fill the directory; returns what is wrong, for the user."""
+        """Rank 0: make and fill the directory; returns an error for the user, if any."""
         try:
             for directory in (self.checkpoints, self.samples):
                 directory.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,6 @@ class RunningStatistics:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put back what the last `commit` kept."""
+        """Restore the statistics that the last `commit` kept."""
         if self._kept:
             torch._foreach_copy_(self._buffers(), self._kept)

@@ -39,7 +39,7 @@ from sendvae_fast.sampling.writer import PngFolder
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """What to measure, on which pictures. Raises `UserError` for a value out of range, and for nothing to measure."""
+    """The networks and pictures to measure. Raises `UserError` for a value out of range, and for nothing to measure."""
 
     data: str
     """Held-out pictures: an ImageFolder, tar shards, parquet files or a catalog."""

@@ -30,7 +30,7 @@ class NoiseInjection(nn.BatchNorm2d):
 
     Args:
         latent_channels: C.
-        kind: what the statistics are, see above.
+        kind: the source of the statistics, see above.
 
     Raises:
         ValueError: when called, moments that do not fit, see `ops.noise_inject`.

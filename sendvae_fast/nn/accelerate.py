@@ -54,7 +54,7 @@ def accelerate(module: nn.Module) -> int:
 class FusedSequential(nn.Sequential):
     """An `nn.Sequential` that computes GroupNorm and the SiLU after it in one op.
 
-    Both stay in their places, so that what indexes or slices the sequence finds what it expects.
+    Both stay in their places, so that indexing and slicing the sequence give the same modules as before.
     """
 
     def forward(self, x: Tensor) -> Tensor:

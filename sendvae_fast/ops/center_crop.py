@@ -18,7 +18,7 @@ FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class CenterCropBatch(NamedTuple):
-    """What `center_crop_batch` returns; both are channels-last."""
+    """The result of `center_crop_batch`; both are channels-last."""
 
     pixels: torch.Tensor
     """Crops in [-1, 1], [B, 3, S, S]."""

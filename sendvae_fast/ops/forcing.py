@@ -16,7 +16,7 @@ class ForcedChoice:
     Args:
         variable: the environment variable; empty is the same as unset.
         function: the public function that makes the `with` block, for messages.
-        what: what is chosen, for messages.
+        what: the name of the choice, for messages.
         known: the names that can be forced.
     """
 
@@ -40,7 +40,7 @@ class ForcedChoice:
     # Dynamo calls this while tracing and burns the answer into the graph; `name` is an argument so that it is guarded.
     @constant_when_traced
     def resolve(self, name: str | None) -> tuple[str | None, str]:
-        """What is forced, if anything, and what forces it, given `self.name`.
+        """The forced choice, if any, and its origin (block or variable), given `self.name`.
 
         Raises:
             UserError: the environment variable names nothing that is known.

@@ -17,7 +17,7 @@ LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0
 
 
 class NoiseInjectOutput(NamedTuple):
-    """What `noise_inject` returns; every tensor is contiguous."""
+    """The result of `noise_inject`; every tensor is contiguous."""
 
     z: torch.Tensor
     """Sampled latent, not normalised (what the decoder takes), [B, C, H, W], dtype of mean."""

@@ -27,7 +27,7 @@ WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 
 
 class Stream(IntEnum):
-    """What a random number is for. Numbers of different streams are independent."""
+    """The uses of random numbers. Numbers of different streams are independent."""
 
     POSTERIOR = 0
     INTERPOLANT = 1

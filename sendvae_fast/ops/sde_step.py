@@ -15,7 +15,7 @@ from sendvae_fast.ops.registration import op_of, register
 
 
 class SdeStepOutput(NamedTuple):
-    """What `sde_step` returns; both tensors are contiguous."""
+    """The result of `sde_step`; both tensors are contiguous."""
 
     x: torch.Tensor
     """The state at t_next, [B, C, H, W], dtype of x."""

@@ -33,7 +33,7 @@ DECODED_AT_ONCE = 64
 
 @dataclass(kw_only=True)
 class GenerateConfig:
-    """What to draw and how. The defaults are the paper's, with REPA-E's interval, which the paper leaves open.
+    """Settings of sampling. The defaults are the paper's, with REPA-E's interval, which the paper leaves open.
 
     Raises `UserError` for a value out of range.
     """

@@ -1,8 +1,8 @@
 """A network whose evaluations are recorded once and replayed: CUDA graphs, which cost the host one launch each.
 
 Within the guidance interval a sampler evaluates 2B rows, outside it B: two recordings for a batch size, which every
-step of every batch of that size replays. What a recording reads and writes stays where it is: inputs are copied in,
-the velocity is copied out.
+step of every batch of that size replays. The tensors that a recording reads and writes stay in place: inputs are copied
+in, the velocity is copied out.
 
 Shape letters: B batch, R rows (B or 2B), C latent channels, H W latent height and width.
 """

@@ -77,7 +77,7 @@ def sample_to_folder(config: SampleConfig, distributed: Distributed) -> PngFolde
 
 
 def _claim(folder: PngFolder, config: SampleConfig, saved: SavedSiT, autoencoder: Autoencoder) -> str | None:
-    """Make the folder ready for these settings; returns what is wrong, for the user."""
+    """Make the folder ready for these settings; returns an error for the user, if any."""
     statistics = {"latent_mean": saved.latent_mean, "latent_std": saved.latent_std}
     settings: dict[str, Any] = {
         **plain(config), "generator_sha256": weights_sha256({**saved.sit.state_dict(), **statistics}),

@@ -183,7 +183,7 @@ def sample(
     velocity: (x [B, C, H, W] in the network's dtype, t float64 scalar) -> [B, C, H, W]; often `guidance.guided(...)`.
     z: [B, C, H, W], `initial_noise(...)`. sample_ids: int64 [B] on z's device.
     on_step: called after each of the `num_steps` steps (`Progress.advance`, say).
-    network_dtype: what the state is rounded to for the network; z's without it.
+    network_dtype: the dtype of the state that the network sees; z's without it.
     Returns [B, C, H, W] in z's dtype. Raises UserError where the result is not finite.
     """
     network_dtype = network_dtype or z.dtype

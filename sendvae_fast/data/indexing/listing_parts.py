@@ -1,6 +1,6 @@
 """The samples of a listing in parts, so that their examination can be interrupted: finished parts stay on disk.
 
-<folder>/origin.json     what is being done; another command must not go on here
+<folder>/origin.json     the job; another one must not continue here
 <folder>/part-00000.parquet ...   rows of `catalog_file.FACTS`, whole files only
 """
 

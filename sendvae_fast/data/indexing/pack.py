@@ -110,7 +110,7 @@ def _write_shards(jobs: list[tuple[int, tuple]], num_workers: int) -> Iterator[t
 
 
 def _write_shard(path: Path, ids: np.ndarray, part: Catalog, image_size: int | None) -> list[SampleFacts]:
-    """Write the samples of `part` under their `ids`; returns what is known about each as it is packed."""
+    """Write the samples of `part` under their `ids`; returns the facts about each as packed."""
     packed = []
     with staged(path) as unfinished, open(unfinished, "wb") as shard:
         for sample_id, label, (extension, data, facts) in zip(

@@ -109,7 +109,7 @@ def examine_parts(
 
 @dataclass
 class _Job:
-    """A part for one worker, and what it has found out about the first of its samples."""
+    """A part for one worker, and the facts about its first samples so far."""
 
     number: int
     source: Source

@@ -2,7 +2,7 @@
 
     latents_00000.safetensors ...   mean, std [n, C, H, W]; labels, sample_ids int64 [n]; with flips also mean_flip and
                                     std_flip, of the mirrored images
-    cache.json                      what it was made from, statistics, and every shard's size and sha256
+    cache.json                      its source, statistics, and every shard's size and sha256
 
 Mean and standard deviation are kept, not a sample, so that each epoch draws its own latents. Shard k holds the samples
 k * shard_size ... in order, and carries the description of its source, so that a shard whose writing finished is kept
@@ -67,7 +67,7 @@ class LatentCacheWriter:
     ) -> None:
         """Write mean, std [n, C, H, W] and labels int64 [n] of the samples of `shard`, whole or not at all.
 
-        flipped: mean and std of the mirrored images, where the source says so.
+        flipped: mean and std of the mirrored images, if the source has flips.
 
         Raises:
             UserError: when a mean or standard deviation is not finite: the autoencoder is broken.

@@ -74,7 +74,7 @@ def _folders_in(root: Path) -> tuple[str, ...]:
 
 
 def visible_entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
-    """What is in a folder, without the names that begin with a dot."""
+    """The entries of a folder whose names do not begin with a dot."""
     with os.scandir(folder) as entries:
         yield from (entry for entry in entries if not entry.name.startswith("."))
 

@@ -62,7 +62,7 @@ class TarSource(ShardedSource):
 
 
 class _Descriptor:
-    """A file open for reading as long as somebody holds on to this."""
+    """A file that is open for reading as long as this object is referenced."""
 
     def __init__(self, path: Path) -> None:
         self.number = -1

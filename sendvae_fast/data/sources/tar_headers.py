@@ -41,7 +41,7 @@ class TarMember:
 
 @dataclass
 class TarContents:
-    """What could be read of one tar."""
+    """The readable part of one tar."""
 
     members: list[TarMember] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The same autoencoder in diffusers' words: names of weights and fields of ``AutoencoderKL``'s config.json.
+"""The autoencoder in diffusers' layout: names of weights and fields of ``AutoencoderKL``'s config.json.
 
 Where the two layouts differ: diffusers numbers the decoder's levels in the order they run, so the other way round, and
 its attention has linear layers ([D, D]) where latent-diffusion has 1x1 convolutions ([D, D, 1, 1]). Older files
@@ -61,7 +61,7 @@ def from_diffusers(state: dict[str, Tensor], config: AutoencoderConfig) -> dict[
 
 
 def to_diffusers_config(config: AutoencoderConfig, latent_mean: Tensor, latent_std: Tensor) -> dict:
-    """What `diffusers.AutoencoderKL.from_pretrained` reads as config.json. `UserError` where it has no words for it."""
+    """The config.json of `diffusers.AutoencoderKL.from_pretrained`. `UserError` for sizes that it cannot express."""
     if config.channel_multipliers[0] != 1:
         raise UserError(
             f"autoencoder channel_multipliers={list(config.channel_multipliers)} has no diffusers equivalent: there "

@@ -55,7 +55,7 @@ def write_diffusers(
     """Put into `directory` what `diffusers.AutoencoderKL.from_pretrained` reads, and a model card.
 
     The card names `source`, lists `facts` about how the weights were trained, and opens the model as `name`.
-    `UserError` for sizes that diffusers has no words for.
+    `UserError` for sizes that diffusers cannot express.
     """
     autoencoder, config = saved.autoencoder, saved.autoencoder.config
     entries = to_diffusers_config(config, saved.latent_mean, saved.latent_std)

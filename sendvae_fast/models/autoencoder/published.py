@@ -35,7 +35,7 @@ _FIRST_WEIGHT = "encoder.conv_in.weight"
 
 
 class FoundAutoencoder(NamedTuple):
-    """What a folder or file holds: nobody has looked yet whether its parts belong together."""
+    """The contents of a folder or file, not yet checked whether its parts belong together."""
 
     config: AutoencoderConfig
     state: dict[str, Tensor]  # LDM layout

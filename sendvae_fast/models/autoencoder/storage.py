@@ -29,7 +29,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 class SavedAutoencoder(NamedTuple):
-    """What `load_autoencoder` finds in a folder."""
+    """The contents of a folder that `load_autoencoder` read."""
 
     autoencoder: Autoencoder
     latent_mean: Tensor  # [C] float32

@@ -5,7 +5,7 @@ All have the same parameter names. They differ in three things.
 - Time. REPA's, like ours, is the noise level; SiT's and LightningDiT's is one minus it, and their velocity points the
   other way. `reverse_time` goes from one to the other by changing weights, exactly but for rounding.
 - SiT predicts a sigma beside every channel, which no sampler uses: that half of the last layer is dropped.
-- What lies beside the parameters: REPA-E's batch norm of latents, LightningDiT's rotary buffers, REPA's projectors.
+- Entries beside the parameters: REPA-E's batch norm of latents, LightningDiT's rotary buffers, REPA's projectors.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ _SAME_SIZES = (
 
 
 class SavedSiT(NamedTuple):
-    """What `load_sit` finds."""
+    """The contents of a folder or file that `load_sit` read."""
 
     sit: SiT
     latent_mean: Tensor  # [C] float32
@@ -101,8 +101,7 @@ def load_sit(
 def load_initial_weights(sit: SiT, path: str | Path) -> None:
     """Give `sit` the (EMA) weights of a generator that `load_sit` reads; `UserError` where its sizes are others.
 
-    Its latents' statistics are not needed. A REPA projector of other sizes than the generator's, or none there, stays
-    what it is.
+    Its latents' statistics are not needed. A REPA projector stays unchanged where the generator has none of its sizes.
     """
     saved, _ = _read(Path(path), ema=True)
     for name in _SAME_SIZES:
