@@ -141,7 +141,7 @@ def options_of(config: griffe.Class, prefix: str, given: Mapping[str, str] = Map
     """A definition per option, then one section per group. `given`: defaults that differ from the class's own."""
     lines, groups = [], []
     for name, option in config.all_members.items():
-        if not option.is_attribute or "property" in option.labels:
+        if not option.is_attribute or "instance-attribute" not in option.labels:  # a property or a ClassVar
             continue
         text = " ".join(option.docstring.value.split()) if option.docstring else ""
         kind, default = str(option.annotation), given.get(name, str(option.value))
