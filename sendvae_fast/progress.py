@@ -63,7 +63,7 @@ class Progress:
             return
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, rate=self._rate_text(), values=self._values_text())
-        elif time.monotonic() - self._last_line_s >= PLAIN_INTERVAL_S:
+        elif time.monotonic() - self._last_line_s >= PLAIN_INTERVAL_S and self._printed != self.total:
             self._print_line()
 
     def __exit__(
