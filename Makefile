@@ -21,7 +21,7 @@ test: lint $(VENV)/.docs  ## lint, then the whole test suite, a process per core
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 test-fast: env  ## the tests of single parts: no training, no second process, no compiler
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow" --ignore=tests/gpu $(ARGS)
 
 lint: env  ## ruff, clang-format and pyright; changes nothing
 	$(BIN)/ruff check .

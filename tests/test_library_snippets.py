@@ -11,6 +11,7 @@ from sendvae_fast import nn
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/library.md"])
 def test_snippets_run(page, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()

@@ -61,6 +61,7 @@ def test_the_world_size_may_change_at_any_step():
             assert np.array_equal(np.concatenate(parts), whole[step % 30])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_samples, batch, num_epochs", [(1_281_167, 1024, 4), (80_073, 1024, 80)])
 def test_epochs_of_imagenet(num_samples, batch, num_epochs):
     """The paper's stage 1 by number alone: all of ImageNet, and as many epochs (of a sixteenth of it). Every id once in

@@ -29,6 +29,7 @@ PRIVATE = re.compile(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_linked_state_is_reached_before_the_first_step(stage, one_rank):
     engine = make_engine(f"zero{stage}", make_network())
@@ -39,6 +40,7 @@ def test_linked_state_is_reached_before_the_first_step(stage, one_rank):
     engine.close()
 
 
+@pytest.mark.slow
 def test_flat_partitions_are_what_the_optimizer_updates(one_rank):
     engine = make_engine("zero3", make_network())
     partitions = deepspeed_private.flat_partitions(engine._engine.optimizer)

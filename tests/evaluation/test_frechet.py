@@ -18,6 +18,7 @@ def random_moments(dim, seed, num=None):
     return features.mean(0), np.cov(features, rowvar=False)
 
 
+@pytest.mark.slow
 def test_mean_shift_of_one_in_2048_dimensions():
     zeros, eye = np.zeros(2048), np.eye(2048)
     assert frechet_distance(zeros, eye, zeros + 1, eye) == pytest.approx(2048, abs=1e-6)

@@ -247,6 +247,7 @@ def test_gradients_are_a_plain_versions(backend, switches, autocast, tolerance):
         assert (parameter.grad - true).norm() <= tolerance * true.norm(), name
 
 
+@pytest.mark.slow
 def test_blocks_with_every_switch_compile_whole():
     sit = tiny(swiglu=True, rms_norm=True, rope=True, qk_norm=True)
     expected, _ = sit(*inputs())

@@ -47,6 +47,7 @@ def test_training_it_aligns():
     assert losses[0] > 0.8 and losses[-1] < 0.2
 
 
+@pytest.mark.slow
 def test_it_compiles_into_one_graph():
     alignment = make()
     z, target = torch.randn(2, 4, 6, 6), torch.randn(2, 9, 10)

@@ -228,6 +228,7 @@ def compiled_kernels(*, dynamic=False):
     return torch.compile(attention, fullgraph=True, backend=backend, dynamic=dynamic), kernels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_choice_is_made_while_tracing(dynamic):
     table(forward="math")
@@ -379,6 +380,7 @@ def test_tuning_notes_what_fails_lies_or_does_not_trace(packages_on_cpu, monkeyp
         assert m.failures["xformers"].startswith("wrong result")
 
 
+@pytest.mark.slow
 def test_a_package_that_traces_is_noted_as_such(packages_on_cpu):
     shapes = [
         AttentionShape(3, 2, tokens, head_dim, dtype, training)

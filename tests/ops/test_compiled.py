@@ -146,6 +146,7 @@ def test_philox_known_answers(counter, key, words):
 
 
 @needs_host
+@pytest.mark.slow
 def test_every_radius_and_angle():
     """All 2^23 radii and all 2^23 angles: normals within a few ulp of Box-Muller in fp64."""
     rng = np.random.default_rng(0)

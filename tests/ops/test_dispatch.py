@@ -132,6 +132,7 @@ def test_compiled_function_follows_a_change(built):
         compiled(x)
 
 
+@pytest.mark.slow
 def test_import_needs_neither_triton_nor_compiled_ops():
     code = (
         "import sys; sys.modules['triton'] = None\n"

@@ -196,6 +196,7 @@ def test_nan_goes_through(backend):
         assert torch.equal(one.isnan(), other.isnan())
 
 
+@pytest.mark.slow
 def test_reference_compiles_into_one_graph():
     mean, spread, *rest = make_inputs((3, 8, 6, 5))
     # Inductor takes a minute for the reference's Philox rounds; the graph is what matters here.

@@ -169,6 +169,7 @@ def test_batch_does_not_matter():
     assert torch.equal(philox.normal(key, 0, ids, (7,))[1:], philox.normal(key, 0, ids[1:], (7,)))
 
 
+@pytest.mark.slow
 def test_compiles_into_one_graph():
     key, ids = philox.make_key(2**64 - 3, 5), torch.tensor([0, 2**40 + 1, -1])
     compiled = torch.compile(lambda key, ids: philox.words(key, Stream.ORDER, ids, 9), fullgraph=True)

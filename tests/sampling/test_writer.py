@@ -128,6 +128,7 @@ def test_npz_takes_one_batch_at_a_time(tmp_path):
     write_npz(tmp_path / "samples.npz", batches(), num_images=12)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
 def test_npz_of_2000_pictures_takes_the_memory_of_a_batch(tmp_path):
     folder, num, size = PngFolder(tmp_path / "samples"), 2000, 96
