@@ -1,6 +1,7 @@
 """`python -m bench <verb>`: measurements, run by hand on the machine to measure.
 
     kernels   time every fused op against plain PyTorch and torch.compile; writes bench/results/kernels_<machine>.json
+    sass      say what nvcc makes of CUDA kernels for an H200: registers, occupancy, instructions
     data      time decoding, the latent reader and a step fed by them; writes bench/results/data_<machine>.json
     sampling  time the sampler against plain PyTorch; writes bench/results/sampling_<machine>.json
     step      time a training step against plain PyTorch; writes bench/results/step_<stage>_<machine>.json
@@ -14,7 +15,7 @@ import sys
 
 from sendvae_fast.errors import UserError
 
-VERBS = ("kernels", "data", "sampling", "step", "table")
+VERBS = ("kernels", "sass", "data", "sampling", "step", "table")
 
 
 def main(arguments: list[str]) -> int:
