@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sendvae_fast import checks
+from sendvae_fast.engine.streams import ToHost
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import adamw_ema_, global_norm
 
@@ -145,17 +146,3 @@ class AdamWEMA(torch.optim.Optimizer):
             grad_norm=self.grad_norm,
             max_grad_norm=self.max_grad_norm or 0.0,
         )
-
-
-class ToHost:
-    """A scalar tensor on its way to the host; `wait` does not wait for later work of the device."""
-
-    def __init__(self, value: Tensor) -> None:
-        self._value = value.detach().to("cpu", non_blocking=True)  # from a GPU: into pinned memory
-        self._arrived = torch.cuda.current_stream(value.device).record_event() if value.is_cuda else None
-
-    def wait(self) -> float:
-        """The number, once it is there."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._value.item()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sendvae_fast import checks
+from sendvae_fast.engine.streams import CudaGraphRecorder
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
 from sendvae_fast.models.pixels import Rounding, to_uint8
@@ -24,7 +25,7 @@ from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.sampling.guidance import LabelledModel, check_guidance, guided
 from sendvae_fast.sampling.labels import LabelSampling, sample_labels
-from sendvae_fast.sampling.replay import CudaGraphRecorder, ReplayedModel
+from sendvae_fast.sampling.replay import ReplayedModel
 from sendvae_fast.sampling.samplers import SamplerConfig, initial_noise, sample
 
 DECODED_AT_ONCE = 64

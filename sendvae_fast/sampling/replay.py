@@ -1,4 +1,6 @@
-"""A network whose evaluations are recorded once and replayed: CUDA graphs, which cost the host one launch each.
+"""A network whose evaluations are recorded once and replayed.
+
+With `engine.streams.CudaGraphRecorder` as CUDA graphs, which cost the host one launch each.
 
 Within the guidance interval a sampler evaluates 2B rows, outside it B: two recordings for a batch size, which every
 step of every batch of that size replays. The tensors that a recording reads and writes stay in place: inputs are copied
@@ -14,31 +16,8 @@ from torch import Tensor
 
 from sendvae_fast.sampling.guidance import LabelledModel
 
-WARMUP_RUNS = 2
-"""Before a capture: libraries choose their kernels and take their workspaces in the first runs."""
-
 # Runs work that reads and writes the same tensors every time, and returns the function that repeats it
 Record = Callable[[Callable[[], None]], Callable[[], None]]
-
-
-class CudaGraphRecorder:
-    """Records work as CUDA graphs. They share one memory pool, so they must not be replayed at the same time."""
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUP_RUNS):
-                work()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: what other threads (a data loader's, NCCL's) ask of the GPU meanwhile is no error.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            work()
-        return graph.replay
 
 
 class ReplayedModel:

@@ -6,7 +6,7 @@ from op_cases.adamw_ema import SETTINGS
 from op_cases.common import require_backend
 from op_cases.noise_inject import NoiseCase
 
-from sendvae_fast.engine.optimizer import ToHost
+from sendvae_fast.engine.streams import ToHost
 from sendvae_fast.ops import (
     adaln,
     adamw_ema_,

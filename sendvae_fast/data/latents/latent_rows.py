@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sendvae_fast.data.latents.shard_format import tensor_places
+from sendvae_fast.engine.streams import LastUse
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import library
 
@@ -175,13 +176,12 @@ class _Buffers:
         self._fields = [
             torch.empty(batch, *rows.shape, dtype=rows.dtype, pin_memory=pin_memory) for _ in range(rows.num_fields)
         ]
-        self._last_use: torch.Event | None = None
+        self._last_use = LastUse()
         self._pinned = pin_memory
 
     def fields(self, batch: int) -> list[Tensor]:
         """Views of `batch` rows, once nothing on a device reads the memory any more."""
-        if self._last_use is not None:
-            self._last_use.synchronize()
+        self._last_use.wait()
         if batch > len(self._fields[0]):
             self._fields = [field.new_empty(batch, *field.shape[1:], pin_memory=self._pinned) for field in self._fields]
         return [field[:batch] for field in self._fields]
@@ -189,7 +189,7 @@ class _Buffers:
     def note_use(self) -> None:
         """Record that the work queued on the device so far may read the memory."""
         if self._pinned:
-            self._last_use = torch.cuda.current_stream().record_event()
+            self._last_use.note()
 
 
 def _bytes_of(tensor: Tensor) -> np.ndarray:

@@ -1,0 +1,111 @@
+"""The order of work on a CUDA device: streams, events, graphs, and pinned memory that the device reads by itself.
+
+Nothing else in the engine, in data, sampling and training orders work, so that a stand-in for the few names of
+`torch.cuda` used here shows whether anything is read before it is written, or overwritten while it is read: see
+`tests/fake_cuda`. On a CPU device all of it is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+WARMUP_RUNS = 2
+"""Before a capture: libraries choose their kernels and take their workspaces in the first runs."""
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """A tensor that one stream is making for another."""
+
+    tensor: Tensor
+    done: torch.Event | None = None
+    """When it is made; None: it is already."""
+
+    def take(self) -> Tensor:
+        """The tensor, for work that is queued on the current stream from here on; the host does not wait."""
+        if self.done is not None:
+            stream = torch.cuda.current_stream(self.tensor.device)
+            stream.wait_event(self.done)
+            # Its memory belongs to the stream that made it, which may else have it back while this one still reads.
+            self.tensor.record_stream(stream)
+        return self.tensor
+
+
+class SideStream:
+    """A stream beside the one that uses its results.
+
+    Args:
+        device: a CUDA device; on a CPU nothing runs beside, and `cuda` is None.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def active(self) -> AbstractContextManager[object]:
+        """A context in which this is the current stream."""
+        return nullcontext() if self.cuda is None else torch.cuda.stream(self.cuda)
+
+    def synchronize(self) -> None:
+        """Let the host wait for all that was queued here."""
+        if self.cuda is not None:
+            self.cuda.synchronize()
+
+    def hand_over(self, tensor: Tensor) -> HandOver:
+        """`tensor`, which work queued here is making, for another stream."""
+        return HandOver(tensor, None if self.cuda is None else self.cuda.record_event())
+
+
+class LastUse:
+    """The time up to which the device may read a piece of pinned memory."""
+
+    def __init__(self) -> None:
+        self._event: torch.Event | None = None
+
+    def note(self) -> None:
+        """What is queued on the current stream so far may read it."""
+        self._event = torch.cuda.current_stream().record_event()
+
+    def wait(self) -> None:
+        """Let the host wait until it may be overwritten."""
+        if self._event is not None:
+            self._event.synchronize()
+
+
+class ToHost:
+    """A scalar tensor on its way to the host; `wait` does not wait for later work of the device."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value = value.detach().to("cpu", non_blocking=True)  # from a GPU: into pinned memory
+        self._arrived = torch.cuda.current_stream(value.device).record_event() if value.is_cuda else None
+
+    def wait(self) -> float:
+        """The number, once it is there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._value.item()
+
+
+class CudaGraphRecorder:
+    """Records work as CUDA graphs. They share one memory pool, so they must not be replayed at the same time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Run `work`, which reads and writes the same tensors every time, and return the function that repeats it."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUP_RUNS):
+                work()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: what other threads (a data loader's, NCCL's) ask of the GPU meanwhile is no error.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            work()
+        return graph.replay
