@@ -2,7 +2,8 @@
 
     sendvae train sit --config sit/xl_1 --latents=latents/send --data.root=imagenet/train --run=runs/xl
 
-Running the same command again resumes the run. On a signal (SIGTERM, SIGINT, SIGUSR1) it saves and exits with 75.
+Running the same command again resumes the run. On SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2 it saves and
+exits with 75.
 """
 
 from sendvae_fast.train.sit.settings import SiTTrainConfig

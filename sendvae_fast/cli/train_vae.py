@@ -2,7 +2,8 @@
 
     sendvae train vae --config vae/send_vae_f16d32 --data.root=imagenet/train --run=runs/send
 
-Running the same command again resumes the run. On a signal (SIGTERM, SIGINT, SIGUSR1) it saves and exits with 75.
+Running the same command again resumes the run. On SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2 it saves and
+exits with 75.
 """
 
 from sendvae_fast.train.vae.settings import VAETrainConfig

@@ -68,14 +68,17 @@ class Checkpointer:
             return final
         staged = ranks.broadcast_object(self.directory / f"{final.name}.tmp-{uuid.uuid4().hex}")
 
-        if not self._all_succeed(step, lambda: self._write_share(staged, write)):
-            return None
-        # Only after all ranks have written: a rank that looks earlier sees another's temporary files come and go.
-        if not self._all_succeed(step, lambda: self._flush(staged)):
-            return None
-        if not self._all_succeed(step, lambda: self._finish(staged, final, step)):
-            return None
-        return final
+        phases = (
+            lambda: self._write_share(staged, write),
+            # Only after all ranks have written: a rank that looks earlier sees another's temporary files come and go.
+            lambda: self._flush(staged),
+            lambda: self._finish(staged, final, step),
+        )
+        try:
+            return final if all(self._all_succeed(step, phase) for phase in phases) else None
+        finally:
+            if ranks.is_main:  # what a failed save wrote would keep a full disk full; a whole one has its name by now
+                shutil.rmtree(staged, ignore_errors=True)
 
     def load_latest(self) -> tuple[int, Path] | None:
         """Step and directory of the newest checkpoint whose every byte is as written, or None. Collective.
@@ -83,7 +86,8 @@ class Checkpointer:
         A damaged one is passed over with a warning that names the file.
 
         Raises:
-            UserError: the newest sound checkpoint was written with another configuration.
+            UserError: the newest sound checkpoint was written with another configuration; or there are checkpoints and
+                all are damaged.
         """
         ranks = self._distributed
         found, problem = ranks.broadcast_object(self._find_latest() if ranks.is_main else None)
@@ -108,8 +112,7 @@ class Checkpointer:
         for directory in [path for path in staged.rglob("*") if path.is_dir()]:
             fsync_path(directory)
         if final.exists():
-            # Rename a damaged checkpoint of this step to a name that the purge below removes.
-            os.rename(final, final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex}"))
+            _set_aside(final)  # a damaged checkpoint of this step
         os.rename(staged, final)
         fsync_path(self.directory)
         try:
@@ -121,14 +124,16 @@ class Checkpointer:
     def _purge(self, step: int) -> None:
         """Remove all but the newest checkpoints up to `step`, and what killed saves left behind."""
         older = [directory for number, directory in _newest_first(self.directory) if number <= step]
-        left_over = [path for path in self.directory.iterdir() if STAGED_NAME.fullmatch(path.name)]
-        for directory in older[self.keep :] + left_over:
+        for directory in older[self.keep :]:
+            _set_aside(directory)  # first: a kill halfway leaves no half of a checkpoint under a checkpoint's name
+        for directory in [path for path in self.directory.iterdir() if STAGED_NAME.fullmatch(path.name)]:
             # A checkpoint that cannot be removed costs disk space but does not end the training.
             shutil.rmtree(directory, onerror=lambda _, path, error: _warn(f"cannot remove {path}: {error[1]}"))
 
     def _find_latest(self) -> tuple[tuple[int, Path] | None, str | None]:
         """The newest sound checkpoint as rank 0 found it, or else an error for the user."""
-        for step, directory in _newest_first(self.directory):
+        found = _newest_first(self.directory)
+        for step, directory in found:
             try:
                 manifest = verify(directory)
             except CorruptCheckpointError as error:
@@ -141,6 +146,11 @@ class Checkpointer:
                     f"{self.directory.parent / 'config.yaml'}, or start a new run directory"
                 )
             return (step, directory), None
+        if found:
+            return None, (
+                f"every checkpoint in {self.directory} is damaged ({len(found)} of {len(found)}): put back a sound copy "
+                "of one, or remove that folder to start again from step 0"
+            )
         return None, None
 
     def _all_succeed(self, step: int, work: Callable[[], None]) -> bool:
@@ -163,6 +173,14 @@ class Checkpointer:
                 _warn(f"the checkpoint of step {step} was not saved (rank {rank}: {message}); training goes on")
             return False
         return True
+
+
+def _set_aside(directory: Path) -> None:
+    """Give a checkpoint a name that the next purge removes."""
+    try:
+        os.rename(directory, directory.with_name(f"{directory.name}.tmp-{uuid.uuid4().hex}"))
+    except OSError as error:
+        _warn(f"cannot rename {directory}: {error.strerror}")
 
 
 def newest_checkpoint(directory: Path) -> Path | None:

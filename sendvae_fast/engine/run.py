@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.run_lock import lock_run
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic
 from sendvae_fast.version import __version__
@@ -29,7 +30,7 @@ NUM_CHANGES_SHOWN = 3
 class RunDirectory:
     """`runs/<name>`: made on first use, resumed when given again with the same configuration. Collective.
 
-        config.yaml  environment.json  metrics.jsonl  tensorboard/  samples/  checkpoints/
+        config.yaml  environment.json  run.lock  metrics.jsonl  tensorboard/  samples/  checkpoints/
 
     Args:
         path: the directory.
@@ -39,7 +40,8 @@ class RunDirectory:
             settings of how or how long to compute rather than of what.
 
     Raises:
-        UserError: the directory holds checkpoints of another configuration, or cannot be written.
+        UserError: the directory holds checkpoints of another configuration, another job is writing into it, or it
+            cannot be written.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class RunDirectory:
         try:
             for directory in (self.checkpoints, self.samples):
                 directory.mkdir(parents=True, exist_ok=True)
+            lock_run(self.path)
             recorded = self.path / "config.yaml"
             if recorded.exists() and any(self.checkpoints.glob("step_*/manifest.json")):
                 before = yaml.safe_load(recorded.read_text(encoding="utf-8"))
@@ -71,6 +74,8 @@ class RunDirectory:
             write_atomic(recorded, yaml.safe_dump(self.config, sort_keys=False))
             facts = {**environment(), "world_size": world_size}
             write_atomic(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
+        except UserError as error:
+            return str(error)
         except OSError as error:
             return f"cannot use run directory {self.path} ({error.strerror}): choose another place"
         except yaml.YAMLError:

@@ -12,11 +12,13 @@ from sendvae_fast.engine.distributed import Distributed
 EXIT_REQUEUE = 75
 """Exit code of a run that stopped on a signal and resumes when the same command is run again (EX_TEMPFAIL)."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopOnSignal:
-    """Remembers a SIGTERM, SIGINT or SIGUSR1 (batch systems send it before the time limit) for the training loop.
+    """Remembers a signal that asks to end, for the training loop.
+
+    SIGTERM, SIGINT, SIGHUP (the terminal was closed), and what batch systems send before the time limit: SIGUSR1, SIGUSR2.
 
         with StopOnSignal(distributed) as stop:
             for step in ...:
@@ -33,7 +35,9 @@ class StopOnSignal:
         self._received = False
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        # Under nohup the end of the terminal is ignored, and must stay so.
+        asked = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._receive) for number in asked}
         return self
 
     def __exit__(

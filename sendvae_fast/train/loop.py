@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sendvae_fast import checks
-from sendvae_fast.engine.checkpoint import Checkpointer
+from sendvae_fast.engine.checkpoint import Checkpointer, newest_checkpoint
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.metrics import MetricsLogger
 from sendvae_fast.engine.run import RunDirectory
@@ -75,7 +75,7 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
 
     Returns the exit code: 0 when the run is complete, `EXIT_REQUEUE` when a signal stopped it after a save. Raises
     `UserError` after `MAX_SKIPPED_STEPS` skipped steps in a row, without another checkpoint: such weights should not
-    push out an older checkpoint.
+    push out an older checkpoint; and where the disk would not take the last checkpoint of this start.
     """
     checkpointer = Checkpointer(run.checkpoints, distributed, config.keep_checkpoints, run.config_hash)
     step = resume(stage, checkpointer)
@@ -98,7 +98,9 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
                 shown = {name: values[name] for name in SHOWN if name in values}
             progress.advance(1, **shown)
             if last or stopping or step % config.save_every == 0:
-                checkpointer.save(step, stage.save)
+                saved = checkpointer.save(step, stage.save)
+                if saved is None and (last or stopping):
+                    raise _lost(step, checkpointer)
             if last or step % config.preview_every == 0:
                 stage.preview(step, run.samples)
             if stopping and not last:
@@ -115,6 +117,17 @@ def resume(stage: Stage, checkpointer: Checkpointer) -> int:
     step, directory = found
     stage.load(directory)
     return step
+
+
+def _lost(step: int, checkpointer: Checkpointer) -> UserError:
+    """The error of a run that ends at `step` without a checkpoint of it."""
+    newest = newest_checkpoint(checkpointer.directory)
+    kept = "there is no checkpoint" if newest is None else f"the newest checkpoint is {newest.name}"
+    return UserError(
+        f"the run ended at step {step} and its checkpoint could not be written (the warning above says why), so the "
+        f"steps since the last one are lost; {kept} in {checkpointer.directory}: make room there and run the same "
+        "command again"
+    )
 
 
 class SkippedSteps:

@@ -75,6 +75,8 @@ def test_kill_at_every_point_of_a_save(tmp_path):
         checkpointer = Checkpointer(folder, Distributed(), keep=1)
         save(checkpointer, 1)
         killed = killed_at(event, lambda checkpointer=checkpointer: save(checkpointer, 2), DISK_CALLS)
+        for left in folder.glob("step_????????"):
+            checkpoint.verify(left)  # raises where a kill left half of a checkpoint under its name
         step = value_of(checkpointer.load_latest())
         found_new.add(step)
         assert step == 2 or killed
@@ -113,6 +115,7 @@ def test_a_failing_disk_does_not_stop_training(tmp_path, monkeypatch, capsys, ca
         patch.setattr(os, call, fail)
         assert save(checkpointer, 2) is None
     assert "checkpoint of step 2 was not saved" in capsys.readouterr().err
+    assert names(tmp_path) == ["step_00000001"], "what was written of it would keep the disk full"
     assert value_of(checkpointer.load_latest()) == 1
     save(checkpointer, 3)
     assert names(tmp_path) == ["step_00000003"]
@@ -203,12 +206,14 @@ def test_files_swapped_between_steps_are_found(tmp_path, capsys):
     assert "that of step 1" in capsys.readouterr().err
 
 
-def test_nothing_sound_is_none(tmp_path):
+def test_a_run_whose_every_checkpoint_is_damaged_does_not_start_again_from_nothing(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
     checkpointer = Checkpointer(tmp_path, Distributed())
+    assert checkpointer.load_latest() is None
     (save(checkpointer, 1) / "manifest.json").unlink()
     (tmp_path / "step_00000002").mkdir()
-    (tmp_path / "notes.txt").write_text("mine")
-    assert checkpointer.load_latest() is None
+    with pytest.raises(UserError, match=r"every checkpoint .* is damaged \(2 of 2\).*start again from step 0"):
+        checkpointer.load_latest()
 
 
 def test_another_configuration_is_refused(tmp_path):

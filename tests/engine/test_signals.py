@@ -29,5 +29,15 @@ def test_handlers_come_back():
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+def test_nohup_holds():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopOnSignal(Distributed()) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_exit_code_asks_for_another_start():
     assert EXIT_REQUEUE == os.EX_TEMPFAIL

@@ -1,7 +1,10 @@
 """The loop that both stages share, with a stage that does nothing."""
 
+import errno
 import itertools
 import math
+import os
+import signal
 
 import pytest
 
@@ -28,6 +31,9 @@ class IdleStage:
     def save(self, directory):
         (directory / "weights").touch()
 
+    def load(self, directory):
+        pass
+
     def preview(self, step, directory):
         pass
 
@@ -44,6 +50,24 @@ def test_a_run_that_only_skips_is_stopped(broken, tmp_path):
         train(stage, tmp_path / "run", 1000)
     assert stage.steps[-1] + 1 == 60 + MAX_SKIPPED_STEPS
     assert (tmp_path / "run" / "checkpoints" / "step_00000150" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("ending", ["the last step", "a signal"])
+def test_a_full_disk_at_the_end_is_an_error(ending, tmp_path, capsys):
+    class FullDisk(IdleStage):
+        def save(self, directory):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def train_step(self, step, batch):
+            if ending == "a signal" and step == 70:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().train_step(step, batch)
+
+    assert train(IdleStage(lambda step: 1.0), tmp_path / "run", 50) == 0
+    with pytest.raises(UserError, match=r"could not be written.*newest checkpoint is step_00000050.*make room"):
+        train(FullDisk(lambda step: 1.0), tmp_path / "run", 80)
+    assert "No space left on device" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000050"]
 
 
 def test_single_skipped_steps_stop_nothing(tmp_path):

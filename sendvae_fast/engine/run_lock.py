@@ -1,0 +1,96 @@
+"""The lock of a run directory: two jobs never write into one run."""
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+from sendvae_fast.errors import UserError
+
+LOCK_FILE = "run.lock"
+"""In a run directory: who writes into it, as JSON."""
+HEARTBEAT_S = 20.0
+"""Seconds between signs of life in the lock file, for file systems without locks."""
+STALE_S = 6 * HEARTBEAT_S
+"""Seconds without a sign of life after which a lock of another host counts as left by a dead one."""
+
+_held: dict[Path, IO[str]] = {}
+"""Locks of this process, until it ends. A process is one job: it may take its own lock again."""
+
+
+def lock_run(directory: Path) -> None:
+    """Take the lock of a run directory for this process, until it ends, however it ends.
+
+    It is a POSIX record lock, which the system, or the file server of a dead host, gives up by itself. Where the file
+    system has none (Lustre mounted without `flock`), the lock file's age tells: its owner touches it every
+    `HEARTBEAT_S` seconds.
+
+    Raises:
+        UserError: another process, on this or another host, is writing into the run.
+        OSError: the directory cannot be written.
+    """
+    path = (directory / LOCK_FILE).resolve()
+    if path in _held:
+        return
+    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 -- open until the process ends: closing gives up the lock
+    try:
+        has_locks = _take(file, path)
+    except BaseException:
+        file.close()
+        raise
+    file.truncate(0)
+    json.dump({"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%F %T %Z")}, file)
+    file.flush()
+    _held[path] = file
+    if not has_locks:
+        threading.Thread(target=_beat, args=(path,), name="run lock", daemon=True).start()
+
+
+def _take(file: IO[str], path: Path) -> bool:
+    """Lock the file, or see that nobody else has it; returns whether the file system has locks."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the two that POSIX allows for a lock that somebody has
+        raise _refusal(path) from None
+    except OSError:  # the file system has no locks
+        if _is_alive(path):
+            raise _refusal(path) from None
+        return False
+    return True
+
+
+def _is_alive(path: Path) -> bool:
+    """Whether the owner that the lock file names is there: by its process on this host, by its heartbeat on another."""
+    owner = _owner(path)
+    if owner.get("host") == socket.gethostname():
+        return isinstance(owner.get("process"), int) and Path(f"/proc/{owner['process']}").exists()
+    return bool(owner) and time.time() - path.stat().st_mtime < STALE_S
+
+
+def _owner(path: Path) -> dict:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _refusal(path: Path) -> UserError:
+    owner = _owner(path)
+    return UserError(
+        f"{path.parent} is in use by process {owner.get('process', '?')} on {owner.get('host', '?')}, since "
+        f"{owner.get('since', '?')}: wait for that job to end or stop it, or give another run directory"
+    )
+
+
+def _beat(path: Path) -> None:
+    while True:
+        time.sleep(HEARTBEAT_S)
+        try:
+            os.utime(path)
+        except OSError:
+            return  # the run directory is gone
