@@ -148,8 +148,8 @@ class Checkpointer:
             return (step, directory), None
         if found:
             return None, (
-                f"every checkpoint in {self.directory} is damaged ({len(found)} of {len(found)}): put back a sound copy "
-                "of one, or remove that folder to start again from step 0"
+                f"every checkpoint in {self.directory} is damaged ({len(found)} of {len(found)}): put back a sound "
+                "copy of one, or remove that folder to start again from step 0"
             )
         return None, None
 

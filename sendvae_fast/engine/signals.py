@@ -18,7 +18,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.
 class StopOnSignal:
     """Remembers a signal that asks to end, for the training loop.
 
-    SIGTERM, SIGINT, SIGHUP (the terminal was closed), and what batch systems send before the time limit: SIGUSR1, SIGUSR2.
+    SIGTERM, SIGINT, SIGHUP (the terminal was closed), and SIGUSR1 and SIGUSR2, which batch systems send before the time
+    limit.
 
         with StopOnSignal(distributed) as stop:
             for step in ...:
