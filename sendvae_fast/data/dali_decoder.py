@@ -6,6 +6,7 @@ the whole pipeline, so the pipeline is built again and its batch left to Pillow.
 
 import importlib
 import logging
+import re
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sendvae_fast import ops
+from sendvae_fast.engine.streams import SideStream
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,19 @@ def import_dali() -> ModuleType | None:
     except ImportError:
         return None
     return dali
+
+
+def what_happened(error: RuntimeError) -> str:
+    """What DALI says that happened: after this word, which follows the place in our source."""
+    _, found, reason = str(error).partition("encountered:")
+    return " ".join((reason if found else str(error)).partition("Current pipeline")[0].split())
+
+
+def is_a_pictures_fault(error: RuntimeError) -> bool:
+    """Whether DALI says that it cannot decode a picture, and not that the GPU or its memory failed."""
+    if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
+        return False
+    return re.search(r"CUDA|cuda|out of memory|Can't allocate|bad_alloc", what_happened(error)) is None
 
 
 class DaliDecoder:
@@ -49,7 +64,11 @@ class DaliDecoder:
             device: where to decode and crop; a CUDA device or the CPU.
         """
         self._size, self._num_threads, self._device = size, num_threads, device
+        self.stream = SideStream(device)
+        """The stream of DALI's results and of the crops."""
         self._pipeline: Any = self._build()
+        self._in_use: Any = None
+        """The pictures that crops are being cut from."""
         self.num_failures = 0
         """Batches that failed since the last one that did not."""
 
@@ -58,35 +77,45 @@ class DaliDecoder:
         """Whether too many batches in a row have failed."""
         return self.num_failures >= MAX_FAILURES
 
-    def crops(self, encoded: list[bytes]) -> list[Tensor] | None:
-        """The crops of JPEGs, uint8 [3, S, S] each on the decoder's device; None when DALI cannot decode one of them.
+    def crops(self, encoded: list[bytes]) -> Tensor | None:
+        """The crops of JPEGs, uint8 [n, 3, S, S] on the decoder's device; None when DALI cannot decode one of them.
 
-        After a failure the next call works on a new pipeline.
+        On a GPU they are made on `stream`, which may be at work on them still. After a failure the next call works on a
+        new pipeline.
+
+        Raises:
+            RuntimeError: the GPU failed, or has no memory left: not a matter of the pictures.
         """
         crops = []
-        try:
-            for start in range(0, len(encoded), MAX_BATCH):
-                part = [np.frombuffer(data, np.uint8) for data in encoded[start : start + MAX_BATCH]]
-                self._pipeline.feed_input("encoded", part)
-                (pictures,) = self._pipeline.run()
-                crops += [ops.center_crop(self._tensor(picture), self._size) for picture in pictures]
-        except RuntimeError as error:
-            self.num_failures += 1
-            # DALI reports the place in our source first, and then, after this word, what happened.
-            reason = " ".join(str(error).partition("encountered:")[2].partition("Current pipeline")[0].split())
-            after = "Pillow decodes everything from here on" if self.has_given_up else "Pillow decodes this batch"
-            logger.warning("DALI failed on a batch of %d pictures (%s): %s", len(encoded), reason, after)
-            self._pipeline = None if self.has_given_up else self._build()
-            return None
+        for start in range(0, len(encoded), MAX_BATCH):
+            pictures = self._decode(encoded[start : start + MAX_BATCH])
+            if pictures is None:
+                return None
+            with self.stream.active():
+                crops.append(ops.center_crops([torch.from_dlpack(picture) for picture in pictures], self._size))
         if encoded:
             self.num_failures = 0
-        return crops
+        with self.stream.active():
+            return torch.cat(crops) if len(crops) != 1 else crops[0]
 
-    def _tensor(self, picture) -> Tensor:
-        # Copied, because DALI uses its memory again at the next run.
-        if self._device.type == "cuda":
-            return torch.from_dlpack(picture).clone()
-        return torch.from_numpy(np.array(picture))
+    def _decode(self, encoded: list[bytes]) -> Any | None:
+        """DALI's list of the pictures, in its memory, which is theirs until the next call; None when it cannot."""
+        # The last crops are still to be cut out of the memory that DALI has back in the coming run.
+        self.stream.synchronize()
+        self._in_use = None
+        try:
+            self._pipeline.feed_input("encoded", [np.frombuffer(data, np.uint8) for data in encoded])
+            (pictures,) = self._pipeline.run(self.stream.cuda)
+        except RuntimeError as error:
+            if not is_a_pictures_fault(error):
+                raise
+            self.num_failures += 1
+            after = "Pillow decodes everything from here on" if self.has_given_up else "Pillow decodes this batch"
+            logger.warning("DALI failed on a batch of %d pictures (%s): %s", len(encoded), what_happened(error), after)
+            self._pipeline = None if self.has_given_up else self._build()
+            return None
+        self._in_use = pictures
+        return pictures
 
     def _build(self):
         from nvidia.dali import fn, pipeline_def

@@ -23,6 +23,7 @@ from sendvae_fast.data.crop import read_crop
 from sendvae_fast.data.dali_decoder import DaliDecoder, import_dali
 from sendvae_fast.data.decode import UnreadableImage
 from sendvae_fast.data.order import BatchSchedule
+from sendvae_fast.engine.streams import HandOver
 from sendvae_fast.errors import UserError
 
 
@@ -55,8 +56,13 @@ class LoaderConfig:
         checks.in_interval("[0, 1)", self, "max_bad_fraction", where=self.section)
 
 
-Sample = tuple[int, np.ndarray | Tensor]
-"""Id and crop, uint8 [3, S, S]."""
+class Prepared(NamedTuple):
+    """The pictures of a batch."""
+
+    ids: list[int]
+    """Sample ids, of the replacement where an unreadable image was replaced."""
+    images: HandOver
+    """uint8 [B, 3, S, S]."""
 
 
 class ImageBatch(NamedTuple):
@@ -148,7 +154,7 @@ class ImageLoader:
 
     def _read(self, plan: Iterable[tuple[int, np.ndarray]]) -> Iterator[ImageBatch]:
         """Walk through (step, ids) pairs with up to `read_ahead` batches in preparation."""
-        waiting: deque[tuple[int, Callable[[], list[Sample]]]] = deque()
+        waiting: deque[tuple[int, Callable[[], Prepared]]] = deque()
         pool = ThreadPoolExecutor(self.config.num_threads, thread_name_prefix="decode")
         dali_thread = ThreadPoolExecutor(1, thread_name_prefix="decode")  # a pipeline does one batch after the other
         try:
@@ -164,26 +170,33 @@ class ImageLoader:
 
     def _start(
         self, ids: list[int], pool: ThreadPoolExecutor, dali_thread: ThreadPoolExecutor
-    ) -> Callable[[], list[Sample]]:
+    ) -> Callable[[], Prepared]:
         """Begin to prepare the samples `ids`; the function returned waits for them."""
         if self._is_for_dali is None:
-            futures = [pool.submit(self._sample, i) for i in ids]
-            return lambda: [future.result() for future in futures]
+            images = self._empty(len(ids))
+            futures = [pool.submit(self._put, i, row) for i, row in zip(ids, images, strict=True)]
+            return lambda: Prepared([future.result() for future in futures], HandOver(images))
         encoded = {i: pool.submit(self.catalog.read, i) for i in ids if self._is_for_dali[i] and not self._is_cached[i]}
         return dali_thread.submit(self._decode_with_dali, ids, encoded).result
 
-    def _batch(self, step: int, finish: Callable[[], list[Sample]]) -> ImageBatch:
-        ids, images = zip(*finish(), strict=True)
-        ids, images = torch.tensor(ids), [torch.as_tensor(image) for image in images]
-        if self._is_for_dali is not None:  # its crops are on the device, those from Pillow or the cache are not
-            stacked = torch.stack([image.to(self._device) for image in images])
-        else:  # pinned for a GPU: the copy there then waits for nothing, and nothing for the copy
-            pinned = self._device.type == "cuda"
-            stacked = torch.empty(len(images), *images[0].shape, dtype=torch.uint8, pin_memory=pinned)
-            torch.stack(images, out=stacked)
-        return ImageBatch(step, ids, stacked, torch.from_numpy(self.catalog.labels)[ids])
+    def _batch(self, step: int, finish: Callable[[], Prepared]) -> ImageBatch:
+        prepared = finish()
+        ids = torch.tensor(prepared.ids)
+        return ImageBatch(step, ids, prepared.images.take(), torch.from_numpy(self.catalog.labels)[ids])
 
-    def _decode_with_dali(self, ids: list[int], encoded: dict[int, Future[bytes]]) -> list[Sample]:
+    def _empty(self, num: int) -> Tensor:
+        """Memory for crops, uint8 [num, 3, S, S]; pinned for a GPU: the copy there then waits for nothing."""
+        shape = (num, 3, self.size, self.size)
+        with torch.inference_mode(False):  # the caller's mode; other threads, which fill it, are in none
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+
+    def _put(self, sample_id: int, row: Tensor) -> int:
+        """Put the crop of `sample_id`, or of what replaces it, into `row`; returns whose it is."""
+        used, crop = self._sample(sample_id)
+        row.copy_(torch.from_numpy(crop))
+        return used
+
+    def _decode_with_dali(self, ids: list[int], encoded: dict[int, Future[bytes]]) -> Prepared:
         """The samples `ids`: those in `encoded` by DALI, if it can, the others from the cache or by Pillow."""
         data = {}
         for sample_id, future in encoded.items():
@@ -192,14 +205,26 @@ class ImageLoader:
         with self._dali_lock:
             if self._dali is None:
                 self._dali = DaliDecoder(self.size, self.config.num_threads, self._device)
-            crops = None if self._dali.has_given_up else self._dali.crops(list(data.values()))
-        decoded = {} if crops is None else dict(zip(data, crops, strict=True))
-        if self._cache is not None:
-            for sample_id, crop in decoded.items():
-                self._keep(sample_id, crop.cpu().numpy())
-        return [(i, decoded[i]) if i in decoded else self._sample(i) for i in ids]
+            stream = self._dali.stream
+            crops = self._dali.crops(list(data.values())) if data and not self._dali.has_given_up else None
+        place = {} if crops is None else {sample_id: place for place, sample_id in enumerate(data)}
+        rest = [sample_id for sample_id in dict.fromkeys(ids) if sample_id not in place]
+        by_pillow = self._empty(len(rest))
+        used = dict(zip(rest, map(self._put, rest, by_pillow), strict=True))
+        place |= {sample_id: len(place) + number for number, sample_id in enumerate(rest)}
+        with stream.active():
+            if crops is None:
+                crops = by_pillow.to(self._device, non_blocking=True)
+            else:
+                if self._cache is not None:
+                    for sample_id, crop in zip(data, crops.cpu().numpy(), strict=True):
+                        self._keep(sample_id, crop)
+                crops = torch.cat([crops, by_pillow.to(self._device, non_blocking=True)]) if rest else crops
+            order = [place[sample_id] for sample_id in ids]
+            images = crops if order == list(range(len(crops))) else crops[torch.tensor(order, device=self._device)]
+        return Prepared([used.get(sample_id, sample_id) for sample_id in ids], stream.hand_over(images))
 
-    def _sample(self, sample_id: int) -> Sample:
+    def _sample(self, sample_id: int) -> tuple[int, np.ndarray]:
         """The crop of `sample_id`, or of the next readable sample when it cannot be read: (id, uint8 [3, S, S])."""
         while True:
             if self._cache is not None and self._is_cached[sample_id]:

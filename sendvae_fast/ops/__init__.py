@@ -12,6 +12,7 @@ from sendvae_fast.ops.center_crop import (
     center_crop_batch,
     center_crop_batch_reference,
     center_crop_reference,
+    center_crops,
     pillow_center_crop,
 )
 from sendvae_fast.ops.cosine_align import cosine_align, cosine_align_reference
@@ -39,6 +40,7 @@ __all__ = [
     "center_crop_batch",
     "center_crop_batch_reference",
     "center_crop_reference",
+    "center_crops",
     "chosen_backend",
     "cosine_align",
     "cosine_align_reference",

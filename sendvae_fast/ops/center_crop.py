@@ -58,12 +58,33 @@ def center_crop(image: torch.Tensor, size: int, flip: bool = False) -> torch.Ten
         ValueError: another dtype or shape, or a size out of range.
         UserError: the forced backend cannot run, see `dispatch`.
     """
-    _check([image], size)
-    backend = backend_for("center_crop", image)
+    return center_crops([image], size, [flip])[0]
+
+
+def center_crops(images: Sequence[torch.Tensor], size: int, flips: Sequence[bool] | None = None) -> torch.Tensor:
+    """`center_crop` of pictures of any sizes on one device, in one call: uint8 [B, 3, S, S], contiguous.
+
+    Args:
+        images: B pictures as for `center_crop`, at least one.
+        size: S, from 1 to 65535.
+        flips: which crops are mirrored, none by default.
+
+    Raises:
+        ValueError: no picture, a wrong shape, dtype or device, a size out of range, flips of another length.
+        UserError: the forced backend cannot run, see `dispatch`.
+    """
+    images = list(images)
+    flips = [False] * len(images) if flips is None else [bool(flip) for flip in flips]
+    _check(images, size)
+    if not images:
+        raise ValueError("there must be at least one image")
+    _check_flips(images, flips)
+    backend = backend_for("center_crop", images[0])
     if backend == "reference":
-        return center_crop_reference(image, size, flip)
-    pixels, _ = op_of("center_crop", backend)([image], size, [flip], torch.uint8, None, None)
-    return pixels[0]
+        crops = [center_crop_reference(image, size, flip) for image, flip in zip(images, flips, strict=True)]
+        return torch.stack(crops)
+    pixels, _ = op_of("center_crop", backend)(images, size, flips, torch.uint8, None, None)
+    return pixels
 
 
 def center_crop_batch(
@@ -162,6 +183,11 @@ def _check(images: Sequence[torch.Tensor], size: int) -> None:
             raise ValueError(f"images on {images[0].device} and {image.device}: put all on one device")
 
 
+def _check_flips(images: Sequence[torch.Tensor], flips: Sequence[bool]) -> None:
+    if len(flips) != len(images):
+        raise ValueError(f"flips must have one entry per image, got {len(flips)} for {len(images)} images")
+
+
 def _check_batch(
     images: Sequence[torch.Tensor],
     flips: Sequence[bool],
@@ -169,8 +195,7 @@ def _check_batch(
     mean: torch.Tensor | None,
     std: torch.Tensor | None,
 ) -> None:
-    if len(flips) != len(images):
-        raise ValueError(f"flips must have one entry per image, got {len(flips)} for {len(images)} images")
+    _check_flips(images, flips)
     if dtype not in FLOAT_DTYPES:
         raise ValueError(f"dtype must be float32, bfloat16, float16 or float64, got {dtype}")
     if (mean is None) != (std is None):

@@ -44,6 +44,30 @@ def indexed(catalog: Catalog) -> Catalog:
     return Catalog(catalog.listing, facts=table)
 
 
+PLACE = (
+    "Error in MIXED operator `nvidia.dali.fn.decoders.image`,\nwhich was used in the pipeline definition with the "
+    "following traceback:\n\n  File cuda/loader.py, line 3\n\n"
+)
+PICTURE_ERROR = RuntimeError(
+    f"{PLACE}encountered:\n\nError in thread 0: Failed to decode sample #3\n\nCurrent pipeline object is invalid."
+)
+
+
+def decoder_that_raises(error: Exception) -> type[DaliDecoder]:
+    """A decoder whose pipeline fails at every run."""
+
+    def run(stream):
+        raise error
+
+    class Failing(DaliDecoder):
+        def _build(self):
+            pipeline = super()._build()
+            pipeline.run = run
+            return pipeline
+
+    return Failing
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Ordinary JPEGs, among them grey, CMYK and turned ones, and a PNG."""
@@ -138,14 +162,31 @@ def test_a_dead_pipeline_changes_no_sample(folder, monkeypatch, caplog):
     catalog = indexed(Catalog.open(folder))
     truth = crops_of(catalog, LoaderConfig(decoder="pillow"))
 
-    class Dying(DaliDecoder):
-        def _tensor(self, picture):
-            raise RuntimeError("encountered: the device is gone")
-
-    monkeypatch.setattr(loader_module, "DaliDecoder", Dying)
+    monkeypatch.setattr(loader_module, "DaliDecoder", decoder_that_raises(PICTURE_ERROR))
     with caplog.at_level(logging.WARNING):
         assert same(crops_of(catalog, LoaderConfig(decoder="dali", cache_mb=0)), truth)
-    assert sum("the device is gone" in message for message in caplog.messages) == MAX_FAILURES
+    said = "DALI failed on a batch of 6 pictures (Error in thread 0: Failed to decode sample #3): Pillow"
+    assert sum(said in message for message in caplog.messages) >= 1
+    assert sum("DALI failed" in message for message in caplog.messages) == MAX_FAILURES
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError(f"{PLACE}encountered:\n\nCUDA runtime API error cudaErrorLaunchFailure (719):"),
+        RuntimeError(f"{PLACE}encountered:\n\nCan't allocate 4294967296 bytes on device 0."),
+        MemoryError("std::bad_alloc"),
+    ],
+    ids=["torch memory", "torch", "DALI", "DALI memory", "host memory"],
+)
+def test_a_failure_of_the_gpu_is_not_blamed_on_a_picture(folder, monkeypatch, error):
+    catalog = indexed(Catalog.open(folder))
+    monkeypatch.setattr(loader_module, "DaliDecoder", decoder_that_raises(error))
+    with pytest.raises(type(error)) as raised:
+        crops_of(catalog, LoaderConfig(decoder="dali", cache_mb=0))
+    assert raised.value is error
 
 
 def test_a_preview_in_the_middle_of_training_mixes_nothing_up(folder, monkeypatch):

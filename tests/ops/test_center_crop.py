@@ -10,7 +10,7 @@ from op_cases.center_crop import MEAN, STD, CropCase, require_order_of_passes, s
 from op_cases.common import require_backend
 from PIL import Image
 
-from sendvae_fast.ops import center_crop, center_crop_batch, center_crop_reference, use_backend
+from sendvae_fast.ops import center_crop, center_crop_batch, center_crop_reference, center_crops, use_backend
 from sendvae_fast.ops.dispatch import chosen_backend
 
 BACKENDS = ("reference", "cpu")
@@ -151,6 +151,16 @@ def test_a_picture_is_the_same_alone_and_without_flips(backend):
     for image, pixels in zip(images, batch, strict=True):
         assert torch.equal(center_crop_batch([image], 16, [False]).pixels[0], pixels)
         assert torch.equal(center_crop(image, 16).float() / 127.5 - 1, pixels)
+
+
+def test_crops_in_one_call_are_those_of_single_calls(backend):
+    images, flips = [noise(9, 20), noise(13, 10), noise(16, 16)], [False, True, False]
+    crops = center_crops(images, 8, flips)
+    assert crops.dtype == torch.uint8 and crops.shape == (3, 3, 8, 8) and crops.is_contiguous()
+    for crop, image, flip in zip(crops, images, flips, strict=True):
+        assert torch.equal(crop, center_crop_reference(image, 8, flip))
+    with pytest.raises(ValueError, match="at least one image"):
+        center_crops([], 8)
 
 
 def test_float64_takes_the_reference():
