@@ -79,6 +79,33 @@ def median_us(row: dict[str, Any], form: str, kind: str | None) -> float | None:
     return timing.get("median_us")
 
 
+# -- what a call costs the host --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HostGoal:
+    """The most CPU time of a call on tensors of a few numbers: either bound will do."""
+
+    of_eager: float
+    """Times eager's."""
+    us: float = 0.0
+    """Microseconds."""
+
+    def met(self, eager_us: float, ours_us: float) -> bool:
+        """Whether `ours_us` is within it."""
+        return ours_us <= max(self.us, self.of_eager * eager_us)
+
+    def __str__(self) -> str:
+        return f"{self.us:g} µs or eager's" if self.us else f"{self.of_eager:g}x eager's"
+
+
+def host_goal(name: str) -> HostGoal:
+    """The goal of a pass."""
+    return HostGoal(of_eager=1.1) if name == WITH_BACKWARD else HostGoal(of_eager=1.0, us=30.0)
+
+
+# -- sampling --------------------------------------------------------------------------------------------------------
+
 SAMPLING_GOALS = {"cpu": Goal(EAGER, 1.3), "cuda": Goal(EAGER, 1.5)}
 SAMPLING_IMG_PER_S = {"SiT-XL/1, bf16, batch 128": 4.2}
 """On an H200: half of what its tensor cores could do."""

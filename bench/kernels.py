@@ -2,7 +2,8 @@
 
 Each op is measured in a process of its own, so that a crash or a hang costs only that op. A row per case and pass goes
 into <out>/kernels_<machine>.json, with the machine, the versions and the commit; rows of other ops stay there. How a
-case is made: `bench/kernel_cases/__init__.py`.
+case is made: `bench/kernel_cases/__init__.py`. With --host the rows are of what a call costs the host
+(`bench/host_cost.py`), in one process with one thread, and go into <out>/host_<machine>.json.
 """
 
 import multiprocessing
@@ -17,12 +18,13 @@ from typing import Any
 import torch
 
 from bench.command_line import Parser, positive
+from bench.host_cost import QUICK_ROUNDS, ROUNDS, host_rows
 from bench.kernel_cases import available_ops, cases_of
 from bench.kernel_rows import COPY, EAGER, Effort, one_line, rows_of
 from bench.machine import ROOT, last_level_cache_bytes, machine_facts, source_facts, version_facts
 from bench.result_file import write_rows
 from sendvae_fast.errors import UserError
-from sendvae_fast.ops.dispatch import ENVIRONMENT_VARIABLE
+from sendvae_fast.ops.dispatch import ENVIRONMENT_VARIABLE, OPS
 
 EFFORT = {"cpu": Effort(seconds=1.0), "cuda": Effort(seconds=0.5, op_limit_s=90)}
 QUICK = Effort(seconds=0.2, compile=False, graph_replays=3)
@@ -34,6 +36,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--ops", nargs="+", metavar="OP", help="these ops only, by name")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--threads", type=positive, help="CPU threads, default: the cores this process may use")
+    parser.add_argument("--host", action="store_true", help="CPU time of calls on tensors of a few numbers instead")
     parser.add_argument("--quick", action="store_true", help="few samples, no torch.compile: to try a case")
     parser.add_argument("--out", type=Path, help="folder of the results, default bench/results (--quick: not written)")
     options = parser.parse_args(arguments)
@@ -43,22 +46,28 @@ def main(arguments: list[str]) -> int:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no CUDA device here")
-    ops = options.ops or available_ops()
-    if unknown := [op for op in ops if op not in available_ops()]:
-        raise UserError(f"--ops: no cases of {', '.join(unknown)}; there are {', '.join(available_ops())}")
-    threads = options.threads or len(os.sched_getaffinity(0))
+    known = list(OPS) if options.host else available_ops()
+    ops = options.ops or known
+    if unknown := [op for op in ops if op not in known]:
+        raise UserError(f"--ops: no cases of {', '.join(unknown)}; there are {', '.join(known)}")
+    threads = options.threads or (1 if options.host else len(os.sched_getaffinity(0)))
     effort = QUICK if options.quick else EFFORT[device.type]
 
     machine = machine_facts(device)
     facts = {"device": device.type, "machine": machine, "threads": threads, "versions": version_facts()}
     facts |= source_facts()
     out = options.out or (None if options.quick else ROOT / "bench" / "results")
+    name, source = "kernels", measured_rows(ops, device, threads, effort)
+    if options.host:
+        torch.set_num_threads(threads)
+        rounds = QUICK_ROUNDS if options.quick else ROUNDS
+        name, source = "host", (row for op in ops for row in host_rows(op, device, rounds))
     rows = []
-    for row in measured_rows(ops, device, threads, effort):
+    for row in source:
         rows.append({**row, **facts})
         print(summary(row), flush=True)
         if out is not None:  # after each row, so that nothing is lost when this is stopped
-            path = write_rows(out, "kernels", machine["name"], rows, itemgetter("op"))
+            path = write_rows(out, name, machine["name"], rows, itemgetter("op"))
     if out is not None:
         print("written:", path)
     return 1 if any(errors_of(row) for row in rows) else 0

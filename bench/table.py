@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.command_line import Parser
 from bench.goals import median_us, ratio, sampling_verdicts, step_verdicts, verdicts
+from bench.host_table import host_cells
 from bench.kernel_rows import COMPILED, COPY, EAGER
 from bench.kernels import errors_of
 from bench.machine import ROOT
@@ -25,6 +26,8 @@ DATA_BEGIN = "<!-- data, made by `python -m bench table`: begin -->"
 DATA_END = "<!-- data, made by `python -m bench table`: end -->"
 SAMPLING_BEGIN = "<!-- sampling, made by `python -m bench table`: begin -->"
 SAMPLING_END = "<!-- sampling, made by `python -m bench table`: end -->"
+HOST_BEGIN = "<!-- host, made by `python -m bench table`: begin -->"
+HOST_END = "<!-- host, made by `python -m bench table`: end -->"
 STEP_BEGIN = "<!-- steps, made by `python -m bench table`: begin -->"
 STEP_END = "<!-- steps, made by `python -m bench table`: end -->"
 COLUMNS = (EAGER, COMPILED, *(name for name in BACKENDS if name != "reference"), COPY)
@@ -37,6 +40,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     page = with_tables(options.page.read_text(), tables(options.results), BEGIN, END)
+    page = with_tables(page, host_tables(options.results), HOST_BEGIN, HOST_END)
     page = with_tables(page, data_tables(options.results), DATA_BEGIN, DATA_END)
     page = with_tables(page, sampling_tables(options.results), SAMPLING_BEGIN, SAMPLING_END)
     options.page.write_text(with_tables(page, step_tables(options.results), STEP_BEGIN, STEP_END))
@@ -70,6 +74,15 @@ def data_tables(results: Path) -> str:
                 quartiles = f"{result['q1_per_s']:,.0f} .. {result['q3_per_s']:,.0f}"
                 lines.append(line((row["part"], row["what"], name, f"{result['per_s']:,.0f} {row['unit']}", quartiles)))
         lines.append("")
+    return "\n".join(lines)
+
+
+def host_tables(results: Path) -> str:
+    """The tables of what a call costs the host, one per machine."""
+    lines = []
+    for rows, (heads, *cells) in host_cells(results):
+        lines += [f"### {rows[0]['machine']['name']}", "", *provenance(rows), ""]
+        lines += [line(heads), line(["---"] * len(heads)), *map(line, cells), ""]
     return "\n".join(lines)
 
 

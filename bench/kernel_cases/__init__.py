@@ -7,7 +7,8 @@ To add an op, write such a module with one function:
 
 It returns the op at the shapes of the paper's runs: the whole batch of a training step on CUDA; on the CPU a batch of
 which the eager form takes milliseconds, and two cases at most, because torch.compile takes seconds for each (the whole
-CPU run has 6 minutes). Nothing else needs to know of the module. `KernelCase` describes its fields;
+CPU run has 6 minutes). A second function of this form, `nearly_empty`, returns it on a few numbers, for what a call
+costs the host (`bench/host_cost.py`). Nothing else needs to know of the module. `KernelCase` describes its fields;
 `noise_inject.py` and `cosine_align.py` are the models to follow. Try it with
 
     python -m bench kernels --ops <op> --quick
@@ -38,3 +39,8 @@ def available_ops() -> list[str]:
 def cases_of(op: str, device: torch.device) -> list[KernelCase]:
     """The op's cases on `device`."""
     return importlib.import_module(f"{__name__}.{op}").cases(device)
+
+
+def nearly_empty_cases_of(op: str, device: torch.device) -> list[KernelCase]:
+    """The op's cases of a few numbers on `device`; its work is then next to nothing beside what a call costs."""
+    return importlib.import_module(f"{__name__}.{op}").nearly_empty(device)

@@ -15,9 +15,13 @@ def cases(device: torch.device) -> list[KernelCase]:
     return [case(4, 768, torch.float32, device), case(4, 1152, torch.bfloat16, device)]
 
 
-def case(batch: int, width: int, dtype: torch.dtype, device: torch.device) -> KernelCase:
+def nearly_empty(device: torch.device) -> list[KernelCase]:
+    return [case(1, 8, torch.float32, device, num_tokens=1)]
+
+
+def case(batch: int, width: int, dtype: torch.dtype, device: torch.device, num_tokens: int = NUM_TOKENS) -> KernelCase:
     def inputs(number):
-        shapes = (batch, NUM_TOKENS, width), (batch, NUM_TOKENS, width), (batch, 6 * width)
+        shapes = (batch, num_tokens, width), (batch, num_tokens, width), (batch, 6 * width)
         return tuple(
             random_normal(*shape, number=3 * number + i, dtype=dtype, device=device, requires_grad=True)
             for i, shape in enumerate(shapes)
@@ -32,9 +36,9 @@ def case(batch: int, width: int, dtype: torch.dtype, device: torch.device) -> Ke
         shift, scale, gate = modulation.chunk(6, dim=1)[:3]
         return adaln(x, shift, scale, branch=branch, gate=gate)
 
-    tensor_bytes = batch * NUM_TOKENS * width * dtype.itemsize
+    tensor_bytes = batch * num_tokens * width * dtype.itemsize
     return KernelCase(
-        name=f"{NUM_TOKENS} tokens, D {width}, batch {batch}, {dtype_name(dtype)}",
+        name=f"{num_tokens} tokens, D {width}, batch {batch}, {dtype_name(dtype)}",
         inputs=inputs,
         eager=eager,
         fused=fused,

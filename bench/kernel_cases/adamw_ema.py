@@ -12,12 +12,19 @@ from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.ops import adamw_ema_, global_norm
 
 LR, BETAS, EPS, WEIGHT_DECAY, EMA_DECAY, MAX_GRAD_NORM = 1e-4, (0.9, 0.999), 1e-8, 0.01, 0.9999, 1.0
+FEW_AND_MANY = [torch.Size((4,))], [torch.Size((4,))] * 200
 BYTES_PER_PARAMETER = 40  # the norm reads g; the update reads p, g, m, v, ema and writes all of them but g
 
 
 def cases(device: torch.device) -> list[KernelCase]:
-    name, shapes = parameter_shapes(device)
+    return [case(device, *parameter_shapes(device))]
 
+
+def nearly_empty(device: torch.device) -> list[KernelCase]:
+    return [case(device, "4 numbers each", shapes) for shapes in FEW_AND_MANY]
+
+
+def case(device: torch.device, name: str, shapes: list[torch.Size]) -> KernelCase:
     def inputs(number):
         def draw(index):
             return [
@@ -32,17 +39,15 @@ def cases(device: torch.device) -> list[KernelCase]:
         float_steps = {"cpu": [torch.tensor(100.0) for _ in shapes], "device": [step.float() for step in steps]}
         return params, grads, exp_avg, exp_avg_sq, ema, steps, float_steps
 
-    return [
-        KernelCase(
-            name=f"{name}, {len(shapes)} tensors, fp32",
-            inputs=inputs,
-            eager=foreach_form,
-            fused=fused,
-            forward_bytes=BYTES_PER_PARAMETER * sum(map(torch.Size.numel, shapes)),
-            compiles=False,
-            yardsticks={"fused AdamW + foreach EMA + clip": fused_adamw_form},
-        )
-    ]
+    return KernelCase(
+        name=f"{name}, {len(shapes)} tensors, fp32",
+        inputs=inputs,
+        eager=foreach_form,
+        fused=fused,
+        forward_bytes=BYTES_PER_PARAMETER * sum(map(torch.Size.numel, shapes)),
+        compiles=False,
+        yardsticks={"fused AdamW + foreach EMA + clip": fused_adamw_form},
+    )
 
 
 def parameter_shapes(device: torch.device) -> tuple[str, list[torch.Size]]:

@@ -9,7 +9,13 @@ import torch
 from PIL import Image
 
 from bench.kernel_cases.case import KernelCase
-from sendvae_fast.ops import center_crop, center_crop_batch, center_crop_batch_reference, pillow_center_crop
+from sendvae_fast.ops import (
+    center_crop,
+    center_crop_batch,
+    center_crop_batch_reference,
+    center_crop_reference,
+    pillow_center_crop,
+)
 
 SHAPES = ((375, 500), (500, 375))  # height, width
 SHORT_SIDE = 375
@@ -19,6 +25,21 @@ def cases(device: torch.device) -> list[KernelCase]:
     if device.type == "cuda":
         return [network_inputs(256, 64, device)]
     return [loader_crops(256, 4), loader_crops(64, 4)]
+
+
+def nearly_empty(device: torch.device) -> list[KernelCase]:
+    picture = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8).to(device)
+    return [
+        KernelCase(
+            name="8 x 8 to 4 x 4, uint8",
+            inputs=lambda number: (picture,),
+            eager=lambda image: center_crop_reference(image, 4),
+            fused=lambda image: center_crop(image, 4),
+            forward_bytes=picture.numel() + 3 * 4 * 4,
+            compiles=False,
+            tolerance=0.0,
+        )
+    ]
 
 
 def loader_crops(size: int, count: int) -> KernelCase:

@@ -15,8 +15,14 @@ def cases(device: torch.device) -> list[KernelCase]:
     return [case(8, 768, torch.float32, device), case(8, 1024, torch.bfloat16, device)]
 
 
-def case(batch: int, width: int, dtype: torch.dtype, device: torch.device) -> KernelCase:
-    shape = batch, NUM_PATCHES, width
+def nearly_empty(device: torch.device) -> list[KernelCase]:
+    return [case(1, 8, torch.float32, device, num_patches=1)]
+
+
+def case(
+    batch: int, width: int, dtype: torch.dtype, device: torch.device, num_patches: int = NUM_PATCHES
+) -> KernelCase:
+    shape = batch, num_patches, width
 
     def inputs(number):
         features = random_normal(*shape, number=2 * number, dtype=dtype, device=device, requires_grad=True)
@@ -26,9 +32,9 @@ def case(batch: int, width: int, dtype: torch.dtype, device: torch.device) -> Ke
         # As autocast runs it, in float32.
         return 1 - F.cosine_similarity(features.float(), target.float(), dim=-1).mean()
 
-    tensor_bytes = batch * NUM_PATCHES * width * dtype.itemsize
+    tensor_bytes = batch * num_patches * width * dtype.itemsize
     return KernelCase(
-        name=f"{NUM_PATCHES} patches, D {width}, batch {batch}, {dtype_name(dtype)}",
+        name=f"{num_patches} patches, D {width}, batch {batch}, {dtype_name(dtype)}",
         inputs=inputs,
         eager=eager,
         fused=cosine_align,

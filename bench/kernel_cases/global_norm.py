@@ -2,17 +2,20 @@
 
 import torch
 
-from bench.kernel_cases.adamw_ema import parameter_shapes
+from bench.kernel_cases.adamw_ema import FEW_AND_MANY, parameter_shapes
 from bench.kernel_cases.case import KernelCase, dtype_name, random_normal
 from sendvae_fast.ops import global_norm
 
 
 def cases(device: torch.device) -> list[KernelCase]:
-    return [case(dtype, device) for dtype in (torch.float32, torch.bfloat16)]
+    return [case(dtype, device, *parameter_shapes(device)) for dtype in (torch.float32, torch.bfloat16)]
 
 
-def case(dtype: torch.dtype, device: torch.device) -> KernelCase:
-    name, shapes = parameter_shapes(device)
+def nearly_empty(device: torch.device) -> list[KernelCase]:
+    return [case(torch.float32, device, "4 numbers each", shapes) for shapes in FEW_AND_MANY]
+
+
+def case(dtype: torch.dtype, device: torch.device, name: str, shapes: list[torch.Size]) -> KernelCase:
 
     def inputs(number):
         return tuple(

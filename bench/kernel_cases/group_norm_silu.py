@@ -18,6 +18,10 @@ def cases(device: torch.device) -> list[KernelCase]:
     return [case((2, 128, 64, 64), 32, torch.float32, device), case((12, 8, 64, 64), 2, torch.float32, device)]
 
 
+def nearly_empty(device: torch.device) -> list[KernelCase]:
+    return [case((1, 4, 2, 2), 2, torch.float32, device, with_residual) for with_residual in (False, True)]
+
+
 def case(
     shape: tuple[int, int, int, int],
     num_groups: int,

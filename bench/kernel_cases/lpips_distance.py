@@ -6,18 +6,24 @@ import torch
 from bench.kernel_cases.case import KernelCase, dtype_name, random_normal
 from sendvae_fast.ops import lpips_distance
 
-TAPS = {"relu1_2": (64, 256, 256), "relu4_3": (512, 32, 32)}  # [C, H, W]
+TAPS = {"relu1_2": (64, 256, 256), "relu4_3": (512, 32, 32)}  # [C, H, W] at 256 px
 
 
 def cases(device: torch.device) -> list[KernelCase]:
     if device.type == "cuda":
-        return [case(tap, 32, torch.bfloat16, device) for tap in TAPS]
-    return [case("relu1_2", 1, torch.float32, device), case("relu4_3", 8, torch.float32, device)]
+        return [tap(name, 32, torch.bfloat16, device) for name in TAPS]
+    return [tap("relu1_2", 1, torch.float32, device), tap("relu4_3", 8, torch.float32, device)]
 
 
-def case(tap: str, batch: int, dtype: torch.dtype, device: torch.device) -> KernelCase:
-    shape = batch, *TAPS[tap]
+def nearly_empty(device: torch.device) -> list[KernelCase]:
+    return [case("4 x 2 x 2", (1, 4, 2, 2), torch.float32, device)]
 
+
+def tap(name: str, batch: int, dtype: torch.dtype, device: torch.device) -> KernelCase:
+    return case(f"VGG16 {name} 256px", (batch, *TAPS[name]), dtype, device)
+
+
+def case(name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> KernelCase:
     def inputs(number):
         f0, f1 = (
             random_normal(*shape, number=2 * number + i, dtype=dtype, device=device)
@@ -35,7 +41,7 @@ def case(tap: str, batch: int, dtype: torch.dtype, device: torch.device) -> Kern
 
     tensor_bytes = torch.Size(shape).numel() * dtype.itemsize
     return KernelCase(
-        name=f"VGG16 {tap} 256px, batch {batch}, {dtype_name(dtype)}",
+        name=f"{name}, batch {shape[0]}, {dtype_name(dtype)}",
         inputs=inputs,
         eager=eager,
         fused=lpips_distance,

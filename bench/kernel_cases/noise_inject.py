@@ -13,18 +13,29 @@ import torch.nn.functional as F
 from bench.kernel_cases.case import KernelCase, dtype_name, random_normal
 from sendvae_fast.ops import NoiseInjectOutput, noise_inject, noise_inject_reference, philox
 
-LATENTS = {"f16d32": (32, 16, 16), "f8d4": (4, 32, 32)}  # at 256 px: [C, H, W]
-PATCH_SIZES = {"f16d32": 1, "f8d4": 2}
+LATENTS = {"f16d32 256px": (32, 16, 16), "f8d4 256px": (4, 32, 32), "2 x 2 x 2": (2, 2, 2)}  # [C, H, W]
+PATCH_SIZES = {"f16d32 256px": 1, "f8d4 256px": 2, "2 x 2 x 2": 1}
 
 
 def cases(device: torch.device) -> list[KernelCase]:
     if device.type == "cuda":
         return [
             case(latent, batch, torch.bfloat16, device, tokens)
-            for case, latent, batch in ((stage_1, "f16d32", 64), (stage_1, "f8d4", 64), (stage_2, "f16d32", 256))
+            for case, latent, batch in (
+                (stage_1, "f16d32 256px", 64),
+                (stage_1, "f8d4 256px", 64),
+                (stage_2, "f16d32 256px", 256),
+            )
             for tokens in (False, True)
         ]
-    return [stage_1("f16d32", 16, torch.float32, device, True), stage_2("f8d4", 32, torch.float32, device, True)]
+    return [
+        stage_1("f16d32 256px", 16, torch.float32, device, True),
+        stage_2("f8d4 256px", 32, torch.float32, device, True),
+    ]
+
+
+def nearly_empty(device: torch.device) -> list[KernelCase]:
+    return [stage_1("2 x 2 x 2", 1, torch.float32, device, True)]
 
 
 def stage_1(latent: str, batch: int, dtype: torch.dtype, device: torch.device, tokens: bool) -> KernelCase:
@@ -46,7 +57,7 @@ def stage_1(latent: str, batch: int, dtype: torch.dtype, device: torch.device, t
 
     latent_bytes = batch * channels * height * width * dtype.itemsize
     return KernelCase(
-        name=f"stage 1, {latent} 256px{' tokens' * tokens}, batch {batch}, {dtype_name(dtype)}",
+        name=f"stage 1, {latent}{' tokens' * tokens}, batch {batch}, {dtype_name(dtype)}",
         inputs=inputs,
         eager=form(noise_inject_reference),
         fused=form(noise_inject),
@@ -74,7 +85,7 @@ def stage_2(latent: str, batch: int, dtype: torch.dtype, device: torch.device, t
         return call
 
     return KernelCase(
-        name=f"stage 2, {latent} 256px{' tokens' * tokens}, batch {batch}, {dtype_name(dtype)}",
+        name=f"stage 2, {latent}{' tokens' * tokens}, batch {batch}, {dtype_name(dtype)}",
         inputs=inputs,
         eager=form(noise_inject_reference),
         fused=form(noise_inject),

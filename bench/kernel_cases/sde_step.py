@@ -19,10 +19,20 @@ def cases(device: torch.device) -> list[KernelCase]:
     return [case(16, torch.float32, device)]
 
 
-def case(batch: int, dtype: torch.dtype, device: torch.device) -> KernelCase:
+def nearly_empty(device: torch.device) -> list[KernelCase]:
+    return [case(1, torch.float32, device, "2 x 2 x 2", (2, 2, 2))]
+
+
+def case(
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    latent: str = "f16d32 256px",
+    shape: tuple[int, int, int] = SHAPE,
+) -> KernelCase:
     def inputs(number):
-        x = random_normal(batch, *SHAPE, number=2 * number, dtype=torch.float64, device=device)
-        velocity = random_normal(2 * batch, *SHAPE, number=2 * number + 1, dtype=dtype, device=device)
+        x = random_normal(batch, *shape, number=2 * number, dtype=torch.float64, device=device)
+        velocity = random_normal(2 * batch, *shape, number=2 * number + 1, dtype=dtype, device=device)
         times = torch.tensor([0.5, 0.496], dtype=torch.float64, device=device)
         ids = torch.arange(batch, device=device) + number * batch
         key = philox.make_key(0, number, device)
@@ -31,9 +41,9 @@ def case(batch: int, dtype: torch.dtype, device: torch.device) -> KernelCase:
     def form(function):
         return lambda *tensors: tuple(function(*tensors, guidance_scale=SCALE))
 
-    num_elements = batch * torch.Size(SHAPE).numel()
+    num_elements = batch * torch.Size(shape).numel()
     return KernelCase(
-        name=f"guided, f16d32 256px, batch {batch}, {dtype_name(dtype)} velocity, fp64 state",
+        name=f"guided, {latent}, batch {batch}, {dtype_name(dtype)} velocity, fp64 state",
         inputs=inputs,
         eager=form(sde_step_reference),
         fused=form(sde_step),

@@ -10,9 +10,10 @@ import torch
 
 from bench import __main__ as bench_main
 from bench import kernels
-from bench.kernel_cases import LIBRARY_OPS, available_ops, cases_of
+from bench.host_cost import RECORDED, host_rows
+from bench.kernel_cases import LIBRARY_OPS, available_ops, cases_of, nearly_empty_cases_of
 from bench.kernel_cases.case import KernelCase, random_normal
-from bench.kernel_rows import COPY, EAGER, Effort, rows_of
+from bench.kernel_rows import COPY, EAGER, FORWARD, WITH_BACKWARD, Effort, outputs_of, rows_of
 from bench.result_file import write_rows
 from sendvae_fast.ops.dispatch import OPS
 
@@ -105,6 +106,20 @@ def test_cases_are_well_formed(op):
     cases = cases_of(op, CPU)
     assert cases and len({case.name for case in cases}) == len(cases)
     assert all(case.forward_bytes > 0 for case in cases)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_nearly_empty_cases_give_host_rows(op):
+    """Every op; the forms agree, so that their calls are of the same work."""
+    for case in nearly_empty_cases_of(op, CPU):
+        outputs = [outputs_of(form, case.inputs(0)) for form in (case.eager, case.fused)]
+        for eager, fused in zip(*outputs, strict=True):
+            torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-4)
+    rows = list(host_rows(op, CPU, rounds=1))
+    assert {row["pass"] for row in rows} in ({FORWARD}, {FORWARD, RECORDED, WITH_BACKWARD})
+    for row in rows:
+        assert {EAGER, row["chosen"]} <= set(row["forms"])
+        assert all(0 < times["min_us"] <= times["median_us"] for times in row["forms"].values())
 
 
 def test_dead_process_is_a_row(monkeypatch):

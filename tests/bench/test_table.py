@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench import goals, table
+from bench import goals, host_table, table
 from bench.kernel_rows import COPY, EAGER, FORWARD, WITH_BACKWARD
 from sendvae_fast.errors import UserError
 
@@ -74,7 +74,7 @@ def test_every_commit_is_named():
 
 def test_only_the_text_between_the_markers_changes(tmp_path):
     page = tmp_path / "page.md"
-    names = ("DATA", "SAMPLING", "STEP")
+    names = ("HOST", "DATA", "SAMPLING", "STEP")
     data = "\n".join(f"{getattr(table, f'{name}_BEGIN')}\nold\n{getattr(table, f'{name}_END')}" for name in names)
     page.write_text(f"above\n{table.BEGIN}\nold\n{table.END}\n{data}\nbelow\n")
     (tmp_path / "kernels_some_cpu.json").write_text(json.dumps([row()]))
@@ -92,6 +92,7 @@ def test_page_is_generated_from_the_results():
     """Nothing in the page's tables is typed: they are what the results in the repository give."""
     page = table.PAGE.read_text()
     assert page == table.with_tables(page, table.tables(table.RESULTS))
+    assert page == table.with_tables(page, table.host_tables(table.RESULTS), table.HOST_BEGIN, table.HOST_END)
     assert page == table.with_tables(page, table.data_tables(table.RESULTS), table.DATA_BEGIN, table.DATA_END)
     sampling = table.sampling_tables(table.RESULTS)
     assert page == table.with_tables(page, sampling, table.SAMPLING_BEGIN, table.SAMPLING_END)
@@ -104,6 +105,14 @@ def test_an_op_without_a_goal_of_its_own_must_not_be_slower():
     slow = row(op="anything", forms={EAGER: timing(90.0), "cpu": timing(100.0)})
     (verdict,) = goals.verdicts(slow, None)
     assert not verdict.met and str(verdict) == "**missed**: 0.90x eager (goal 1.0x)"
+
+
+def test_host_times_are_judged_by_their_least():
+    forms = {EAGER: {"min_us": 20.0, "median_us": 90.0}, "cpu": {"min_us": 25.0, "median_us": 26.0}}
+    *_, other, forward = host_table.cells_of(row(forms=forms))
+    assert other == "" and forward == "met: 30 µs or eager's"
+    *cells, both = host_table.cells_of(row(forms=forms, **{"pass": WITH_BACKWARD}))
+    assert cells[3:6] == ["20.0 µs (90.0)", "25.0 µs (26.0)", "1.25"] and both == "**missed**: 1.1x eager's"
 
 
 def test_goals_are_of_known_devices_and_passes():
