@@ -31,7 +31,7 @@ def host_rows(op: str, device: torch.device, rounds: int = ROUNDS) -> Iterator[d
         tensors = case.inputs(0)
         has_gradient = any(isinstance(x, torch.Tensor) and x.requires_grad for x in tensors)
         for name in (FORWARD, RECORDED, WITH_BACKWARD) if has_gradient else (FORWARD,):
-            row = {"op": op, "case": case.name, "pass": name, "chosen": chosen_backend(op, device)}
+            row: dict[str, Any] = {"op": op, "case": case.name, "pass": name, "chosen": chosen_backend(op, device)}
             try:
                 row["forms"] = host_times(forms_of(case, row["chosen"]), tensors, name, device, rounds)
             except Exception as error:
