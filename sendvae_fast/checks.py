@@ -39,6 +39,16 @@ def in_interval(interval: str, config: Any, *names: str, where: str = "", hint: 
     _check(is_inside, f"in {interval}{hint}", config, names, where)
 
 
+def seeds(config: Any, *names: str, where: str = "") -> None:
+    """Seeds of random numbers, which Philox and torch take as 63 bits."""
+    _check(lambda value: 0 <= value < 2**63, "at least 0 and below 2**63", config, names, where)
+
+
+def paths(config: Any, *names: str, where: str = "") -> None:
+    """Files and folders to write: an empty path would be the current folder."""
+    _check(lambda value: bool(str(value).strip()), "the path of a file or folder", config, names, where)
+
+
 def choices(config: Any, where: str = "") -> None:
     """Every field annotated ``Literal[...]`` holds one of the values listed there."""
     for name, annotation in typing.get_type_hints(type(config)).items():

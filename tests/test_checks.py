@@ -28,8 +28,9 @@ class Settings:
         (checks.weights, [0, 0.5, None], [-1e-9, math.inf, math.nan], "a finite number of at least 0"),
         (lambda *a: checks.in_interval("[0, 1)", *a), [0, 0.999, None], [-0.1, 1, math.nan], r"in \[0, 1\)"),
         (lambda *a: checks.in_interval("(0, 1]", *a), [1e-9, 1], [0, 1.1], r"in \(0, 1\]"),
+        (checks.seeds, [0, 2**63 - 1, None], [-1, 2**63], r"at least 0 and below 2\*\*63"),
     ],
-    ids=["at least", "above", "weights", "closed below", "closed above"],
+    ids=["at least", "above", "weights", "closed below", "closed above", "seeds"],
 )
 def test_ranges(check, good, bad, rule):
     for value in good:
@@ -37,6 +38,12 @@ def test_ranges(check, good, bad, rule):
     for value in bad:
         with pytest.raises(UserError, match=f"^number is {value}: it must be {rule}$"):
             check(Settings(number=value), "other", "number")
+
+
+def test_a_path_to_write_to_is_given():
+    checks.paths(Settings(colour="blue"), "colour")
+    with pytest.raises(UserError, match="^colour is ' ': it must be the path of a file or folder$"):
+        checks.paths(Settings(colour=" "), "colour")
 
 
 def test_section_and_hint_are_told():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "sendvae_fast"
 FLOORS = [
-    {"errors", "checks", "progress", "config", "files", "image_grid", "version"},
+    {"errors", "checks", "progress", "config", "files", "image_grid", "png", "version"},
     {"ops"},
     {"engine"},
     {"models", "losses", "data"},
@@ -38,6 +38,17 @@ def test_every_part_is_on_a_floor():
 def test_imports_go_down():
     upward = [f"{file}: {part} imports {target}" for file, part, target, _ in imports() if FLOOR[target] > FLOOR[part]]
     assert not upward
+
+
+def test_no_picture_is_opened_in_a_format_that_is_not_named():
+    """Pillow tries every plugin otherwise; that for EPS starts Ghostscript on a file from a stranger."""
+    opened = [
+        (file, {keyword.arg for keyword in node.keywords})
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open"
+    ]
+    assert opened and all("formats" in keywords for _, keywords in opened), opened
 
 
 def test_no_private_names_are_imported():

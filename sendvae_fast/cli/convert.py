@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sendvae_fast import checks
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import staged_directory
@@ -49,6 +50,9 @@ class Config:
     push: str | None = None
     """Repository USER/NAME of the Hugging Face hub to upload OUT to, with --to=diffusers. A new one is private until
     you open it on its page. Needs `hf auth login`; without this option nothing leaves the machine."""
+
+    def __post_init__(self) -> None:
+        checks.paths(self, "out")
 
 
 def run(config: Config) -> None:

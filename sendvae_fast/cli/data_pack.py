@@ -32,6 +32,7 @@ class Config:
     """Processes; by default one per core."""
 
     def __post_init__(self) -> None:
+        checks.paths(self, "out")
         checks.at_least(1, self, "image_size", "shard_size", "num_workers")
 
 

@@ -7,6 +7,7 @@ Writes FOLDER/<class>/<id>.jpg and FOLDER/attributes.csv. The same arguments aga
 
 from dataclasses import dataclass
 
+from sendvae_fast import checks
 from sendvae_fast.data.scenes.scene_folder import synth_scenes
 
 POSITIONAL = "folder"
@@ -24,6 +25,10 @@ class Config:
     """Side in pixels."""
     seed: int = 0
     """Every picture is a function of (seed, id)."""
+
+    def __post_init__(self) -> None:
+        checks.paths(self, "folder")
+        checks.seeds(self, "seed")
 
 
 def run(config: Config) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sendvae_fast import checks
 from sendvae_fast.config import CONFIGS, build_config, merge, read_yaml
 from sendvae_fast.engine.run import plain
 from sendvae_fast.losses.perceptual import PerceptualConfig
@@ -70,6 +71,13 @@ class DemoConfig:
         )
     )
     """How pictures are drawn."""
+
+    def __post_init__(self) -> None:
+        checks.paths(self, "run")
+        checks.seeds(self, "seed")
+        checks.at_least(
+            1, self, "num_train_images", "num_test_images", "vae_steps", "finetune_steps", "generator_steps"
+        )
 
 
 def image_size() -> int:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.png import read_png
 from sendvae_fast.report.contents import METRICS, Picture, ReportData, RunRecord, Step, Variant, seed_values
 from sendvae_fast.report.summary import comparison_sentences, comparison_tiles, run_sentences, run_tiles, verdict
 
@@ -233,8 +233,7 @@ def _previews(directory: Path, kind: str) -> list[Picture]:
 
 def _read_picture(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
+        return read_png(path)
     except OSError as error:
         raise UserError(f"cannot read the picture {path} ({_one_line(error)}); make it again") from error
 

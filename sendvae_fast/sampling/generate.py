@@ -70,6 +70,7 @@ class GenerateConfig:
         check_guidance(self.guidance_scale, self.guidance_interval, self.guidance_channels)
         checks.choices(self)
         checks.at_least(1, self, "num_samples", "batch_size")
+        checks.seeds(self, "seed")
 
     def check_channels(self, latent_channels: int) -> None:
         """Raise UserError if more channels are to be guided than the latents have."""

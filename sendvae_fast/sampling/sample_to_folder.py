@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 
+from sendvae_fast import checks
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run import describe_changes, plain
 from sendvae_fast.engine.run_weights import resolve_weights
@@ -47,6 +48,10 @@ class SampleConfig(GenerateConfig):
     """Sample from the moving average of the weights, as all published numbers do."""
     npz: bool = False
     """Also write `<out>.npz`, the sample file of the ADM evaluator."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.paths(self, "out")
 
 
 def sample_to_folder(config: SampleConfig, distributed: Distributed) -> PngFolder:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import remove_unfinished, staged_output
+from sendvae_fast.png import is_whole_png, read_png
 
 NUM_THREADS = min(8, os.cpu_count() or 1)
 """For PNG files: zlib and the disk work without Python's lock."""
@@ -47,7 +48,7 @@ class PngFolder:
     def missing(self, sample_ids: Sequence[int]) -> list[int]:
         """Those of the ids that have no PNG yet, or a damaged one."""
         with ThreadPoolExecutor(NUM_THREADS) as pool:
-            is_whole = pool.map(lambda sample_id: _is_whole_png(self.path(sample_id)), sample_ids)
+            is_whole = pool.map(lambda sample_id: is_whole_png(self.path(sample_id)), sample_ids)
             return [sample_id for sample_id, whole in zip(sample_ids, is_whole, strict=True) if not whole]
 
     def remove_unfinished(self) -> None:
@@ -72,19 +73,9 @@ class PngFolder:
     def _read_one(self, sample_id: int) -> Tensor:
         path = self.path(sample_id)
         try:
-            with Image.open(path) as image:
-                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            return torch.from_numpy(read_png(path)).permute(2, 0, 1)
         except OSError as error:
             raise UserError(f"cannot read {path} ({error}); sample again to fill the gap") from error
-
-
-def _is_whole_png(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            image.verify()  # walks every chunk and its checksum without decoding
-            return image.format == "PNG"
-    except (OSError, SyntaxError):
-        return False
 
 
 def write_npz(path: str | os.PathLike[str], batches: Iterable[Tensor], num_images: int) -> None:

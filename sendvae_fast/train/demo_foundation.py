@@ -57,6 +57,7 @@ class DemoFoundationRecipe:
 
     def __post_init__(self) -> None:
         checks.at_least(1, self, "num_scenes", "num_held_out", "num_steps", "batch_size", where="demo_foundation")
+        checks.seeds(self, "seed", where="demo_foundation")
 
     def model_arguments(self) -> dict[str, int]:
         """Arguments of `DemoViT`."""

@@ -140,6 +140,8 @@ class SiTTrainConfig:
     """Seed of weights, data order, noise and label dropout."""
 
     def __post_init__(self) -> None:
+        checks.paths(self, "run")
+        checks.seeds(self, "seed")
         if self.generator.label_dropout == 0 and self.preview.guidance_scale > 1:
             raise UserError(
                 f"preview.guidance_scale is {self.preview.guidance_scale}, but generator.label_dropout=0 leaves no "
