@@ -21,6 +21,7 @@ from sendvae_fast.demo.results import Results
 from sendvae_fast.demo.settings import DemoConfig
 from sendvae_fast.demo.timeline import Speed, Timeline, costs, finish_times, in_words, measure_speed
 from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.result import read_results
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
 
@@ -46,14 +47,15 @@ def test_the_results_compare_three_autoencoders(demo):
     results = json.loads((demo / "results.json").read_text())
     assert [entry["name"] for entry in results["variants"]] == ["Plain VAE", "Control", "Send-VAE"]
     for entry in results["variants"]:
-        assert entry["metrics"].keys() == {"rfid", "psnr", "ssim", "lpips", "attribute_f1", "gfid"}
-        assert len(entry["attribute_f1"]) >= 12 and entry["metrics"]["lpips"] is None
+        measured = {result.metric: result for file in entry["evaluations"] for result in read_results(demo / file)}
+        assert list(measured) == ["rfrechet_demo", "psnr", "ssim", "attribute_f1", "frechet_demo"]
+        assert len(measured["attribute_f1"].details["f1"]) >= 12 and measured["frechet_demo"].counts["samples"] == 6
         assert (demo / entry["samples"]).is_file() and (demo / entry["reconstructions"]).is_file()
 
 
 def test_the_report_is_one_page_with_everything(demo):
     page = (demo / "report.html").read_text()
-    for words in ("Plain VAE", "Control", "Send-VAE", "Attribute F1", "PSNR", "weights not given"):
+    for words in ("Plain VAE", "Control", "Send-VAE", "Attribute F1", "PSNR"):
         assert words in page, words
     assert "http://" not in page.replace("http://www.w3.org", "") and page.count("<img") >= 7
 
@@ -100,12 +102,12 @@ def test_the_page_shows_what_is_there_and_what_is_to_come(demo, tmp_path):
     results.finish("pictures", 1.0)
     page = (root / "report.html").read_text()
     assert '<meta http-equiv="refresh"' in page and "Still to come" in page and "Not finished" in page
-    assert page.count('<td class="absent">to come</td>') == 2 * 6 and page.count("<img") == 4
+    assert page.count('<td class="absent">to come</td>') == 2 * 5 and page.count("<img") == 4
     progress = json.loads((root / "results.json").read_text())["progress"]
     states = {part["name"]: part["state"] for part in progress["parts"]}
     assert states["Plain VAE: measuring"] == "done" and states["Control: measuring"] == "to come"
     assert all(bool(part["when"]) == (part["state"] != "done") for part in progress["parts"])
-    for plan in ("plain/metrics.json", "plain_samples.png"):
+    for plan in ("plain/evaluation.jsonl", "plain_samples.png"):
         (root / plan).unlink()
     results.write()
     page = (root / "report.html").read_text()
@@ -220,8 +222,10 @@ def test_photographs_go_through_the_whole_demo(tmp_path):
     photographs(tmp_path / "photos", per_class=30)
     root = tmp_path / "run"
     assert main(["demo", f"--run={root}", f"--data={tmp_path / 'photos'}", *SMALL, "--debug"]) == 0
-    metrics = [entry["metrics"] for entry in json.loads((root / "results.json").read_text())["variants"]]
-    assert all(entry["gfid"] > 0 and "attribute_f1" not in entry for entry in metrics)
+    for variant in json.loads((root / "results.json").read_text())["variants"]:
+        results = [result for file in variant["evaluations"] for result in read_results(root / file)]
+        measured = {result.metric: result.value for result in results}
+        assert measured["frechet_demo"] > 0 and "attribute_f1" not in measured
     assert "photographs from" in (root / "report.html").read_text()
 
 

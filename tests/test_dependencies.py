@@ -161,7 +161,7 @@ def test_a_package_in_several_extras_has_one_range():
         ("jsonargparse", ["--help"], "the command line needs jsonargparse"),
         ("rich", ["doctor"], "`sendvae doctor` needs rich"),
         ("timm", ["train", "vae"], "`sendvae train vae` needs timm"),
-        ("torchmetrics", ["evaluate", "--help"], "`sendvae evaluate` needs torchmetrics"),
+        ("torchmetrics", ["evaluate", "reconstruction"], "`sendvae evaluate reconstruction` needs torchmetrics"),
         ("jinja2", ["report", "runs/x"], "`sendvae report` needs jinja2"),
     ],
 )

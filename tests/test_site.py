@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import sendvae_fast.ops
-from sendvae_fast.evaluation.evaluate import EvaluateConfig
+from sendvae_fast.evaluation.generation import GenerationConfig
 from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.vae.settings import VAETrainConfig
 
@@ -83,7 +83,8 @@ def option_keys(config, prefix=""):
 
 @needs_mkdocs
 @pytest.mark.parametrize(
-    "verb, config", [("train vae", VAETrainConfig), ("train sit", SiTTrainConfig), ("evaluate", EvaluateConfig)]
+    "verb, config",
+    [("train vae", VAETrainConfig), ("train sit", SiTTrainConfig), ("evaluate generation", GenerationConfig)],
 )
 def test_every_option_is_listed_with_its_docstring(site, verb, config):
     page = (site / "reference/options.html").read_text()

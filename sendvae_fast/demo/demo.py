@@ -51,7 +51,7 @@ def run_demo(config: DemoConfig) -> int:
         say(f"is there already; {root / 'report.html'} can be opened after part 2 and fills as parts finish")
         code = run_parts(config, root, results)
     if code == 0:
-        print_summary(results.write())
+        print_summary(root, results.write())
         print(f"report: {root / 'report.html'}")
     return code
 

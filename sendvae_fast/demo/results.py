@@ -13,8 +13,9 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.demo.pictures import picture_folders
 from sendvae_fast.demo.settings import PLANS, DemoConfig, image_size
 from sendvae_fast.demo.timeline import Part, Timeline
-from sendvae_fast.demo.variant import entry_of, last_step, metrics_path, seconds_of_parts
+from sendvae_fast.demo.variant import entry_of, last_step, results_path, seconds_of_parts
 from sendvae_fast.engine.run import environment, plain
+from sendvae_fast.evaluation.result import read_results
 from sendvae_fast.files import write_atomic
 from sendvae_fast.report import load_report, write_report
 
@@ -53,7 +54,7 @@ class Results:
 
     def is_finished(self) -> bool:
         """Whether everything has been measured."""
-        return all(metrics_path(self.root, plan).is_file() for plan in PLANS)
+        return all(results_path(self.root, plan).is_file() for plan in PLANS)
 
     def work(self) -> int:
         """Steps and pictures that the variants have done."""
@@ -145,9 +146,8 @@ class Results:
             (
                 f"Control and Send-VAE start from the same plain VAE, of {config.vae_steps:,} steps, and take "
                 f"{config.finetune_steps:,} steps each; every generator takes {config.generator_steps:,} steps. "
-                "Distances are Fréchet distances between features of the foundation model "
-                f"({config.foundation.name}): they compare the columns of this page with each other, not with "
-                "published FIDs."
+                f"Fréchet distances are between features of the foundation model {config.foundation.name}: they "
+                "compare the columns of this page with each other, not with published FIDs."
             ),
             "One seed is an anecdote: run the demo with other seeds before believing a small difference.",
         ]
@@ -187,13 +187,16 @@ def _seconds_before(root: Path) -> dict[str, float]:
     return {name: taken for name, taken in seconds.items() if not isinstance(taken, dict)}
 
 
-def print_summary(results: dict[str, Any], say: Callable[[str], object] = print) -> None:
+def print_summary(root: Path, results: dict[str, Any], say: Callable[[str], object] = print) -> None:
     """The table of metrics as plain text."""
-    columns = [entry["name"] for entry in results["variants"]]
-    say(f"{'':14s}" + "".join(f"{name:>14s}" for name in columns))
-    for metric in results["variants"][0]["metrics"]:
-        values = [entry["metrics"][metric] for entry in results["variants"]]
-        say(f"{metric:14s}" + "".join(f"{'-':>14s}" if value is None else f"{value:14.3f}" for value in values))
+    columns = [
+        {result.metric: result for file in entry.get("evaluations", []) for result in read_results(root / file)}
+        for entry in results["variants"]
+    ]
+    say(f"{'':24s}" + "".join(f"{entry['name']:>14s}" for entry in results["variants"]))
+    for metric in columns[0]:
+        values = [column[metric].value if metric in column else None for column in columns]
+        say(f"{metric:24s}" + "".join(f"{'-':>14s}" if value is None else f"{value:14.3f}" for value in values))
 
 
 def _clock(seconds: float) -> str:

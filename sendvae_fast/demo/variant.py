@@ -28,9 +28,17 @@ from sendvae_fast.demo.settings import (
 )
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights
-from sendvae_fast.evaluation.evaluate import Evaluator
+from sendvae_fast.evaluation.attributes import measure_attributes
+from sendvae_fast.evaluation.features import FeaturesConfig
+from sendvae_fast.evaluation.generation import measure_generation
+from sendvae_fast.evaluation.job import Evaluation
+from sendvae_fast.evaluation.origins import weights_origin
+from sendvae_fast.evaluation.pictures import CatalogPictures, open_pictures
+from sendvae_fast.evaluation.reconstruction import measure_reconstruction
+from sendvae_fast.evaluation.result import RESULTS_FILE
 from sendvae_fast.files import write_atomic
 from sendvae_fast.image_grid import save_grid
+from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.pixels import to_model_range, to_uint8
 from sendvae_fast.sampling.sample_to_folder import sample_to_folder
@@ -45,6 +53,8 @@ NUM_STRIP = 10
 """Pictures in a strip of reconstructions."""
 NUM_SHEET = 40
 """Pictures in a sheet of samples."""
+BATCH_SIZE = 100
+"""Pictures measured at once."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +87,9 @@ class VariantJob:
             samples = PngFolder(self.root / self.plan.key / "generated")
             sheet = next(samples.batches(samples.sample_ids()[:NUM_SHEET], NUM_SHEET))
             save_grid(self.root / f"{self.plan.key}_samples.png", sheet, columns=NUM_STRIP)
-        if not metrics_path(self.root, self.plan).is_file():
+        if not results_path(self.root, self.plan).is_file():
             with self._part("evaluation"):
-                self._measure(samples, distributed)
+                self._measure(distributed)
         return 0
 
     @contextmanager
@@ -92,21 +102,26 @@ class VariantJob:
             taken[name] = round(time.monotonic() - start_s, 1)
             write_atomic(_parts_path(self.root, self.plan), json.dumps(taken) + "\n")
 
-    def _measure(self, samples: PngFolder, distributed: Distributed) -> None:
-        """Write the metrics of the variant: those of its autoencoder and of its generator's pictures."""
-        train, test = Catalog.open(self.train), Catalog.open(self.test)
-        evaluator = Evaluator(self.config.foundation, self.config.perceptual, image_size(), 100, distributed.device)
-        autoencoder = load_autoencoder(resolve_weights(self.root / self.plan.key / "vae")).autoencoder
-        autoencoder = autoencoder.to(distributed.device)
-        metrics: dict[str, float | None] = evaluator.reconstruction(autoencoder, test)
-        attribute_f1: dict[str, float] = {}
-        if train.attributes is not None and test.attributes is not None:
-            probe = evaluator.attributes(autoencoder, train, test)
-            metrics["attribute_f1"] = probe.mean_f1
-            attribute_f1 = dict(zip(probe.names, probe.f1, strict=True))
-        metrics["gfid"] = evaluator.generation(samples, train)
-        measured = {"metrics": metrics, "attribute_f1": attribute_f1}
-        write_atomic(metrics_path(self.root, self.plan), json.dumps(measured, indent=1) + "\n")
+    def _measure(self, distributed: Distributed) -> None:
+        """Write the results of the variant: of its autoencoder and of its generator's pictures."""
+        config, folder, size = self.config, self.root / self.plan.key, image_size()
+        train, test = (CatalogPictures(Catalog.open(where), size) for where in (self.train, self.test))
+        samples = open_pictures(folder / "generated")
+        network = FeaturesConfig(name=config.foundation.name, weights=config.foundation.weights).load(
+            distributed.device
+        )
+        perceptual = None if config.perceptual is None else Perceptual(config.perceptual).to(distributed.device)
+        weights = resolve_weights(folder / "vae")
+        autoencoder = load_autoencoder(weights).autoencoder.to(distributed.device)
+        evaluation = Evaluation(
+            weights={"autoencoder": weights_origin(weights, autoencoder)},
+            pictures={"train": train.origin, "test": test.origin, "samples": samples.origin},
+        )
+        measured = measure_reconstruction(autoencoder, test, network, perceptual, BATCH_SIZE)
+        if train.catalog.attributes is not None and test.catalog.attributes is not None:
+            measured += measure_attributes(autoencoder, train, test, BATCH_SIZE)
+        measured += measure_generation(samples, train, network, BATCH_SIZE)
+        evaluation.finish(measured, results_path(self.root, self.plan), say=lambda line: None)
 
 
 def draw_reconstructions(plan: Plan, root: Path, test: Path, distributed: Distributed) -> None:
@@ -123,8 +138,8 @@ def draw_reconstructions(plan: Plan, root: Path, test: Path, distributed: Distri
 def entry_of(plan: Plan, root: Path) -> dict[str, Any]:
     """What there is of a variant so far, as `report.load_comparison` reads it."""
     entry: dict[str, Any] = {"name": plan.name, "description": plan.description}
-    if metrics_path(root, plan).is_file():
-        entry |= json.loads(metrics_path(root, plan).read_text(encoding="utf-8"))
+    if results_path(root, plan).is_file():
+        entry["evaluations"] = [f"{plan.key}/{RESULTS_FILE}"]
     for key in ("reconstructions", "samples"):
         if (root / f"{plan.key}_{key}.png").is_file():
             entry[key] = f"{plan.key}_{key}.png"
@@ -141,9 +156,9 @@ def seconds_of_parts(root: Path, plan: Plan) -> dict[str, float]:
         return {}
 
 
-def metrics_path(root: Path, plan: Plan) -> Path:
-    """Where a variant's metrics are written."""
-    return root / plan.key / "metrics.json"
+def results_path(root: Path, plan: Plan) -> Path:
+    """Where a variant's results are written."""
+    return root / plan.key / RESULTS_FILE
 
 
 def last_step(run: Path) -> int:

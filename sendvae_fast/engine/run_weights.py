@@ -1,8 +1,8 @@
-"""The place of a run's weights."""
+"""The place of a run's weights, and the run of weights."""
 
 from pathlib import Path
 
-from sendvae_fast.engine.checkpoint import newest_checkpoint
+from sendvae_fast.engine.checkpoint import FINAL_NAME, newest_checkpoint
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import CONFIG_FILE
 
@@ -22,3 +22,15 @@ def resolve_weights(path: str | Path) -> Path:
     if newest is None:
         raise UserError(f"{path} is neither a weight folder (no {CONFIG_FILE}) nor a run with a finished checkpoint")
     return newest
+
+
+def run_of(weights: Path) -> Path | None:
+    """The run that a checkpoint, as `resolve_weights` gives it, is in; None for weights outside a run."""
+    run = weights.parent.parent
+    return run if weights.parent.name == "checkpoints" and (run / "config.yaml").is_file() else None
+
+
+def step_of(weights: Path) -> int | None:
+    """The training step of a checkpoint; None for weights that are none."""
+    name = FINAL_NAME.fullmatch(weights.name)
+    return None if name is None else int(name[1])

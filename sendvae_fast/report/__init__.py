@@ -1,11 +1,10 @@
 """One offline page per run."""
 
-from sendvae_fast.report.contents import METRICS, Picture, ReportData, RunRecord, Tile, Variant
+from sendvae_fast.report.contents import Picture, ReportData, RunRecord, Tile, Variant
 from sendvae_fast.report.load import load_comparison, load_report, load_run
 from sendvae_fast.report.page import build_report, write_report
 
 __all__ = [
-    "METRICS",
     "Picture",
     "ReportData",
     "RunRecord",

@@ -6,60 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sendvae_fast.errors import UserError
-
-# One number, one per seed, or None where it could not be measured.
-Measured = float | Sequence[float] | None
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A row of the comparison table."""
-
-    label: str
-    meaning: str
-    subject: str
-    """The metric as the subject of a sentence."""
-    better: Literal["higher", "lower"]
-    digits: int
-    absent: str = "not measured"
-    """A cell's text where there is no value."""
-
-
-METRICS: Mapping[str, Metric] = {
-    "rfid": Metric(
-        "Reconstruction distance",
-        "Fréchet distance of features, originals to reconstructions, like rFID",
-        "The distance of reconstructions from originals",
-        "lower",
-        2,
-    ),
-    "psnr": Metric("PSNR, dB", "pixel error of reconstructions", "The PSNR of reconstructions in dB", "higher", 2),
-    "ssim": Metric("SSIM", "local structure of reconstructions", "The SSIM of reconstructions", "higher", 3),
-    "lpips": Metric(
-        "LPIPS",
-        "perceptual distance of reconstructions",
-        "The LPIPS of reconstructions",
-        "lower",
-        3,
-        "weights not given",
-    ),
-    "attribute_f1": Metric(
-        "Attribute F1",
-        "how well a linear probe reads attributes off the latents",
-        "The mean F1 of a linear probe for attributes",
-        "higher",
-        3,
-    ),
-    "gfid": Metric(
-        "Generation distance",
-        "Fréchet distance of features, real to generated pictures, like FID",
-        "The distance of generated pictures from real ones",
-        "lower",
-        2,
-    ),
-}
-"""The metrics a variant may have, in the order of the table's rows."""
+from sendvae_fast.evaluation.result import Result
 
 
 @dataclass(kw_only=True)
@@ -102,15 +49,26 @@ class Variant:
 
     name: str
     description: str = ""
-    metrics: Mapping[str, Measured] = field(default_factory=dict)
-    """By keys of `METRICS`."""
-    attribute_f1: Mapping[str, Measured] = field(default_factory=dict)
-    """F1 of each attribute."""
+    seeds: Sequence[Sequence[Result]] = ()
+    """The results of each seed."""
 
-    def __post_init__(self) -> None:
-        unknown = [key for key in self.metrics if key not in METRICS]
-        if unknown:
-            raise UserError(f"variant {self.name}: unknown metric {unknown[0]!r}; known are {', '.join(METRICS)}")
+    @property
+    def metrics(self) -> dict[str, list[Result]]:
+        """By metric, the newest result of each seed that has it."""
+        found: dict[str, list[Result]] = {}
+        for results in self.seeds:
+            for metric, result in {result.metric: result for result in results}.items():
+                found.setdefault(metric, []).append(result)
+        return found
+
+    @property
+    def attribute_f1(self) -> dict[str, list[float]]:
+        """F1 of each attribute, one value per seed that has it."""
+        found: dict[str, list[float]] = {}
+        for result in self.metrics.get("attribute_f1", []):
+            for attribute, value in result.details.get("f1", {}).items():
+                found.setdefault(attribute, []).append(value)
+        return found
 
 
 @dataclass(kw_only=True)
@@ -140,12 +98,14 @@ class ReportData:
 
     title: str
     subtitle: str = ""
-    verdict: str = ""
-    """One plain sentence on the result."""
+    headline: str = ""
+    """One plain sentence under the title."""
     summary: Sequence[str] = ()
     """Further sentences, one paragraph each."""
     tiles: Sequence[Tile] = ()
     variants: Sequence[Variant] = ()
+    evaluations: Sequence[Result] = ()
+    """Of a single run."""
     reconstructions: Sequence[Picture] = ()
     """For a comparison: a strip of originals, then one strip per autoencoder, columns aligned."""
     samples: Sequence[Picture] = ()
@@ -154,10 +114,3 @@ class ReportData:
     """All steps of an unfinished page, which the browser reloads by itself."""
     written: str = ""
     """Time of day at which an unfinished page was written."""
-
-
-def seed_values(measured: Measured) -> list[float]:
-    """The values of a measurement, one per seed; empty where there is none."""
-    if measured is None:
-        return []
-    return [float(measured)] if isinstance(measured, (int, float)) else [float(value) for value in measured]

@@ -12,9 +12,17 @@ import numpy as np
 import yaml
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.result import RESULTS_FILE as EVALUATION_FILE
+from sendvae_fast.evaluation.result import read_results
 from sendvae_fast.png import read_png
-from sendvae_fast.report.contents import METRICS, Picture, ReportData, RunRecord, Step, Variant, seed_values
-from sendvae_fast.report.summary import comparison_sentences, comparison_tiles, run_sentences, run_tiles, verdict
+from sendvae_fast.report.contents import Picture, ReportData, RunRecord, Step, Variant
+from sendvae_fast.report.summary import (
+    comparison_headline,
+    comparison_sentences,
+    comparison_tiles,
+    run_sentences,
+    run_tiles,
+)
 
 RESULTS_FILE = "results.json"
 NOT_SERIES = ("step", "time_s")
@@ -40,12 +48,13 @@ def load_run(path: str | os.PathLike[str]) -> ReportData:
     return ReportData(
         title=run.name,
         subtitle=STAGE_WORDS[run.stage],
-        verdict=f"{run.last_step:,} steps are logged.",
+        headline=f"{run.last_step:,} steps are logged.",
         summary=run_sentences(run),
         tiles=run_tiles(run),
         reconstructions=_previews(path / "samples", "reconstruction"),
         samples=_previews(path / "samples", "samples"),
         runs=[run],
+        evaluations=read_results(path / EVALUATION_FILE),
     )
 
 
@@ -56,18 +65,18 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
 
         {"title": ..., "subtitle": ..., "candidate": "Send-VAE", "control": "Control", "notes": ["...", ...],
          "originals": "originals.png",
-         "variants": [{"name": "Control", "description": ..., "metrics": {"psnr": 19.1, "gfid": [90.1, 88.7], ...},
-                       "attribute_f1": {"round": 0.61, ...}, "reconstructions": "control.png",
-                       "samples": "control_samples.png", "runs": ["control/vae", "control/sit"]}, ...]}
+         "variants": [{"name": "Control", "description": ..., "evaluations": ["control/evaluation.jsonl"],
+                       "reconstructions": "control.png", "samples": "control_samples.png",
+                       "runs": ["control/vae", "control/sit"]}, ...]}
 
     While the work goes on, a key `progress` says how far it is, and the page has a section for that:
 
         "progress": {"written": "14:27:10", "ready": "14:32",
                      "parts": [{"name": "Control: measuring", "state": "to come", "when": "about 14:30"}, ...]}
 
-    Numbers may be lists with one value per seed; null says that something could not be measured. Metrics are those of
-    `data.METRICS`. `originals` and `reconstructions` are strips of the same pictures in the same order. The verdict
-    compares `candidate` with `control`. Raises UserError naming the file or the key that is wrong.
+    `evaluations` are files of `sendvae evaluate`, one per seed. `originals` and `reconstructions` are strips of the
+    same pictures in the same order. Sentences put `candidate` beside `control`. Raises UserError naming the file or
+    the key that is wrong.
     """
     path = Path(path)
     results = _read_results(path / RESULTS_FILE)
@@ -76,8 +85,7 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
         Variant(
             name=entry["name"],
             description=entry.get("description", ""),
-            metrics=_with_mean_f1(entry),
-            attribute_f1=entry.get("attribute_f1", {}),
+            seeds=[read_results(path / file) for file in entry.get("evaluations", [])],
         )
         for entry in entries
     ]
@@ -97,11 +105,11 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
         except KeyError as error:
             known = ", ".join(by_name)
             raise UserError(f"{path / RESULTS_FILE}: no variant is named {error}; there are {known}") from None
-        data.verdict = verdict(candidate, control)
+        data.headline = comparison_headline(variants)
         data.summary = [*comparison_sentences(candidate, control), *data.summary]
         data.tiles = comparison_tiles(candidate, control)
     if progress := results.get("progress"):
-        data.verdict = f"Not finished: everything will be here at about {progress['ready']}."
+        data.headline = f"Not finished: everything will be here at about {progress['ready']}."
         data.to_come = [Step(**part) for part in progress["parts"]]
         data.written = progress["written"]
     return data
@@ -162,17 +170,6 @@ def _read_results(path: Path) -> dict[str, Any]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
         raise UserError(f"{path} needs `variants`, a list of objects with a `name` each")
     return results
-
-
-def _with_mean_f1(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics, with the mean over attributes where it is not given itself."""
-    metrics, per_attribute = dict(entry.get("metrics", {})), entry.get("attribute_f1", {})
-    if "attribute_f1" not in metrics and per_attribute:
-        by_attribute = [seed_values(measured) for measured in per_attribute.values() if measured is not None]
-        if len({len(values) for values in by_attribute}) > 1:
-            raise UserError(f"variant {entry['name']}: attribute_f1 has unequal numbers of seeds; give one per seed")
-        metrics["attribute_f1"] = [sum(values) / len(values) for values in zip(*by_attribute, strict=True)]
-    return {key: metrics[key] for key in (*METRICS, *metrics) if key in metrics}
 
 
 def _reconstruction_strips(path: Path, results: Mapping[str, Any]) -> list[Picture]:

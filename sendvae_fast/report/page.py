@@ -17,10 +17,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from sendvae_fast.evaluation.result import Result
 from sendvae_fast.files import write_atomic
 from sendvae_fast.report.charts import line_chart
-from sendvae_fast.report.contents import METRICS, Measured, ReportData, RunRecord, Variant, seed_values
-from sendvae_fast.report.summary import format_duration, median_throughput
+from sendvae_fast.report.contents import ReportData, RunRecord, Variant
+from sendvae_fast.report.metric_names import EXACT, FAMILIES, metric_of
+from sendvae_fast.report.summary import format_duration, mean_value, median_throughput
 from sendvae_fast.version import __version__
 
 MAX_PICTURE_WIDTH_PX = 1600
@@ -50,7 +52,6 @@ class Cell:
 
     text: str
     spread: str = ""
-    best: bool = False
     absent: bool = False
     fraction: float | None = None
     """Length of the bar behind it, 0 to 1."""
@@ -70,8 +71,8 @@ def build_report(data: ReportData) -> str:
     return environment.get_template("report.html.j2").render(
         data=data,
         version=__version__,
-        metrics=METRICS,
         metric_table=metric_table(data.variants, unfinished=bool(data.to_come)),
+        evaluations=evaluation_table(data.evaluations),
         refresh_s=REFRESH_S,
         attribute_table=attribute_table(data.variants),
         stages=training_stages(data.runs),
@@ -88,38 +89,74 @@ def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
     return path
 
 
-def metric_table(variants: Sequence[Variant], unfinished: bool = False) -> dict[str, list[Cell]]:
-    """Cells by metric, one per variant, for the metrics that any variant has (LPIPS even without: it says why).
+@dataclass(frozen=True)
+class MetricRow:
+    """A row of the comparison's table."""
+
+    label: str
+    direction: str
+    meaning: str
+    protocol: str
+    """Protocol and counts of pictures, and what else a reader must know."""
+    cells: list[Cell]
+
+
+def metric_table(variants: Sequence[Variant], unfinished: bool = False) -> list[MetricRow]:
+    """A row for each metric that any variant has, with a cell per variant.
 
     unfinished: what a variant lacks is still to come.
     """
-    keys = [key for key in METRICS if any(key in variant.metrics for variant in variants)]
-    table = {}
-    for key in keys:
-        metric = METRICS[key]
-        means = [_mean(variant.metrics.get(key)) for variant in variants]
-        best = _best(means, metric.digits, metric.better)
-        table[key] = [
-            Cell("to come" if unfinished and key not in variant.metrics else metric.absent, absent=True)
-            if mean is None
-            else Cell(f"{mean:.{metric.digits}f}", _spread(variant.metrics[key], metric.digits), best=is_best)
-            for variant, mean, is_best in zip(variants, means, best, strict=True)
+    absent = Cell("to come" if unfinished else "not measured", absent=True)
+    rows = []
+    for name in sorted({name for variant in variants for name in variant.metrics}, key=_order):
+        metric = metric_of(name)
+        measured = [variant.metrics.get(name, []) for variant in variants]
+        cells = [
+            Cell(f"{mean_value(results):.{metric.digits}f}", _spread(results, metric.digits)) if results else absent
+            for results in measured
         ]
-    return table
+        shown = next(results[-1] for results in measured if results)
+        rows.append(MetricRow(metric.label, _direction(metric.better), metric.meaning, basis(shown), cells))
+    return rows
+
+
+def evaluation_table(results: Sequence[Result]) -> list[dict[str, str]]:
+    """The results of a single run, each as it was measured last, in the order of metrics."""
+    newest = {(result.metric, result.protocol, _models(result), _data(result)): result for result in results}
+    rows = []
+    for result in sorted(newest.values(), key=lambda result: _order(result.metric)):
+        metric = metric_of(result.metric)
+        value = f"{result.value:.{metric.digits}f}"
+        rows.append(
+            {
+                "label": metric.label,
+                "direction": _direction(metric.better),
+                "value": f"{value} {_spread([result], metric.digits)}".strip(),
+                "basis": basis(result),
+                "model": _models(result),
+                "data": _data(result),
+            }
+        )
+    return rows
+
+
+def basis(result: Result) -> str:
+    """How a number was measured: protocol, counts, remarks."""
+    counts = ", ".join(f"{count:,} {what}" for what, count in result.counts.items())
+    return ". ".join([f"{result.protocol}; {counts}", *result.remarks])
 
 
 def attribute_table(variants: Sequence[Variant]) -> dict[str, list[Cell]]:
     """Cells by attribute, one per variant; the attributes that are read best come first."""
     names = dict.fromkeys(name for variant in variants for name in variant.attribute_f1)
-    rows = {name: [_mean(variant.attribute_f1.get(name)) for variant in variants] for name in names}
-    table = {}
-    for name, means in sorted(rows.items(), key=lambda row: -max((mean or 0) for mean in row[1])):
-        best = _best(means, 3, "higher")
-        table[name] = [
-            Cell("–" if mean is None else f"{mean:.3f}", best=is_best, fraction=mean)
-            for mean, is_best in zip(means, best, strict=True)
-        ]
-    return table
+    rows = {
+        name: [fmean(values) if (values := variant.attribute_f1.get(name)) else None for variant in variants]
+        for name in names
+    }
+    return {
+        name: [Cell("–" if mean is None else f"{mean:.3f}", fraction=mean) for mean in means]
+        for name, means in sorted(rows.items(), key=lambda row: -max((mean or 0) for mean in row[1]))
+    }
 
 
 def training_stages(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
@@ -185,22 +222,31 @@ def _chart(
     return Markup(line_chart(series, colours, chart_id, html.escape(f"{title} over steps: {ends}", quote=True)))
 
 
-def _mean(measured: Measured) -> float | None:
-    values = seed_values(measured)
-    return fmean(values) if values else None
+def _spread(results: Sequence[Result], digits: int) -> str:
+    """The standard deviation over seeds, where there are several; of a single one its interval, if it has one."""
+    if len(results) > 1:
+        return f"± {stdev(result.value for result in results):.{digits}f}"
+    interval = results[0].interval
+    return "" if interval is None else f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
-def _spread(measured: Measured, digits: int) -> str:
-    """The standard deviation over seeds, where there are several."""
-    values = seed_values(measured)
-    return f"± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+def _direction(better: str | None) -> str:
+    return {"higher": "↑", "lower": "↓", None: ""}[better]
 
 
-def _best(means: Sequence[float | None], digits: int, better: str) -> list[bool]:
-    """Which of the means are best as printed; none unless at least two are there and they differ."""
-    printed = [None if mean is None else round(mean, digits) for mean in means]
-    there = [value for value in printed if value is not None]
-    if len(set(there)) < 2:
-        return [False] * len(printed)
-    best = max(there) if better == "higher" else min(there)
-    return [value == best for value in printed]
+def _models(result: Result) -> str:
+    steps = (
+        f"{role}, step {origin.step:,}" if origin.step is not None else role for role, origin in result.weights.items()
+    )
+    return "; ".join(steps)
+
+
+def _data(result: Result) -> str:
+    return "; ".join(f"{role}: {origin.path}" for role, origin in result.pictures.items())
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Where a metric stands among others: as in the lists of names, then by its own."""
+    words = [*EXACT, *FAMILIES]
+    found = [index for index, word in enumerate(words) if name == word or name.startswith(f"{word}_")]
+    return (found[-1] if found else len(words), name)

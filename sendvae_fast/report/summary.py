@@ -1,81 +1,53 @@
-"""Plain sentences and headline numbers from results, good or bad."""
+"""Plain sentences and headline numbers from results: what was measured, and no verdict."""
 
 import datetime
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Literal
 
-from sendvae_fast.report.contents import METRICS, RunRecord, Tile, Variant, seed_values
+from sendvae_fast.evaluation.result import Result
+from sendvae_fast.report.contents import RunRecord, Tile, Variant
+from sendvae_fast.report.metric_names import metric_of
 
-Outcome = Literal["better", "worse", "unclear", "absent"]
-# The paper's claims about alignment, which a verdict weighs, and its words for each outcome.
-CLAIMED = {
-    "attribute_f1": {
-        "better": "latents tell attributes better",
-        "worse": "latents tell attributes worse",
-        "unclear": "latents tell attributes about as well",
-    },
-    "gfid": {
-        "better": "generated pictures are closer to real ones",
-        "worse": "generated pictures are farther from real ones",
-        "unclear": "generated pictures are about as close to real ones",
-    },
-}
+HEADLINE_METRICS = 4
+"""Tiles of a comparison at most."""
 
 
-def compare(key: str, candidate: Variant, control: Variant) -> tuple[Outcome, list[float]]:
-    """The outcome of a metric and its paired differences candidate - control, seed by seed.
-
-    `better` and `worse` only where every seed says so; an equal value or seeds that disagree are `unclear`. Numbers of
-    seeds that differ are compared by their means.
-    """
-    ours, theirs = seed_values(candidate.metrics.get(key)), seed_values(control.metrics.get(key))
-    if not ours or not theirs:
-        return "absent", []
-    if len(ours) != len(theirs):
-        ours, theirs = [fmean(ours)], [fmean(theirs)]
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    sign = 1 if METRICS[key].better == "higher" else -1
-    if all(sign * difference > 0 for difference in differences):
-        return "better", differences
-    if all(sign * difference < 0 for difference in differences):
-        return "worse", differences
-    return "unclear", differences
-
-
-def verdict(candidate: Variant, control: Variant) -> str:
-    """One sentence on whether the candidate beat the control where the paper says it should."""
-    outcomes = {key: compare(key, candidate, control)[0] for key in CLAIMED}
-    clauses = [CLAIMED[key][outcome] for key, outcome in outcomes.items() if outcome != "absent"]
-    if not clauses:
-        return f"Neither attributes nor generation were measured for both {candidate.name} and {control.name}."
-    return f"Compared with {control.name}, {candidate.name}'s {' and its '.join(clauses)}."
+def comparison_headline(variants: Sequence[Variant]) -> str:
+    """How many variants and seeds are compared."""
+    num_seeds = max((len(variant.seeds) for variant in variants), default=0)
+    if num_seeds <= 1:
+        return f"{len(variants)} variants, one seed each: other seeds may turn a difference round."
+    return f"{len(variants)} variants, {num_seeds} seeds each."
 
 
 def comparison_sentences(candidate: Variant, control: Variant) -> list[str]:
-    """One sentence per metric that both have, the claimed ones first, and a remark on their reliability."""
-    sentences, num_seeds = [], 0
-    for key in (*CLAIMED, *(key for key in METRICS if key not in CLAIMED)):
-        outcome, differences = compare(key, candidate, control)
-        if outcome != "absent":
-            num_seeds = max(num_seeds, len(differences))
-            sentences.append(_sentence(key, outcome, differences, candidate, control))
-    if num_seeds == 1:
-        sentences.append("There is one seed: a difference may be no larger than another seed would make by itself.")
-    return sentences
+    """One sentence per metric that both have: the numbers, and what seeds or intervals say of their difference."""
+    return [
+        _sentence(name, candidate, control)
+        for name in candidate.metrics
+        if name in control.metrics and metric_of(name).better is not None
+    ]
 
 
 def comparison_tiles(candidate: Variant, control: Variant) -> list[Tile]:
-    """Headline numbers of the candidate beside the control's."""
+    """Numbers of the candidate beside the control's."""
     tiles = []
-    for key in ("attribute_f1", "gfid", "rfid", "psnr"):
-        outcome, _ = compare(key, candidate, control)
-        if outcome != "absent":
-            metric = METRICS[key]
-            ours, theirs = (fmean(seed_values(variant.metrics[key])) for variant in (candidate, control))
-            detail = f"{control.name}: {theirs:.{metric.digits}f} · {metric.better} is better"
-            tiles.append(Tile(label=metric.label, value=f"{ours:.{metric.digits}f}", detail=detail))
+    for name in [name for name in candidate.metrics if name in control.metrics][:HEADLINE_METRICS]:
+        metric = metric_of(name)
+        ours, theirs = (mean_value(variant.metrics[name]) for variant in (candidate, control))
+        tiles.append(
+            Tile(
+                label=f"{metric.label}: {candidate.name}",
+                value=f"{ours:.{metric.digits}f}",
+                detail=f"{control.name}: {theirs:.{metric.digits}f}",
+            )
+        )
     return tiles
+
+
+def mean_value(results: Sequence[Result]) -> float:
+    """Of one result per seed."""
+    return fmean(result.value for result in results)
 
 
 def run_sentences(run: RunRecord) -> list[str]:
@@ -119,16 +91,17 @@ def format_duration(seconds: float) -> str:
     return text.removeprefix("0:").removeprefix("0")
 
 
-def _sentence(key: str, outcome: Outcome, differences: Sequence[float], candidate: Variant, control: Variant) -> str:
-    metric, num_seeds = METRICS[key], len(differences)
-    ours, theirs = (fmean(seed_values(variant.metrics[key])) for variant in (candidate, control))
-    numbers = f"was {ours:.{metric.digits}f} for {candidate.name} and {theirs:.{metric.digits}f} for {control.name}"
-    if num_seeds == 1:
-        judgement = {"better": "better", "worse": "worse", "unclear": "the same"}[outcome]
-    elif outcome == "unclear":
-        sign = 1 if metric.better == "higher" else -1
-        agreeing = sum(sign * difference > 0 for difference in differences)
-        judgement = f"no clear difference (better in {agreeing} of {num_seeds} seeds)"
-    else:
-        judgement = f"{outcome} in all {num_seeds} seeds"
-    return f"{metric.subject} {numbers}: {judgement}."
+def _sentence(name: str, candidate: Variant, control: Variant) -> str:
+    metric, ours, theirs = metric_of(name), candidate.metrics[name], control.metrics[name]
+    numbers = (
+        f"{metric.label}: {mean_value(ours):.{metric.digits}f} for {candidate.name}, "
+        f"{mean_value(theirs):.{metric.digits}f} for {control.name}"
+    )
+    if len(ours) == len(theirs) > 1:
+        higher = sum(a.value > b.value for a, b in zip(ours, theirs, strict=True))
+        return f"{numbers}; higher in {higher} of {len(ours)} seeds."
+    if len(ours) == len(theirs) == 1 and ours[0].interval and theirs[0].interval:
+        (low, high), (other_low, other_high) = ours[0].interval, theirs[0].interval
+        overlap = low <= other_high and other_low <= high
+        return f"{numbers}; their 95 % intervals {'overlap' if overlap else 'do not overlap'}."
+    return f"{numbers}."

@@ -9,11 +9,18 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from sendvae_fast.cli.main import VERBS, main
 from sendvae_fast.cli.options import config_options
 from sendvae_fast.config import packaged_configs
+from sendvae_fast.evaluation.result import read_results
+from sendvae_fast.files import file_sha256
+from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS
+from sendvae_fast.models.weights import weights_sha256
+from sendvae_fast.report.metric_names import metric_of
 from sendvae_fast.sampling.sample_to_folder import SampleConfig
+from sendvae_fast.version import __version__
 
 TINY_VAE = [
     "--data.image_size=32",
@@ -83,13 +90,12 @@ def house(tmp_path_factory):
         ],
         [
             "evaluate",
-            f"--autoencoder={vae}",
-            f"--data={images}",
-            f"--train_data={images}",
+            "generation",
             f"--samples={root / 'samples'}",
-            "--image_size=32",
-            f"--out={root / 'evaluation.json'}",
+            f"--reference={images}",
         ],
+        ["evaluate", "reconstruction", f"--autoencoder={vae}", f"--data={images}"],
+        ["evaluate", "attributes", f"--autoencoder={vae}", f"--data={images}", f"--train_data={images}"],
         ["report", vae],
         ["report", sit],
     ]
@@ -105,10 +111,23 @@ def test_every_verb_leaves_what_it_promises(house):
     assert (house / "latents" / "cache.json").is_file()
     assert len(list((house / "samples").glob("*.png"))) == 6
     assert np.load(house / "samples.npz")["arr_0"].shape == (6, 32, 32, 3)
-    metrics = json.loads((house / "evaluation.json").read_text())["metrics"]
-    assert metrics.keys() == {"rfid", "psnr", "ssim", "lpips", "attribute_f1", "gfid"} and metrics["lpips"] is None
-    for run in ("vae", "sit"):
-        assert "<html" in (house / run / "report.html").read_text()
+    measured = {"vae": ["rfrechet_demo", "psnr", "ssim", "attribute_f1"], "sit": ["frechet_demo"]}
+    for run, names in measured.items():
+        assert [result.metric for result in read_results(house / run / "evaluation.jsonl")] == names
+        page = (house / run / "report.html").read_text()
+        assert "<h2>Evaluations</h2>" in page and all(metric_of(name).label in page for name in names)
+
+
+def test_a_result_says_what_it_was_measured_on(house):
+    distance, *_ = read_results(house / "vae" / "evaluation.jsonl")
+    autoencoder, data = distance.weights["autoencoder"], distance.pictures["data"]
+    checkpoint = house / "vae" / "checkpoints" / "step_00000002"
+    assert autoencoder.path == str(checkpoint) and autoencoder.step == 2
+    assert autoencoder.sha256 == weights_sha256(load_file(checkpoint / "model.safetensors"))
+    assert (data.num_pictures, data.image_size, data.hash_of) == (24, 32, "names")  # the crop is the run's
+    assert distance.features.name == "demo" and distance.features.sha256 == file_sha256(DEMO_WEIGHTS)
+    assert distance.counts == {"pictures": 24} and "24 pictures are no more than" in distance.remarks[-1]
+    assert distance.code["sendvae_fast"] == __version__ and distance.seconds >= 0
 
 
 def test_samples_depend_on_nothing_but_their_ids(house, tmp_path):
@@ -281,7 +300,20 @@ def mistakes(tmp_path, house):
             ["train", "vae", f"--run={house / 'vae'}", f"--data.root={house / 'images'}", *TINY_VAE, "--seed=9"],
             "seed was 0, now 9",
         ),
-        "nothing to evaluate": (["evaluate", f"--data={house / 'images'}"], "nothing to evaluate"),
+        "no samples": (
+            ["evaluate", "generation", f"--samples={tmp_path / 'none'}", f"--reference={house / 'images'}"],
+            str(tmp_path / "none"),
+        ),
+        "weights that are not there": (
+            [
+                "evaluate",
+                "reconstruction",
+                f"--autoencoder={house / 'vae'}",
+                f"--data={house / 'images'}",
+                "--features.name=dinov2-vit-l",
+            ],
+            "vit_large_patch14_dinov2",
+        ),
         "other latents": (
             [
                 "cache-latents",

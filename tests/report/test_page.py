@@ -10,12 +10,14 @@ from html.parser import HTMLParser
 import fake_runs
 import numpy as np
 import pytest
+from fake_runs import result
 from PIL import Image
 from time_limits import HANG_S
 
+from sendvae_fast.evaluation.result import WeightsOrigin
 from sendvae_fast.report import ReportData, Variant, build_report, load_report, write_report
 from sendvae_fast.report.charts import MAX_POINTS, line_chart, thin
-from sendvae_fast.report.page import attribute_table, metric_table, png_data_uri
+from sendvae_fast.report.page import attribute_table, evaluation_table, metric_table, png_data_uri
 
 pytestmark = pytest.mark.slow
 
@@ -96,8 +98,16 @@ def check_page(page):
     assert "script" not in outline.tags and "link" not in outline.tags
     without_pictures = re.sub(r"data:image/png;base64,[\w+/=]+", "", page)
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", without_pictures)
-    for text in ("weights not given", "Send-VAE's latents tell attributes better", "prefers-color-scheme: dark"):
-        assert text in page.replace("&#39;", "'")
+    for text in (
+        "3 variants, 3 seeds each",
+        "made up; 2,000 pictures",
+        "higher in 0 of 3",
+        "prefers-color-scheme: dark",
+    ):
+        assert text in page
+    assert not re.search(
+        r"\b(best|worse|wins|beats)\b", re.sub("<style>.*</style>", "", without_pictures, flags=re.DOTALL)
+    )
 
 
 def test_page_stands_alone(demo_page):
@@ -156,27 +166,40 @@ def test_writing_leaves_only_the_page(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_best_values_are_marked_as_printed():
-    variants = [
-        Variant(name="a", metrics={"psnr": 19.001, "gfid": [90, 92], "ssim": 0.7, "lpips": None}),
-        Variant(name="b", metrics={"psnr": 19.004, "gfid": [80, 84], "ssim": 0.8, "lpips": 0.3}),
-        Variant(name="c", metrics={"psnr": 18.0, "gfid": [81, 85]}),
-    ]
-    table = metric_table(variants)
-    assert list(table) == ["psnr", "ssim", "lpips", "gfid"]
-    assert [cell.best for cell in table["psnr"]] == [True, True, False]  # both print as 19.00
-    assert [cell.best for cell in table["gfid"]] == [False, True, False]
-    assert [(cell.text, cell.spread) for cell in table["gfid"][:2]] == [("91.00", "± 1.41"), ("82.00", "± 2.83")]
-    assert [cell.text for cell in table["lpips"]] == ["weights not given", "0.300", "weights not given"]
-    assert [cell.text for cell in table["ssim"]] == ["0.700", "0.800", "not measured"]
-    assert not any(cell.best for cell in table["lpips"])
+def variant(name, *seeds, **fields):
+    results = [[result(metric, value, **fields) for metric, value in seed.items()] for seed in seeds]
+    return Variant(name=name, seeds=results)
+
+
+def test_cells_give_seeds_or_the_interval_of_one():
+    rows = metric_table(
+        [
+            variant("a", {"psnr": 19.0, "fid": 90.0}, {"psnr": 19.004, "fid": 92.0}),
+            variant("b", {"psnr": 18.0, "lpips_vgg": 0.3}, interval=(17.5, 18.5)),
+        ]
+    )
+    cells = {f"{row.label} {row.direction}": [(cell.text, cell.spread) for cell in row.cells] for row in rows}
+    assert cells == {
+        "FID ↓": [("91.00", "± 1.41"), ("not measured", "")],
+        "PSNR, dB ↑": [("19.00", "± 0.00"), ("18.00", "[17.50, 18.50]")],
+        "LPIPS, vgg ↓": [("not measured", ""), ("0.300", "[17.500, 18.500]")],
+    }
+
+
+def test_a_run_shows_each_metric_as_it_was_measured_last():
+    first, again = (result("psnr", value, remarks=("few",)) for value in (19.0, 20.0))
+    other = result("psnr", 21.0, weights={"autoencoder": WeightsOrigin(path="x", sha256="", step=3000)})
+    rows = evaluation_table([first, other, again])
+    assert [(row["value"], row["model"]) for row in rows] == [("20.00", ""), ("21.00", "autoencoder, step 3,000")]
+    assert rows[0]["basis"] == "made up; 2,000 pictures. few"
 
 
 def test_attributes_are_ordered_by_how_well_they_are_read():
-    variants = [Variant(name="a", attribute_f1={"x": 0.2, "y": [0.5, 0.7]}), Variant(name="b", attribute_f1={"x": 0.3})]
-    table = attribute_table(variants)
-    assert list(table) == ["y", "x"]
-    assert [cell.text for cell in table["y"]] == ["0.600", "–"] and [cell.best for cell in table["x"]] == [False, True]
+    seed = {"attribute_f1": 0.0}
+    table = attribute_table(
+        [variant("a", seed, details={"f1": {"x": 0.2, "y": 0.6}}), variant("b", seed, details={"f1": {"x": 0.3}})]
+    )
+    assert list(table) == ["y", "x"] and [cell.text for cell in table["y"]] == ["0.600", "–"]
 
 
 def test_pictures_keep_their_pixels():

@@ -1,64 +1,49 @@
 import numpy as np
 import pytest
+from fake_runs import result
 
 from sendvae_fast.report.contents import RunRecord, Variant
-from sendvae_fast.report.summary import compare, comparison_sentences, format_duration, run_tiles, verdict
+from sendvae_fast.report.summary import (
+    comparison_headline,
+    comparison_sentences,
+    comparison_tiles,
+    format_duration,
+    run_tiles,
+)
 
 
-def pair(ours, theirs):
-    return Variant(name="Send-VAE", metrics=ours), Variant(name="Control", metrics=theirs)
+def pair(*seeds):
+    """Send-VAE and Control of (ours, theirs) per seed, each a value or (value, interval)."""
+    sides = ([], [])
+    for values in seeds:
+        for side, value in zip(sides, values, strict=True):
+            value, interval = value if isinstance(value, tuple) else (value, None)
+            side.append([result("frechet_demo", value, interval=interval)])
+    return [Variant(name=name, seeds=side) for name, side in zip(("Send-VAE", "Control"), sides, strict=True)]
 
 
 @pytest.mark.parametrize(
-    ("key", "ours", "theirs", "outcome"),
+    ("seeds", "said"),
     [
-        ("attribute_f1", 0.5, 0.4, "better"),
-        ("attribute_f1", 0.4, 0.5, "worse"),
-        ("gfid", 90, 100, "better"),
-        ("gfid", [90, 91, 101], [100, 99, 100], "unclear"),
-        ("gfid", [101, 102], [100, 99], "worse"),
-        ("gfid", [90, 91], 100, "better"),
-        ("psnr", 19.0, 19.0, "unclear"),
-        ("lpips", None, 0.3, "absent"),
-        ("lpips", [], 0.3, "absent"),
+        ([(90, 100)], "90.00 for Send-VAE, 100.00 for Control."),
+        ([((90, (80, 96)), (100, (95, 105)))], "for Control; their 95 % intervals overlap."),
+        ([((90, (89, 91)), (100, (95, 105)))], "for Control; their 95 % intervals do not overlap."),
+        ([(90, 100), (91, 99), (101, 100)], "94.00 for Send-VAE, 99.67 for Control; higher in 1 of 3 seeds."),
     ],
 )
-def test_outcome_takes_direction_and_every_seed_into_account(key, ours, theirs, outcome):
-    assert compare(key, *pair({key: ours}, {key: theirs}))[0] == outcome
+def test_sentences_say_numbers_and_what_holds_of_them(seeds, said):
+    (sentence,) = comparison_sentences(*pair(*seeds))
+    assert sentence.startswith("Fréchet distance, demo: ") and sentence.endswith(said)
 
 
-@pytest.mark.parametrize(
-    ("ours", "said"),
-    [
-        ({"attribute_f1": 0.5, "gfid": 90}, "tell attributes better and its generated pictures are closer"),
-        ({"attribute_f1": 0.3, "gfid": 110}, "tell attributes worse and its generated pictures are farther"),
-        ({"attribute_f1": 0.5, "gfid": 110}, "tell attributes better and its generated pictures are farther"),
-        ({"attribute_f1": 0.4, "gfid": 100}, "about as well and its generated pictures are about as close"),
-        ({"attribute_f1": 0.5}, "Send-VAE's latents tell attributes better."),
-        ({"psnr": 19}, "Neither attributes nor generation"),
-    ],
-)
-def test_verdict_says_what_came_out(ours, said):
-    assert said in verdict(*pair(ours, {"attribute_f1": 0.4, "gfid": 100}))
+def test_what_one_of_them_lacks_is_not_compared():
+    ours, _ = pair((90, 100))
+    assert comparison_sentences(ours, Variant(name="Control")) == comparison_tiles(ours, Variant(name="Control")) == []
 
 
-def test_sentences_give_numbers_and_seeds():
-    sentences = comparison_sentences(
-        *pair(
-            {"attribute_f1": [0.5, 0.52, 0.51], "gfid": [90, 101, 95], "psnr": [18, 18, 18], "lpips": None},
-            {"attribute_f1": [0.4, 0.42, 0.41], "gfid": [100, 100, 100], "psnr": [19, 19, 19], "lpips": None},
-        )
-    )
-    assert len(sentences) == 3
-    assert "0.510 for Send-VAE and 0.410 for Control: better in all 3 seeds" in sentences[0]
-    assert "95.33 for Send-VAE and 100.00 for Control: no clear difference (better in 2 of 3 seeds)" in sentences[1]
-    assert "worse in all 3 seeds" in sentences[2]
-
-
-def test_a_single_seed_is_called_one():
-    sentences = comparison_sentences(*pair({"psnr": 18.0}, {"psnr": 19.0}))
-    assert "18.00 for Send-VAE and 19.00 for Control: worse." in sentences[0]
-    assert "one seed" in sentences[-1]
+def test_one_seed_is_called_one():
+    assert "one seed each" in comparison_headline(pair((90, 100)))
+    assert comparison_headline(pair((90, 100), (91, 100))) == "2 variants, 2 seeds each."
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(3723, "1:02:03"), (123, "2:03"), (5, "0:05"), (36_000, "10:00:00")])

@@ -1,0 +1,98 @@
+"""Feature networks of evaluation: pictures to the vectors whose distributions are compared.
+
+Shape letters: B batch, S picture size, D features.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.result import FeaturesOrigin
+from sendvae_fast.files import file_sha256
+from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS
+from sendvae_fast.models.foundation.foundation import load_foundation
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
+
+
+class Features(NamedTuple):
+    """What a network says of a batch of pictures, float32."""
+
+    pooled: Tensor
+    """[B, D]."""
+    spatial: Tensor | None = None
+    """[B, 2023] of Inception: what sFID compares."""
+    logits: Tensor | None = None
+    """[B, 1008] of Inception, without the bias: what the Inception score takes."""
+
+
+class FeatureNetwork(nn.Module, ABC):
+    """A frozen network from uint8 pictures [B, 3, S, S] to `Features`, with a name that its metrics carry."""
+
+    names: ClassVar[Mapping[str, str]] = {}
+    """Field's names for this network's metrics, by our names for any network's."""
+
+    def __init__(self, origin: FeaturesOrigin, protocol: str, remarks: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.origin, self.protocol, self.remarks = origin, protocol, remarks
+
+    def metric(self, name: str) -> str:
+        """What a metric is called with this network's features: ``frechet`` becomes ``frechet_demo``."""
+        return self.names.get(name, f"{name}_{self.origin.name}")
+
+    def train(self, mode: bool = True) -> FeatureNetwork:
+        """Frozen: it stays in evaluation mode."""
+        return super().train(False)
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Features:
+        """Features of uint8 images [B, 3, S, S]."""
+
+
+class FoundationFeatures(FeatureNetwork):
+    """The mean of a foundation model's patch tokens: compares this project's runs with each other alone."""
+
+    def __init__(self, name: str, weights: str | None) -> None:
+        foundation = load_foundation(FoundationConfig(name=name, weights=weights))
+        file = Path(weights) if weights is not None else DEMO_WEIGHTS
+        own = FeaturesOrigin(
+            name=name.replace("-vit-", "_").replace("-", "_"),
+            dim=foundation.dim,
+            weights=file.name if weights is None else str(file),
+            sha256=file_sha256(file),
+        )
+        super().__init__(own, "mean of patch tokens")
+        self.foundation = foundation
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Features:
+        """Pooled tokens alone."""
+        return Features(self.foundation.pooled(images).float())
+
+
+@dataclass(kw_only=True)
+class FeaturesConfig:
+    """The feature network of Fréchet distances and their like. Checked by `check`, before anything is loaded."""
+
+    name: str = "demo"
+    """``demo`` (the package's own small ViT), or the name of a foundation model."""
+    weights: str | None = None
+    """Local weight file; only ``demo`` brings its own."""
+
+    def check(self) -> None:
+        """Raise UserError if the weight file is not given or not there."""
+        if self.weights is None and self.name != "demo":
+            load_foundation(FoundationConfig(name=self.name))  # says which file is needed
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise UserError(f"the weights of {self.name} are not at {self.weights}: give the path of that file")
+
+    def load(self, device: torch.device) -> FeatureNetwork:
+        """The network, on a device. Raises UserError if the file is not that network's."""
+        return FoundationFeatures(self.name, self.weights).to(device)

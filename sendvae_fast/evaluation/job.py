@@ -1,0 +1,91 @@
+"""What every evaluation has: where its results go, and the provenance that they share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sendvae_fast import checks
+from sendvae_fast.engine.run import environment
+from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.result import (
+    RESULTS_FILE,
+    Measurement,
+    PicturesOrigin,
+    Result,
+    WeightsOrigin,
+    append_results,
+    describe,
+)
+
+Say = Callable[[str], object]
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """Settings of every evaluation. Raises `UserError` for a value out of range."""
+
+    batch_size: int = 64
+    """Pictures at once; no result depends on it beyond the rounding of matrix products."""
+    out: str | None = None
+    """File that results are added to, a JSON line each; by default `evaluation.jsonl` in the run that is measured."""
+
+    def __post_init__(self) -> None:
+        checks.at_least(1, self, "batch_size")
+
+    def results_file(self, run: Path | None) -> Path | None:
+        """`out`, else the file in the run, None without either."""
+        return Path(self.out) if self.out is not None else None if run is None else run / RESULTS_FILE
+
+
+@dataclass
+class Evaluation:
+    """The provenance that the results of one evaluation share. Make it when the work begins: it keeps the time."""
+
+    weights: dict[str, WeightsOrigin] = field(default_factory=dict)
+    """By role, as in `Result`."""
+    pictures: dict[str, PicturesOrigin] = field(default_factory=dict)
+    """By role, as in `Result`."""
+    _start_s: float = field(default_factory=time.monotonic)
+
+    def finish(self, measurements: Sequence[Measurement], out: Path | None, say: Say) -> list[Result]:
+        """The measurements with their provenance, added to the file `out` and said line by line.
+
+        Raises:
+            UserError: a value is not finite, or the file cannot be written.
+        """
+        for measurement in measurements:
+            if not math.isfinite(measurement.value):
+                raise UserError(
+                    f"{measurement.metric} is {measurement.value}: the weights or the pictures are broken; check both"
+                )
+        shared: dict[str, Any] = {
+            "weights": self.weights,
+            "pictures": self.pictures,
+            "code": code_version(),
+            "seconds": round(time.monotonic() - self._start_s, 1),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        results = [Result(**_fields(measurement), **shared) for measurement in measurements]
+        if out is not None:
+            append_results(out, results)
+        for result in results:
+            say(describe(result))
+        return results
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """Version of the package and commit of its checkout, None outside one."""
+    facts = environment()
+    return {key: facts[key] for key in ("sendvae_fast", "git_commit")}
+
+
+def _fields(measurement: Measurement) -> dict[str, Any]:
+    return {item.name: getattr(measurement, item.name) for item in dataclasses.fields(measurement)}

@@ -1,0 +1,149 @@
+"""Results: a number together with everything that decides it, as JSON lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.files import write_atomic
+
+RESULTS_FILE = "evaluation.jsonl"
+"""In a run: a line per result, the newest last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesOrigin:
+    """The network whose features a metric compares."""
+
+    name: str
+    """As in the metric's name: inception, dinov2_l, demo."""
+    dim: int
+    """Features per picture."""
+    weights: str
+    """Weight file."""
+    sha256: str
+    """Of that file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsOrigin:
+    """A network that was measured."""
+
+    path: str
+    """Weight file or folder; of a run, its checkpoint."""
+    sha256: str
+    """Of the weights' names and values."""
+    step: int | None = None
+    """Training step of a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PicturesOrigin:
+    """Pictures that were measured, or compared with."""
+
+    path: str
+    num_pictures: int
+    image_size: int
+    """Side in pixels, after the crop."""
+    sha256: str
+    """Of what `hash_of` says."""
+    hash_of: str
+    """``contents`` (of an indexed catalog's pictures, or of an npz), or ``names`` (with sizes, of PNG files)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A number and how it was measured."""
+
+    metric: str
+    """Its name, which says its features: ``fid``, ``frechet_demo``, ``psnr``."""
+    value: float
+    protocol: str
+    """Name of the rules it was measured by."""
+    interval: tuple[float, float] | None = None
+    """95 % confidence, where the metric has one; `interval_of` says what varies in it."""
+    interval_of: str = ""
+    features: FeaturesOrigin | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Pictures on each side, as ``samples`` and ``reference``."""
+    remarks: tuple[str, ...] = ()
+    """What a reader must know before comparing the number with another."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Parts of the number, such as the F1 of each attribute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Measurement):
+    """A measurement with its provenance."""
+
+    weights: Mapping[str, WeightsOrigin] = field(default_factory=dict)
+    """By role: ``autoencoder``, ``generator``."""
+    pictures: Mapping[str, PicturesOrigin] = field(default_factory=dict)
+    """By role: ``data``, ``samples``, ``reference``, ``train``, ``test``."""
+    code: Mapping[str, Any] = field(default_factory=dict)
+    """Version of the package and commit of its checkout."""
+    seconds: float = 0.0
+    """Of the evaluation that gave this and the results beside it."""
+    finished: str = ""
+    """UTC, ISO 8601."""
+
+
+def append_results(path: Path, results: Sequence[Result]) -> None:
+    """Add a JSON line per result to a file; it appears whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        lines = [json.dumps(dataclasses.asdict(result)) + "\n" for result in results]
+        write_atomic(path, before + "".join(lines))
+    except OSError as error:
+        raise UserError(f"cannot write the results to {path} ({error.strerror}): give another --out") from error
+
+
+def read_results(path: Path) -> list[Result]:
+    """The results in a file, oldest first; empty where there is no file.
+
+    Raises:
+        UserError: a line is not a result.
+    """
+    if not path.is_file():
+        return []
+    results = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            results.append(result_of(json.loads(line)))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}, line {number} is not a result of `sendvae evaluate`; remove it") from error
+    return results
+
+
+def result_of(record: Mapping[str, Any]) -> Result:
+    """The result that a JSON record stands for.
+
+    Raises:
+        TypeError: it lacks a field, or has one that results do not have.
+    """
+    parts: dict[str, Any] = dict(record)
+    if parts.get("features") is not None:
+        parts["features"] = FeaturesOrigin(**parts["features"])
+    if parts.get("interval") is not None:
+        parts["interval"] = tuple(parts["interval"])
+    parts["remarks"] = tuple(parts.get("remarks", ()))
+    parts["weights"] = {role: WeightsOrigin(**origin) for role, origin in parts.get("weights", {}).items()}
+    parts["pictures"] = {role: PicturesOrigin(**origin) for role, origin in parts.get("pictures", {}).items()}
+    return Result(**parts)
+
+
+def describe(measurement: Measurement) -> str:
+    """One line: name, value, interval, protocol, counts."""
+    interval = "" if measurement.interval is None else " [{:.4g}, {:.4g}]".format(*measurement.interval)
+    counts = ", ".join(f"{count:,} {what}" for what, count in measurement.counts.items())
+    return f"{measurement.metric:24s} {measurement.value:<10.5g}{interval}  {measurement.protocol}; {counts}"

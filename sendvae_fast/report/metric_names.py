@@ -1,0 +1,51 @@
+"""Metrics in words: label, meaning, and which way is better, by the names that results carry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of a table of metrics."""
+
+    label: str
+    meaning: str
+    better: Literal["higher", "lower"] | None
+    """None where neither is."""
+    digits: int
+
+
+EXACT = {
+    "fid": Metric("FID", "generated pictures from real ones", "lower", 2),
+    "sfid": Metric("sFID", "generated pictures from real ones, spatial features", "lower", 2),
+    "inception_score": Metric("Inception score", "generated pictures alone", "higher", 1),
+    "rfid": Metric("rFID", "reconstructions from originals", "lower", 2),
+    "psnr": Metric("PSNR, dB", "pixel error of reconstructions", "higher", 2),
+    "ssim": Metric("SSIM", "local structure of reconstructions", "higher", 3),
+    "attribute_f1": Metric("Attribute F1", "attributes that a linear probe reads off the latents", "higher", 3),
+}
+FAMILIES = {
+    "fid_infinity": Metric("FID∞", "FID, extrapolated to any number of pictures", "lower", 2),
+    "frechet_infinity": Metric("Fréchet distance∞", "extrapolated to any number of pictures", "lower", 2),
+    "rfrechet": Metric("Reconstruction Fréchet distance", "reconstructions from originals", "lower", 2),
+    "frechet": Metric("Fréchet distance", "generated pictures from real ones", "lower", 2),
+    "kid": Metric("KID", "generated pictures from real ones, by a kernel", "lower", 4),
+    "precision": Metric("Precision", "generated pictures that are among real ones", "higher", 3),
+    "recall": Metric("Recall", "real pictures that are among generated ones", "higher", 3),
+    "lpips": Metric("LPIPS", "perceptual distance of reconstructions", "lower", 3),
+}
+"""By the beginning of a name, whose rest is the network's: ``frechet_dinov2_l``, ``lpips_vgg``."""
+
+
+def metric_of(name: str) -> Metric:
+    """The words for a metric; its bare name where there are none."""
+    if name in EXACT:
+        return EXACT[name]
+    for family, metric in FAMILIES.items():
+        if name == family:
+            return metric
+        if name.startswith(f"{family}_"):
+            return replace(metric, label=f"{metric.label}, {name.removeprefix(f'{family}_').replace('_', ' ')}")
+    return Metric(name, "", None, 4)
