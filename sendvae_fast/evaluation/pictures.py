@@ -5,7 +5,6 @@ Shape letters: B batch, S picture size.
 
 from __future__ import annotations
 
-import io
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -13,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sendvae_fast.data.catalog import Catalog
+from sendvae_fast.data.decode import decode_rgb
 from sendvae_fast.data.loader import ImageLoader, LoaderConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.origins import catalog_origin
@@ -128,11 +127,8 @@ def _common_size(catalog: Catalog) -> int:
     """The side of all pictures, as far as some from all over the catalog tell."""
     sizes = {}
     for index in np.linspace(0, len(catalog) - 1, min(NUM_LOOKED_AT, len(catalog))).astype(int).tolist():
-        try:
-            with Image.open(io.BytesIO(catalog.read(index))) as image:
-                sizes.setdefault(image.size, catalog.locate(index))
-        except OSError as error:
-            raise UserError(f"cannot read {catalog.locate(index)} ({error}); draw it again") from error
+        picture = decode_rgb(catalog.read(index), catalog.locate(index))
+        sizes.setdefault(picture.size, catalog.locate(index))
     (width, height), where = next(iter(sizes.items()))
     if len(sizes) > 1 or width != height:
         others = ", ".join(f"{size[0]} x {size[1]}" for size in sizes)
