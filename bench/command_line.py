@@ -1,9 +1,11 @@
 """Options of the benchmark's verbs, with errors of one line."""
 
 import argparse
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from sendvae_fast.errors import UserError
+
+Case = TypeVar("Case")
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,3 +28,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
     return int(text)
+
+
+def chosen_cases(cases: list[tuple[str, Case]], names: list[str] | None, *, quick: bool) -> list[Case]:
+    """Of (name, case) those with these names; without names all, or the first where it is to be quick.
+
+    Raises:
+        UserError: there is no case of a name.
+    """
+    if names is None:
+        return [case for _, case in cases][: 1 if quick else None]
+    known = list(dict(cases))
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--cases: no case {'; '.join(unknown)}: there are {'; '.join(known)}")
+    return [case for name, case in cases if name in names]

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bench.command_line import Parser, positive
+from bench.command_line import Parser, chosen_cases, positive
 from bench.goals import sampling_verdicts
 from bench.kernel_rows import COMPILED, EAGER
 from bench.machine import ROOT, machine_facts, source_facts, version_facts
@@ -85,6 +85,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--threads", type=positive, help="CPU threads, default: the cores this process may use")
     parser.add_argument("--quick", action="store_true", help="the first case only, without torch.compile")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help="these cases, by name")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     options = parser.parse_args(arguments)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -96,7 +97,8 @@ def main(arguments: list[str]) -> int:
     facts = {"device": device.type, "machine": machine, "threads": threads, "versions": version_facts()}
     facts |= source_facts()
     rows = []
-    for case in CASES[device.type][: 1 if options.quick else None]:
+    cases = [(case.name, case) for case in CASES[device.type]]
+    for case in chosen_cases(cases, options.cases, quick=options.quick):
         rows.append({**measured_row(case, device, compile=not options.quick), **facts})
         print(summary(rows[-1]), flush=True)
         # After each row, so that nothing is lost when this is stopped.

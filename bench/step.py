@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from bench.command_line import Parser, positive
+from bench.command_line import Parser, chosen_cases, positive
 from bench.flops import count_flops, gemm_flops_per_s
 from bench.goals import step_verdicts
 from bench.machine import ROOT, machine_facts, source_facts, version_facts
@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, help="measuring time of each case, default 60, --quick 10")
     parser.add_argument("--threads", type=positive, help="CPU threads, default: the cores this process may use")
     parser.add_argument("--quick", action="store_true", help="eager and ours alone, the first case alone, no parts")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help="these cases, by name and batch size")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     options = parser.parse_args(arguments)
     seconds = options.seconds or (10.0 if options.quick else 60.0)
@@ -60,8 +61,8 @@ def main(arguments: list[str]) -> int:
     machine = machine_facts(distributed.device)
     facts = {"device": distributed.device.type, "machine": machine, "threads": threads, "versions": version_facts()}
     facts |= {"ranks": distributed.world_size, **source_facts()}
-    cases = cases_of(options.stage, distributed.device)
-    for case in cases[:1] if options.quick else cases:
+    cases = [(case.label, case) for case in cases_of(options.stage, distributed.device)]
+    for case in chosen_cases(cases, options.cases, quick=options.quick):
         with tempfile.TemporaryDirectory() as scratch:
             if options.engines:
                 row = engine_forms(case, options.engines, Path(scratch), distributed, seconds)

@@ -45,6 +45,11 @@ class StepCase:
     latent_shape: tuple[int, ...] = ()
     """Stage 2: the latents [C, H, W]."""
 
+    @property
+    def label(self) -> str:
+        """The name that `--cases` takes."""
+        return f"{self.name}, batch {self.batch_size}"
+
     def config(self, scratch: Path, engine: dict[str, Any]) -> VAETrainConfig | SiTTrainConfig:
         """The run's settings, with random weights in place of published ones."""
         content = merge(read_yaml(ROOT / "configs" / self.file), self.settings)

@@ -1,6 +1,7 @@
 """What gpu-check does around its parts; the parts themselves need a GPU."""
 
 import importlib.util
+import json
 import os
 import sys
 import time
@@ -11,8 +12,13 @@ import torch
 from op_cases import ALL
 from time_limits import HANG_S
 
-from bench import gpu_check
-from bench.parts import FAILED, PASSED, SKIPPED, Part, Runner, table
+from bench import gpu_check, gpu_parts
+from bench.gpu_parts import Place
+from bench.kernel_cases import available_ops
+from bench.machine import ROOT
+from bench.parts import FAILED, LEFT, PASSED, SKIPPED, Part, Runner, table
+from bench.sampling import CASES
+from bench.step_cases import cases_of
 
 pytestmark = pytest.mark.slow
 
@@ -55,21 +61,36 @@ def test_hanging_part_is_stopped_with_its_children(runner, tmp_path, monkeypatch
 def test_no_part_outlasts_the_time_of_all(tmp_path):
     runner = Runner(tmp_path / "log", seconds=1)
     part, _ = runner.run("long", [PYTHON, "-c", "import time; time.sleep(100)"], 50)
-    assert part.detail == "stopped after 1 s"
+    assert (part.outcome, part.detail) == (LEFT, "stopped after 1 s")
     part, _ = runner.run("late", [PYTHON, "-c", "pass"], 50)
-    assert (part.outcome, part.detail) == (FAILED, "not run: the time for all parts was up")
+    assert (part.outcome, part.seconds) == (LEFT, 0.0)
 
 
-def test_rows_of_a_test_report(tmp_path):
-    report = tmp_path / "report.xml"
-    report.write_text("""<testsuites><testsuite>
-        <testcase classname="tests.gpu.test_a" time="1.5"/><testcase classname="tests.gpu.test_a" time="1"/>
-        <testcase classname="tests.gpu.test_a"><skipped/></testcase>
-        <testcase classname="tests.gpu.test_b"><failure/></testcase><testcase classname="tests.gpu.test_b"/>
-        <testcase classname="tests.gpu.test_c"><skipped/></testcase></testsuite></testsuites>""")
-    a, b, c = gpu_check.rows_of_report(report)
-    assert (a.name, a.outcome, a.seconds, a.detail) == ("test_a", PASSED, 2.5, "2 passed, 1 skipped")
-    assert (b.outcome, c.outcome) == (FAILED, FAILED)  # all skipped is no pass
+@pytest.fixture
+def place(runner, tmp_path):
+    return Place(runner, tmp_path, tmp_path, "a_gpu")
+
+
+@pytest.mark.parametrize(
+    ("cases", "code", "outcome", "detail"),
+    [
+        (["", "", "<skipped/>"], 0, PASSED, "2 passed, 1 skipped"),
+        (["", "<failure/>", "<error/>"], 1, FAILED, "exit code 1; 1 error, 1 failure, 1 passed; test_1; test_2"),
+        (["<skipped/>"], 0, FAILED, "1 skipped"),  # all skipped is no pass
+        (None, 2, FAILED, "exit code 2; no report"),
+    ],
+)
+def test_a_test_run_is_summed_up(place, monkeypatch, cases, code, outcome, detail):
+    def run(self, name, command, limit_s, environment):
+        (report,) = (Path(word.partition("=")[2]) for word in command if word.startswith("--junitxml="))
+        if cases is not None:
+            text = "".join(f'<testcase name="test_{i}">{result}</testcase>' for i, result in enumerate(cases))
+            report.write_text(f"<testsuites><testsuite>{text}</testsuite></testsuites>")
+        return Part(name, FAILED if code else PASSED, detail=f"exit code {code}" if code else ""), ""
+
+    monkeypatch.setattr(Runner, "run", run)
+    part = gpu_parts.tests(place, "tests", 50, ("tests/gpu",))
+    assert (part.outcome, part.detail) == (outcome, detail)
 
 
 def fake_sanitizer(folder: Path, output: str, code: int) -> None:
@@ -87,27 +108,29 @@ def fake_sanitizer(folder: Path, output: str, code: int) -> None:
         ("========= Error: Device not supported", 1, SKIPPED, "compute-sanitizer does not support this device here"),
     ],
 )
-def test_sanitizer(runner, tmp_path, monkeypatch, output, code, outcome, detail):
+def test_sanitizer(place, tmp_path, monkeypatch, output, code, outcome, detail):
     fake_sanitizer(tmp_path, output, code)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    part = gpu_check.sanitize(runner, "memcheck")
+    part = gpu_parts.sanitize(place, "memcheck", 50)
     assert (part.outcome, part.detail) == (outcome, detail)
 
 
-def test_missing_sanitizer_is_said_and_no_failure(runner, tmp_path, monkeypatch):
+def test_missing_sanitizer_is_said_and_no_failure(place, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    part = gpu_check.sanitize(runner, "racecheck")
+    part = gpu_parts.sanitize(place, "racecheck", 50)
     assert (part.outcome, part.detail) == (SKIPPED, "compute-sanitizer is not installed")
 
 
-def test_rows_of_the_benchmark():
+def test_rows_of_the_benchmark(place, monkeypatch):
     timing = {"median_us": 100.0, "q1_us": 99.0, "q3_us": 101.0}
     forms = {name: {**timing, "graph": timing} for name in ("eager", "torch.compile", "cuda", "copy")}
     row = {"op": "anything", "case": "", "pass": "forward", "device": "cuda", "chosen": "cuda", "forms": forms}
     failed = {"op": "other", "case": "", "pass": "", "error": "its process ended with exit code -11"}
-    good, bad = gpu_check.bench_ops([row, failed])
-    assert (good.name, good.outcome, good.detail) == ("bench anything", PASSED, "1 of 1 goals met")
-    assert (bad.outcome, bad.detail) == (FAILED, "0 of 0 goals met; its process ended with exit code -11")
+    (place.out / "kernels_a_gpu.json").write_text(json.dumps([row, failed]))
+    monkeypatch.setattr(Runner, "run", lambda self, name, *_: (Part(name, PASSED), ""))
+    assert gpu_parts.kernels(place, "bench", 50, "anything").detail == "1 of 1 goals met"
+    wrong = gpu_parts.kernels(place, "bench", 50, "other")
+    assert wrong.detail == "0 of 0 goals met; its process ended with exit code -11"
 
 
 def test_table():
@@ -122,9 +145,102 @@ def test_without_a_gpu_one_line_says_so(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_every_part_has_a_limit_and_all_fit_ten_minutes():
-    assert set(gpu_check.LIMITS_S) == {"install", *gpu_check.PARTS}
-    assert gpu_check.ALL_S < 600
+class Clock:
+    """A runner of whom only the time is asked."""
+
+    def __init__(self, seconds):
+        self.remaining_s = seconds
+
+
+FACTS = {"versions": {"torch": "2.11"}, "commit": "abc", "machine": {"name": "a GPU"}}
+
+
+def call(folder, items, seconds=gpu_check.ALL_S, facts=FACTS):
+    """One call of gpu-check, as `main` makes it; the outcomes so far."""
+    record = gpu_check.Record(folder / "gpu_check_a_gpu.json", facts)
+    gpu_check.work_through(items, record, Place(Clock(seconds), folder, folder, "a_gpu"))
+    return {name: part.outcome for name, part in record.parts.items()}
+
+
+def stand_in(name, seconds, ran, outcomes=(PASSED,), limit_s=None):
+    """An item that takes so long; its outcomes from call to call."""
+    outcomes = list(outcomes)
+
+    def run(place, name, limit_s):
+        ran.append(name)
+        place.runner.remaining_s -= seconds
+        return Part(name, outcomes.pop(0) if len(outcomes) > 1 else outcomes[0], seconds, facts={"rate": 1.5})
+
+    return gpu_check.Item("step", name, limit_s or 1.5 * seconds, run)
+
+
+def test_a_second_and_a_third_call_go_on_where_the_first_stopped(tmp_path):
+    ran = []
+    items = [
+        stand_in("one", 300, ran), stand_in("broken", 100, ran, [FAILED, PASSED]), stand_in("long", 400, ran),
+        stand_in("short", 60, ran), stand_in("last", 200, ran),
+    ]  # fmt: skip
+    first = call(tmp_path, items)
+    # What is too long for the rest of the time is left, what is short enough is done before it.
+    assert ran == ["one", "broken", "short"]
+    assert first == {"one": PASSED, "broken": FAILED, "long": LEFT, "short": PASSED, "last": LEFT}
+    ran.clear()
+    assert call(tmp_path, items, facts={**FACTS, "commit": "def"})["long"] == PASSED
+    assert ran == ["long", "broken"]  # the failed one after what was never reached; "last" does not fit any more
+    ran.clear()
+    assert set(call(tmp_path, items).values()) == {PASSED} and ran == ["last"]
+    ran.clear()
+    assert set(call(tmp_path, items).values()) == {PASSED} and ran == []
+    kept = {part["name"]: part for part in json.loads((tmp_path / "gpu_check_a_gpu.json").read_text())["parts"]}
+    assert (kept["one"]["commit"], kept["long"]["commit"], kept["long"]["facts"]) == ("abc", "def", {"rate": 1.5})
+    other = {**FACTS, "versions": {"torch": "2.12"}}
+    assert call(tmp_path, items, facts=other)["one"] == PASSED and ran[0] == "one"  # another torch: all again
+
+
+def test_a_call_that_is_killed_keeps_what_it_had_done(tmp_path):
+    ran = []
+
+    def killed(place, name, limit_s):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call(tmp_path, [stand_in("one", 10, ran), gpu_check.Item("step", "two", 10, killed)])
+    assert call(tmp_path, [stand_in("one", 10, ran), stand_in("two", 10, ran)]) == {"one": PASSED, "two": PASSED}
+    assert ran == ["one", "two"]
+
+
+def test_every_part_begins_within_one_call_and_three_calls_reach_all():
+    """By the limits, which are above what the parts take: each call does the build again."""
+    names = [item.name for item in gpu_check.ITEMS]
+    assert len(set(names)) == len(names) and gpu_check.ALL_S < 600
+    for item in gpu_check.ITEMS:
+        assert gpu_check.WORTH_STARTING * item.limit_s < gpu_check.ALL_S - gpu_check.BUILD_S
+    assert gpu_check.PARTS == ("build", "attention", "step", "sampling", "bench", "tests", "sanitizers", "demo")
+
+
+def test_results_of_earlier_calls_are_brought_along(tmp_path, monkeypatch):
+    results, out = tmp_path / "results", tmp_path / "out"
+    (results / "sendvae_fast").mkdir(parents=True)
+    kept = ["kernels_a_gpu.json", "sendvae_fast/attention-a-gpu-1.json"]
+    for name in (*kept, "kernels_other.json"):
+        (results / name).write_text(f"[{len(name)}]")
+    monkeypatch.setattr(gpu_check, "RESULTS", results)
+    gpu_check.bring_results("a_gpu", out)
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.json")) == kept
+    (out / kept[0]).write_text("newer")
+    gpu_check.bring_results("a_gpu", out)
+    assert (out / kept[0]).read_text() == "newer"
+
+
+def test_the_cases_named_are_cases_on_a_gpu():
+    gpu = torch.device("cuda")
+    assert {gpu_check.XL, gpu_check.VAE} <= {case.label for stage in ("sit", "vae") for case in cases_of(stage, gpu)}
+    assert gpu_check.DRAW in {case.name for case in CASES["cuda"]}
+    names = {item.name.removeprefix("bench ") for item in gpu_check.ITEMS if item.part == "bench"}
+    assert names == set(available_ops())
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "gpu").glob("test_*.py")}
+    tested = {word for item in gpu_check.ITEMS if item.part == "tests" for word in item.run.keywords["arguments"]}
+    assert files <= tested
 
 
 def test_program_under_the_sanitizer_imports():

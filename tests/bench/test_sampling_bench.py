@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from bench import gpu_check, sampling, table, timing
+from bench import gpu_parts, sampling, table, timing
 from bench.parts import FAILED, PASSED, Part
 
 pytestmark = pytest.mark.slow
@@ -66,13 +66,14 @@ def test_a_form_that_draws_other_latents_is_a_failure_and_not_timed(tiny, tmp_pa
 
 def test_the_part_of_gpu_check_shows_goals_and_failures(tmp_path):
     class Runner:
-        def run(self, name, command, limit_s):
-            assert "--quick" in command
+        def run(self, name, command, limit_s, environment):
+            assert command[3:5] == ["sampling", "--quick"] and environment["XDG_CACHE_HOME"] == str(tmp_path)
             return Part(name, self.outcome, 3.0), self.output
 
     runner = Runner()
+    place = gpu_parts.Place(runner, tmp_path, tmp_path, "a_gpu")
     runner.outcome = PASSED
     runner.output = "SiT-XL/1\n  eager: error 1e-3, 40 ms a step\n  met: 1.62x eager (goal 1.5x)\nwritten: x\n"
-    assert gpu_check.run_short(runner, "sampling", tmp_path).detail == "met: 1.62x eager (goal 1.5x)"
+    assert gpu_parts.measure(place, "a", 9, ("sampling", "--quick")).detail == "met: 1.62x eager (goal 1.5x)"
     runner.outcome, runner.output = FAILED, "SiT-XL/1\n  FAILED latents with and without CUDA graphs are not the same\n"
-    assert "CUDA graphs are not the same" in gpu_check.run_short(runner, "sampling", tmp_path).detail
+    assert "CUDA graphs are not the same" in gpu_parts.measure(place, "a", 9, ("sampling", "--quick")).detail

@@ -27,6 +27,13 @@ def require_backend(op: str, backend: str, device: str = "cpu") -> None:
         pytest.skip(f"{op} on {device} takes {chosen}, not {backend}")
 
 
+def by_turns(dtypes: tuple[torch.dtype, ...], number: int) -> tuple[torch.dtype, ...]:
+    """The dtypes of a case with this number where half precisions take turns: Triton takes a second for each."""
+    halves = [dtype for dtype in dtypes if dtype in (torch.bfloat16, torch.float16)]
+    left_out = halves[number % 2] if len(halves) == 2 else None
+    return tuple(dtype for dtype in dtypes if dtype is not left_out)
+
+
 def num_repeats(num_outputs: int) -> int:
     """How often a case of so many outputs is run."""
     return 1 if num_outputs == 0 else -(-MIN_ELEMENTS // num_outputs)

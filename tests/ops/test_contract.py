@@ -3,7 +3,7 @@
 import pytest
 import torch
 from op_cases import ALL
-from op_cases.common import OpTests, require_backend
+from op_cases.common import OpTests, by_turns, require_backend
 
 from sendvae_fast.ops import dispatch, use_backend
 from sendvae_fast.ops.registration import op_of
@@ -14,20 +14,13 @@ BACKENDS = ("cpu", "triton")
 OPS_AND_BACKENDS = [(tests, backend) for tests in ALL for backend in BACKENDS if backend in dispatch.OPS[tests.op]]
 
 
-def in_the_interpreter(dtypes: tuple, number: int) -> tuple:
-    """Half precisions take turns from case to case: Triton's interpreter takes a second for every few programs."""
-    halves = [dtype for dtype in dtypes if dtype in (torch.bfloat16, torch.float16)]
-    left_out = halves[number % 2] if len(halves) == 2 else None
-    return tuple(dtype for dtype in dtypes if dtype is not left_out)
-
-
 def of(backend: str) -> list:
     """(tests, case, dtype) of every op with this backend, as parameters with readable names."""
     return [
         pytest.param(tests, case, dtype, id=f"{tests.op}-{case}-{dtype}")
         for tests, its_backend in OPS_AND_BACKENDS if its_backend == backend
         for number, case in enumerate(tests.few_cases if backend == "triton" else tests.cases)
-        for dtype in (in_the_interpreter(tests.dtypes, number) if backend == "triton" else tests.dtypes)
+        for dtype in (by_turns(tests.dtypes, number) if backend == "triton" else tests.dtypes)
     ]  # fmt: skip
 
 
