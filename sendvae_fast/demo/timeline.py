@@ -42,8 +42,8 @@ class Speed(NamedTuple):
 def measure_speed() -> Speed:
     """Time a few passes of the demo's networks, at the demo's batch sizes, on one thread; takes a second or two."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae = build_config(VAETrainConfig, read_yaml(CONFIGS / "demo" / "vae.yaml") | {"run": ""})
-    sit = build_config(SiTTrainConfig, read_yaml(CONFIGS / "demo" / "sit.yaml") | {"run": "", "latents": ""})
+    vae = build_config(VAETrainConfig, read_yaml(CONFIGS / "demo" / "vae.yaml") | {"run": "none"})
+    sit = build_config(SiTTrainConfig, read_yaml(CONFIGS / "demo" / "sit.yaml") | {"run": "none", "latents": "none"})
     autoencoder = Autoencoder(vae.autoencoder).to(device)
     images = torch.zeros(vae.data.global_batch, 3, vae.data.image_size, vae.data.image_size, device=device)
     size = vae.data.image_size // autoencoder.config.downsampling
