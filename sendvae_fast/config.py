@@ -13,10 +13,10 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.text_files import read_yaml, reading
 
 T = TypeVar("T")
 # jsonargparse's words for a value that is none of the types of `X | None`.
@@ -53,20 +53,20 @@ def find_config(name: str | Path, folder: Path = Path()) -> Path:
     raise UserError(f"cannot read the config {path}: it is neither a file nor a packaged config; {hint}")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The nested dict in `path`, merged over its `base` file if it names one."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}; give the path of a YAML file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold `key: value` pairs, not a {type(content).__name__}")
+def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The nested dict in `path`, merged over its `base` file if it names one; `above` are the files it is the base of.
+
+    UserError where a file cannot be read, is no mapping in YAML, or is its own base.
+    """
+    if path.resolve() in above:
+        raise UserError(f"the config {path} is its own `base`, directly or through others: take one of them out")
+    content = read_yaml(path, "give a YAML file of `key: value` pairs")
     base = content.pop("base", None)
-    return merge(read_yaml(find_config(base, path.parent)), content) if base else content
+    if base is None:
+        return content
+    with reading(path, "give `base` the path or the name of another config"):
+        below = find_config(base, path.parent)
+    return merge(read_config(below, (*above, path.resolve())), content)
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def read_files(files: list[Path]) -> dict[str, Any]:
     """The content of several configs, paths or packaged names, each over the one before."""
     content: dict[str, Any] = {}
     for file in files:
-        content = merge(content, read_yaml(find_config(file)))
+        content = merge(content, read_config(find_config(file)))
     return content
 
 

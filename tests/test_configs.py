@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from sendvae_fast.config import build_config, merge, read_yaml, required_keys
+from sendvae_fast.config import build_config, merge, read_config, required_keys
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.discriminator import Discriminator
 from sendvae_fast.models.foundation.foundation import load_foundation
@@ -138,7 +138,7 @@ def config_class(file: Path) -> type:
 
 
 def load(file: Path, changes: dict | None = None):
-    settings = merge(merge(required_keys(config_class(file), "x"), read_yaml(file)), changes or {})
+    settings = merge(merge(required_keys(config_class(file), "x"), read_config(file)), changes or {})
     return build_config(config_class(file), settings, str(file))
 
 

@@ -380,7 +380,7 @@ def test_configs_are_found_in_an_installed_wheel(tmp_path):
     setup_py(tree, "bdist_wheel", "--dist-dir", str(tmp_path))
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(site)
     code = (
-        "from sendvae_fast import config as c; p = c.find_config('vae/f16d16'); print(p, c.read_yaml(p)['init_from'])"
+        "from sendvae_fast import config as c; p = c.find_config('vae/f16d16'); print(p, c.read_config(p)['init_from'])"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(

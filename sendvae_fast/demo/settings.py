@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sendvae_fast import checks
-from sendvae_fast.config import CONFIGS, build_config, merge, read_yaml
+from sendvae_fast.config import CONFIGS, build_config, merge, read_config
 from sendvae_fast.engine.run import plain
 from sendvae_fast.losses.perceptual import PerceptualConfig
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
@@ -82,7 +82,7 @@ class DemoConfig:
 
 def image_size() -> int:
     """Side of the demo's pictures."""
-    return read_yaml(CONFIGS / "demo" / "vae.yaml")["data"]["image_size"]
+    return read_config(CONFIGS / "demo" / "vae.yaml")["data"]["image_size"]
 
 
 def vae_config(config: DemoConfig, plan: Plan, root: Path, train_data: Path) -> VAETrainConfig:
@@ -97,7 +97,7 @@ def vae_config(config: DemoConfig, plan: Plan, root: Path, train_data: Path) -> 
     }
     if not is_plain:
         settings["init_from"] = str(root / "plain" / "vae")
-    return build_config(VAETrainConfig, merge(read_yaml(CONFIGS / "demo" / plan.config), settings), plan.config)
+    return build_config(VAETrainConfig, merge(read_config(CONFIGS / "demo" / plan.config), settings), plan.config)
 
 
 def cache_config(plan: Plan, root: Path, train_data: Path) -> CacheConfig:
@@ -121,7 +121,7 @@ def sit_config(config: DemoConfig, plan: Plan, root: Path, train_data: Path) -> 
         "loop": {"num_steps": config.generator_steps},
         "repa": {"foundation": plain(config.foundation)},
     }
-    return build_config(SiTTrainConfig, merge(read_yaml(CONFIGS / "demo" / "sit.yaml"), settings), "sit.yaml")
+    return build_config(SiTTrainConfig, merge(read_config(CONFIGS / "demo" / "sit.yaml"), settings), "sit.yaml")
 
 
 def sample_config(config: DemoConfig, plan: Plan, root: Path) -> SampleConfig:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from sendvae_fast.config import CONFIGS, build_config, read_yaml
+from sendvae_fast.config import CONFIGS, build_config, read_config
 from sendvae_fast.demo.settings import DemoConfig
 from sendvae_fast.demo.variant import PARTS
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
@@ -42,8 +42,8 @@ class Speed(NamedTuple):
 def measure_speed() -> Speed:
     """Time a few passes of the demo's networks, at the demo's batch sizes, on one thread; takes a second or two."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae = build_config(VAETrainConfig, read_yaml(CONFIGS / "demo" / "vae.yaml") | {"run": "none"})
-    sit = build_config(SiTTrainConfig, read_yaml(CONFIGS / "demo" / "sit.yaml") | {"run": "none", "latents": "none"})
+    vae = build_config(VAETrainConfig, read_config(CONFIGS / "demo" / "vae.yaml") | {"run": "none"})
+    sit = build_config(SiTTrainConfig, read_config(CONFIGS / "demo" / "sit.yaml") | {"run": "none", "latents": "none"})
     autoencoder = Autoencoder(vae.autoencoder).to(device)
     images = torch.zeros(vae.data.global_batch, 3, vae.data.image_size, vae.data.image_size, device=device)
     size = vae.data.image_size // autoencoder.config.downsampling

@@ -1,0 +1,116 @@
+"""Text, JSON and YAML files that somebody else may have written: whatever is in them, only a `UserError` comes out."""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sendvae_fast.errors import UserError
+
+MAX_BYTES = 2**28
+"""A larger text file is refused; the metrics of four million steps are a tenth of it."""
+MAX_NODES = 1_000_000
+"""Values in a YAML or JSON file with its aliases written out; a few lines of aliases can stand for billions."""
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
+    """Context in which a file's content is read and taken apart: what damage there raises becomes a `UserError`.
+
+    Args:
+        path: the file, for the message.
+        remedy: what the user can do about a damaged one: "make it again with `sendvae data index`".
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read {os.fspath(path)} ({error.strerror or error}): {remedy}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{os.fspath(path)} is damaged, or no file of its kind ({_reason(error)}): {remedy}") from error
+
+
+class NotOfItsKind(ValueError):
+    """The content of a file is no content of its kind; the message says in plain words why."""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text at byte {error.start}"
+    if isinstance(error, KeyError):
+        return f"no entry {error}"
+    words = str(error) if isinstance(error, NotOfItsKind) else f"{type(error).__name__}: {error}"
+    return " ".join(words.split())[:200]
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The content of a regular UTF-8 file.
+
+    Raises:
+        OSError: it is missing, not readable, no regular file (a FIFO would wait for ever), or too large.
+        ValueError: it is not UTF-8.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, encoding="utf-8") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise OSError(f"{status.st_size} bytes are too many for a text file")
+        return file.read()
+
+
+def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
+    """The object in a JSON file. UserError, ending with `remedy`, where there is none."""
+    with reading(path, remedy):
+        return _checked(json.loads(read_text(path)))
+
+
+def read_yaml(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty one. UserError, ending with `remedy`, where there is none."""
+    with reading(path, remedy):
+        try:
+            return _checked(yaml.safe_load(read_text(path)) or {})  # in Python: the C parser's stack can overflow
+        except yaml.YAMLError as error:
+            raise NotOfItsKind(f"not valid YAML: {error}") from error
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, without its lines that are none: a crash may have cut one off.
+
+    Raises OSError where the file cannot be read.
+    """
+    objects = []
+    for line in read_text(path).splitlines():
+        try:
+            objects.append(_checked(json.loads(line)))
+        except (ValueError, TypeError, RecursionError):
+            continue
+    return objects
+
+
+def _checked(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise NotOfItsKind(f"a mapping of names is expected, not a {type(content).__name__}")
+    if _num_nodes(content, {}) > MAX_NODES:
+        raise NotOfItsKind(f"more than {MAX_NODES} values")
+    return content
+
+
+def _num_nodes(value: Any, known: dict[int, int]) -> int:
+    """Values in a tree, every alias counted as often as it stands there. ValueError where one contains itself."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = -1
+        children = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_nodes(child, known) for child in children)
+    if known[id(value)] < 0:
+        raise NotOfItsKind("an alias contains itself")
+    return known[id(value)]

@@ -1,0 +1,66 @@
+"""Damaged copies of a file: bytes changed, cut or added, and, of JSON and YAML, values of other types in any place."""
+
+import copy
+import json
+import random
+import string
+
+import yaml
+
+JUNK = (None, True, -1, 0, 10**30, 1e308, float("nan"), "", "x" * 300, "\ud800", "1", [], [[]], {}, {"": None}, ["a", 1])
+
+
+def damaged_bytes(content, draw):
+    """`content` with a few bytes changed, cut off, doubled or added, or something else altogether."""
+    kind = draw.randrange(6)
+    if kind == 0:
+        return content[: draw.randrange(len(content) + 1)]
+    if kind == 1:
+        return draw.randbytes(draw.randrange(200))
+    if kind == 2:
+        return b"[" * draw.choice([10, 100_000])
+    place = draw.randrange(len(content) + 1)
+    if kind == 3:
+        return content[:place] + draw.randbytes(draw.randrange(1, 9)) + content[place:]
+    if kind == 4:
+        return content[:place] + content[draw.randrange(len(content) + 1) :]
+    changed = bytearray(content)
+    for _ in range(draw.randrange(1, 5)):
+        changed[draw.randrange(len(changed))] = draw.randrange(256)
+    return bytes(changed)
+
+
+def damaged_tree(tree, draw):
+    """A copy of nested dicts and lists in which one to three entries are other values, are gone, or have other names."""
+    tree = copy.deepcopy(tree)
+    for _ in range(draw.randrange(1, 4)):
+        places = list(_places(tree))
+        if not places:
+            return draw.choice(JUNK)
+        holder, key = draw.choice(places)
+        kind = draw.randrange(4)
+        if kind == 0:
+            del holder[key]
+        elif kind == 1 and isinstance(holder, dict):
+            holder["".join(draw.choices(string.printable, k=4))] = holder.pop(key)
+        else:
+            holder[key] = copy.deepcopy(draw.choice(JUNK))
+    return tree
+
+
+def damaged_text(path, draw):
+    """The bytes of a damaged copy of a JSON or YAML file: half of the copies are sound text of unsound values."""
+    content = path.read_bytes()
+    if draw.random() < 0.5:
+        return damaged_bytes(content, draw)
+    if path.suffix == ".json":
+        return json.dumps(damaged_tree(json.loads(content), draw)).encode()
+    return yaml.safe_dump(damaged_tree(yaml.safe_load(content), draw)).encode("utf-8", "surrogatepass")
+
+
+def _places(tree):
+    """(holder, key) of every entry of nested dicts and lists."""
+    for key in tree if isinstance(tree, dict) else range(len(tree)):
+        yield tree, key
+        if isinstance(tree[key], (dict, list)):
+            yield from _places(tree[key])
