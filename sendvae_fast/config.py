@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.text_files import read_yaml, reading
+from sendvae_fast.reading import read_yaml, reading
 
 T = TypeVar("T")
 # jsonargparse's words for a value that is none of the types of `X | None`.
@@ -120,7 +120,7 @@ def build_config(config_class: type[T], content: dict[str, Any], where: str = "t
     parser.add_class_arguments(config_class, as_group=False)
     try:
         return config_class(**vars(parser.instantiate(parser.parse_object(content))))
-    except (ArgumentError, ValueError) as error:
+    except (ArgumentError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         # jsonargparse wraps the error of a nested __post_init__; the user is shown the check's own line.
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None

@@ -12,6 +12,11 @@ class UserError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """The message on one line, without what a terminal would obey: parts of it may come out of a foreign file."""
+        line = " ".join(super().__str__().split())
+        return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+
 
 @contextmanager
 def needs_extra(extra: str, what: str) -> Iterator[None]:

@@ -2,12 +2,28 @@
 
 import copy
 import json
-import random
 import string
 
 import yaml
 
-JUNK = (None, True, -1, 0, 10**30, 1e308, float("nan"), "", "x" * 300, "\ud800", "1", [], [[]], {}, {"": None}, ["a", 1])
+JUNK = (
+    None,
+    True,
+    -1,
+    0,
+    10**30,
+    1e308,
+    float("nan"),
+    "",
+    "x" * 300,
+    "\ud800",
+    "1",
+    [],
+    [[]],
+    {},
+    {"": None},
+    ["a", 1],
+)
 
 
 def damaged_bytes(content, draw):
@@ -31,7 +47,7 @@ def damaged_bytes(content, draw):
 
 
 def damaged_tree(tree, draw):
-    """A copy of nested dicts and lists in which one to three entries are other values, are gone, or have other names."""
+    """A copy of nested dicts and lists with one to three entries that are other values, gone, or have other names."""
     tree = copy.deepcopy(tree)
     for _ in range(draw.randrange(1, 4)):
         places = list(_places(tree))

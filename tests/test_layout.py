@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "sendvae_fast"
 FLOORS = [
-    {"errors", "checks", "progress", "config", "files", "image_grid", "png", "text_files", "version"},
+    {"errors", "checks", "progress", "config", "files", "image_grid", "png", "reading", "version"},
     {"ops"},
     {"engine"},
     {"models", "losses", "data"},

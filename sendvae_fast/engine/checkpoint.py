@@ -14,13 +14,14 @@ import sys
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import file_sha256, fsync_path, write_atomic
+from sendvae_fast.reading import NotOfItsKind, count_in, read_json, reading
 from sendvae_fast.version import __version__
 
 SCHEMA = 1
@@ -215,12 +216,14 @@ def verify(directory: Path) -> dict:
         CorruptCheckpointError: a file is missing or differs, or the manifest itself does.
     """
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        seal = manifest.pop("seal")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CorruptCheckpointError(f"{MANIFEST} cannot be read ({type(error).__name__})") from error
-    if seal != _seal(manifest):
-        raise CorruptCheckpointError(f"{MANIFEST} was changed after it was written")
+        manifest = read_json(directory / MANIFEST, "use another checkpoint")
+        seal = manifest.pop("seal", None)
+        if seal != _seal(manifest):
+            raise CorruptCheckpointError(f"{MANIFEST} was changed after it was written")
+        with reading(directory / MANIFEST, "use another checkpoint"):
+            _check_entries(manifest)
+    except UserError as error:
+        raise CorruptCheckpointError(str(error)) from error
     if f"step_{manifest['step']:08d}" != directory.name:
         raise CorruptCheckpointError(f"{MANIFEST} is that of step {manifest['step']}")
 
@@ -239,6 +242,19 @@ def verify(directory: Path) -> dict:
             if problem is not None:
                 raise CorruptCheckpointError(problem)
     return manifest
+
+
+def _check_entries(manifest: dict) -> None:
+    """Raise what `reading` names where a manifest, sealed by whomever, is none of ours or leads out of its folder."""
+    count_in(manifest, "step")
+    if not isinstance(manifest["config_hash"], str):
+        raise NotOfItsKind("config_hash is no text")
+    for name, entry in manifest["files"].items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+            raise NotOfItsKind(f"a file of a checkpoint cannot be {name!r:.80}")
+        count_in(entry, "bytes")
+        if not isinstance(entry["sha256"], str):
+            raise NotOfItsKind(f"the sha256 of {name!r:.80} is no text")
 
 
 def _newest_first(directory: Path) -> list[tuple[int, Path]]:

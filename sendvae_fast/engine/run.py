@@ -21,6 +21,7 @@ from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_lock import lock_run
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic
+from sendvae_fast.reading import read_yaml, reading
 from sendvae_fast.version import __version__
 
 PACKAGES = ("torch", "torchvision", "triton", "deepspeed", "timm", "numpy", "pillow", "safetensors")
@@ -65,8 +66,11 @@ class RunDirectory:
             lock_run(self.path)
             recorded = self.path / "config.yaml"
             if recorded.exists() and any(self.checkpoints.glob("step_*/manifest.json")):
-                before = yaml.safe_load(recorded.read_text(encoding="utf-8"))
-                if changes := describe_changes(before, self.config, may_change):
+                remedy = "repair it, or start a new run directory"
+                before = read_yaml(recorded, remedy)
+                with reading(recorded, remedy):
+                    changes = describe_changes(before, self.config, may_change)
+                if changes:
                     return (
                         f"{self.path} was started with other settings ({changes}): repeat the settings in "
                         f"{recorded}, or start a new run directory"
@@ -78,8 +82,6 @@ class RunDirectory:
             return str(error)
         except OSError as error:
             return f"cannot use run directory {self.path} ({error.strerror}): choose another place"
-        except yaml.YAMLError:
-            return f"{self.path / 'config.yaml'} is not YAML any more: repair it, or start a new run directory"
         return None
 
 

@@ -14,13 +14,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.optimizer import AdamWEMA
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import save_tensors, write_atomic
+from sendvae_fast.reading import NotOfItsKind, count_in, read_json, reading
 
 NUM_NAMES_SHOWN = 5
 
@@ -126,25 +127,27 @@ class TrainingState(ABC):
         Raises:
             UserError: the directory is not such a save, or belongs to another module.
         """
-        try:
-            counts = json.loads((directory / "state.json").read_text())
-            with ExitStack() as files:
-                where = {}
-                for rank in range(counts["world_size"]):
-                    path = directory / f"optimizer_rank{rank}.safetensors"
-                    file = files.enter_context(safe_open(path, framework="pt"))
-                    where.update(dict.fromkeys(file.keys(), file))
-                wanted = [f"{key}/{name}" for name in self.trained for key in self.state_keys]
-                _check_names(f"optimizer state in {directory}", wanted=wanted, found=where)
-                for name in self.trained:
-                    for key in self.state_keys:
-                        full = where[f"{key}/{name}"].get_tensor(f"{key}/{name}")
-                        self.scatter(name, key, full.to(self.distributed.device))
-            num_updates, self.num_skipped = int(counts["num_updates"]), int(counts["num_skipped"])
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise UserError(
-                f"cannot read optimizer state from {directory} ({error}): use another checkpoint"
-            ) from error
+        counts_file = directory / "state.json"
+        counts = read_json(counts_file, "use another checkpoint")
+        with reading(counts_file, "use another checkpoint"):
+            num_updates, num_skipped, num_files = (
+                count_in(counts, name) for name in ("num_updates", "num_skipped", "world_size")
+            )
+        with reading(directory, "use another checkpoint"), ExitStack() as files:
+            where = {}
+            for rank in range(num_files):
+                path = directory / f"optimizer_rank{rank}.safetensors"
+                file = files.enter_context(safe_open(path, framework="pt"))
+                where.update(dict.fromkeys(file.keys(), file))
+            wanted = [f"{key}/{name}" for name in self.trained for key in self.state_keys]
+            _check_names(f"optimizer state in {directory}", wanted=wanted, found=where)
+            for name in self.trained:
+                for key in self.state_keys:
+                    full = where[f"{key}/{name}"].get_tensor(f"{key}/{name}")
+                    if full.shape != self._shapes[name]:
+                        raise NotOfItsKind(f"{key}/{name} has shape {list(full.shape)}")
+                    self.scatter(name, key, full.to(self.distributed.device))
+        self.num_skipped = num_skipped
         for of_param in self.optimizer.state.values():
             of_param["step"].fill_(num_updates)
 

@@ -6,8 +6,9 @@ import argparse
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,11 @@ from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
 
+BROKEN = (
+    SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError, TypeError,
+    LookupError, AttributeError, AssertionError, OverflowError, MemoryError,
+)  # fmt: skip
+"""What safetensors and torch.load(weights_only=True) raise for a file that is not one of theirs."""
 _NAMED_KEYS = 3  # keys of each kind that an error message spells out
 
 
@@ -36,7 +42,7 @@ def read_weights(path: str | Path) -> dict:
         )
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
-    except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (*BROKEN, OSError) as error:
         raise UserError(
             f"weight file {path} is broken or holds more than tensors: fetch it again, or convert it to .safetensors"
         ) from error
@@ -45,27 +51,50 @@ def read_weights(path: str | Path) -> dict:
     return content
 
 
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
+
+
+def build_to_fit(build: Callable[[], ModuleType], state: dict[str, Tensor], source: str | Path) -> ModuleType:
+    """The module that `build` makes, with the weights `state`; see `load_weights`.
+
+    It is made without memory first, so that sizes which are not those of the weights cost none.
+    """
+    with torch.device("meta"):
+        check_fit(build(), state, source)
+    module = build()
+    load_weights(module, state, source)
+    return module
+
+
 def load_weights(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
     """Load `state` into `module`; every key and shape must match, every element must be finite.
 
     Raises `UserError` in one line that names `source` and the first few missing, unexpected and mis-shaped keys, or
-    those with NaN or inf. The module's own weights are then partly replaced: discard it.
+    those with NaN or inf. The module's own weights are as they were then.
     """
+    check_fit(module, state, source)
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{source} has NaN or inf in {len(broken)} weights ({_first(broken)}): fetch it again")
+    module.load_state_dict(state)
+
+
+def check_fit(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+    """Raise the `UserError` of `load_weights` unless `state` is one for `module`."""
     own = module.state_dict()
-    misshaped = {key for key in own.keys() & state.keys() if own[key].shape != getattr(state[key], "shape", None)}
-    result = module.load_state_dict({key: value for key, value in state.items() if key not in misshaped}, strict=False)
-    shapes = [f"{key} {_shape(state[key])} instead of {_shape(own[key])}" for key in own if key in misshaped]
-    missing = [key for key in result.missing_keys if key not in misshaped]
-    problems = [("missing", missing), ("unexpected", result.unexpected_keys), ("of another shape", shapes)]
+    shapes = [
+        f"{key} {_shape(state[key])} instead of {_shape(value)}"
+        for key, value in own.items()
+        if key in state and value.shape != getattr(state[key], "shape", None)
+    ]
+    missing, unexpected = ([key for key in one if key not in other] for one, other in ((own, state), (state, own)))
+    problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
     found = [f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in problems if keys]
     if found:
         raise UserError(
             f"{source} does not fit {type(module).__name__}: {'; '.join(found)}. Use the configuration that these "
             "weights were made with"
         )
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise UserError(f"{source} has NaN or inf in {len(broken)} weights ({_first(broken)}): fetch it again")
 
 
 def part_of_checkpoint(content: dict, first_weight: str, wrappers: tuple[str, ...]) -> dict[str, Tensor]:

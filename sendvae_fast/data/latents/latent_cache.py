@@ -34,6 +34,7 @@ from sendvae_fast.data.latents.shard_format import (
 )
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import file_sha256, remove_unfinished, save_tensors, write_atomic
+from sendvae_fast.reading import NotOfItsKind, count_in, reading
 
 
 class LatentCacheWriter:
@@ -150,8 +151,15 @@ class LatentCache:
     def __init__(self, directory: Path, note: dict[str, Any], rows: LatentRows, labels: Tensor) -> None:
         self.directory, self.rows, self.labels = directory, rows, labels
         self.source = LatentSource(**note["source"])
-        self.latent_mean = torch.tensor(note["latent_mean"], dtype=torch.float32)
-        self.latent_std = torch.tensor(note["latent_std"], dtype=torch.float32)
+        self.latent_mean, self.latent_std = (
+            torch.from_numpy(np.array(note[name], dtype=np.float64)).float() for name in ("latent_mean", "latent_std")
+        )
+        if self.latent_mean.shape != rows.shape[:1] or self.latent_std.shape != rows.shape[:1]:
+            raise NotOfItsKind(f"latents of {rows.shape[0]} channels have as many means and stds")
+        if not (self.latent_mean.isfinite().all() and self.latent_std.isfinite().all() and (self.latent_std > 0).all()):
+            raise NotOfItsKind("a mean or std is not finite, or a std is not above 0")
+        if not count_in(note["source"], "num_samples") == len(rows) == len(labels):
+            raise NotOfItsKind(f"the shards hold {len(rows)} latents and {len(labels)} labels")
 
     def __len__(self) -> int:
         return self.source.num_samples
@@ -177,10 +185,15 @@ class LatentCache:
         if not directory.is_dir():
             raise UserError(f"the latent cache {directory} does not exist; make it with `sendvae cache-latents`")
         note = read_cache_file(directory)
-        variants = [("mean", "std"), ("mean_flip", "std_flip")][: 1 + note["source"].get("flips", False)]
+        with reading(directory / CACHE_FILE, "remove it and run `sendvae cache-latents` again"):
+            return cls._of_note(directory, note, verify_hashes)
+
+    @classmethod
+    def _of_note(cls, directory: Path, note: dict[str, Any], verify_hashes: bool) -> "LatentCache":
+        variants = [("mean", "std"), ("mean_flip", "std_flip")][: 1 + bool(note["source"].get("flips", False))]
         paths, labels = [], []
         for shard in note["shards"]:
-            path = directory / shard["file"]
+            path = directory / Path(shard["file"]).name
             again = f"remove it and {directory / CACHE_FILE}, and run `sendvae cache-latents` again"
             if not path.exists():
                 raise UserError(

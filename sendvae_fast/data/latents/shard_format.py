@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.errors import UserError
+from sendvae_fast.reading import read_json
 
 SCHEMA_VERSION = 1
 CACHE_FILE = "cache.json"
@@ -158,11 +159,8 @@ def read_cache_file(directory: Path) -> dict[str, Any]:
             f"{directory} is not a finished latent cache ({CACHE_FILE} is missing); "
             "run `sendvae cache-latents` to make or to finish it"
         )
-    try:
-        note = json.loads(path.read_text())
-        version = note["schema_version"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged; remove it and run `sendvae cache-latents` again") from None
+    note = read_json(path, "remove it and run `sendvae cache-latents` again")
+    version = note.get("schema_version")
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "

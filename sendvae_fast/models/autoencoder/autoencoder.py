@@ -66,6 +66,7 @@ class AutoencoderConfig:
             1, self, "base_channels", "num_res_blocks", "latent_channels", "num_groups", "nominal_resolution",
             where="autoencoder",
         )  # fmt: skip
+        checks.in_interval("[1, 100]", self, "num_res_blocks", where="autoencoder")
         for width in self.widths:
             if width < 1 or width % self.num_groups:
                 raise UserError(

@@ -18,12 +18,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from sendvae_fast.config import build_config
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import CONFIG_FILE, save_tensors, write_atomic
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder.published import FoundAutoencoder, read_published
 from sendvae_fast.models.latent_statistics import STATS_FILE, choose_statistics, save_statistics, statistics_of_file
-from sendvae_fast.models.weights import load_weights, read_weights
+from sendvae_fast.models.weights import build_to_fit, read_weights
+from sendvae_fast.reading import read_json
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -68,8 +70,7 @@ def load_autoencoder(
     found = read_published(path) if _is_published(path) else _read_own(path)
     channels = found.config.latent_channels
     statistics = choose_statistics(path, found.statistics, stats, scaling_factor, channels, layout="sendvae")
-    autoencoder = Autoencoder(found.config)
-    load_weights(autoencoder, found.state, found.weights)
+    autoencoder = build_to_fit(lambda: Autoencoder(found.config), found.state, found.weights)
     return SavedAutoencoder(autoencoder.eval(), *statistics)
 
 
@@ -87,8 +88,5 @@ def _read_own(directory: Path) -> FoundAutoencoder:
         raise UserError(
             f"{directory} is not an autoencoder folder, it has no {CONFIG_FILE}: give the folder that stage 1 exported"
         )
-    try:
-        config = AutoencoderConfig(**json.loads(config_file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{config_file} is not an autoencoder configuration: {error}") from error
+    config = build_config(AutoencoderConfig, read_json(config_file, "export the autoencoder again"), str(config_file))
     return FoundAutoencoder(config, read_weights(weights), weights, statistics_of_file(stats))

@@ -19,6 +19,7 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.models.foundation.backbone import Backbone, Preprocessing
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.weights import load_weights, read_weights
+from sendvae_fast.reading import reading
 
 DEMO_WEIGHTS = Path(__file__).with_name("demo_vit.safetensors")
 _PREPROCESSING = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # x / 127.5 - 1
@@ -104,11 +105,9 @@ def load_demo_vit(config: FoundationConfig) -> Backbone:
     path = Path(config.weights or DEMO_WEIGHTS)
     if not path.is_file():
         raise UserError(f"the demo foundation model's weights {path} are missing: install sendvae_fast again")
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    if "config" not in metadata:
-        raise UserError(f"{path} is not a demo foundation model: it has no `config` in its metadata")
-    model = DemoViT(**json.loads(metadata["config"]))
+    with reading(path, "install sendvae_fast again, or train it again"), safe_open(path, framework="pt") as file:
+        sizes = json.loads((file.metadata() or {})["config"])
+        model = DemoViT(**sizes)
     if (config.image_size or model.img_size, config.grid_size or model.grid_size) != (model.img_size, model.grid_size):
         raise UserError(
             f"the demo foundation model sees images of {model.img_size} px as {model.grid_size} x {model.grid_size} "

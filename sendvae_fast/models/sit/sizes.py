@@ -95,6 +95,7 @@ class SiTSizes:
     def __post_init__(self) -> None:
         sizes = ("patch_size", "width", "depth", "num_heads", "projector_width")
         checks.at_least(1, self, *sizes, where=self.section)
+        checks.in_interval("[1, 1000]", self, "depth", where=self.section)
         checks.in_interval("[0, 1)", self, "label_dropout", where=self.section)
         if self.width is None or self.num_heads is None:
             return

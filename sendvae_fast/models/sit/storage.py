@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sendvae_fast.config import build_config
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import CONFIG_FILE, save_tensors, write_atomic
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE
@@ -37,7 +38,8 @@ from sendvae_fast.models.latent_statistics import (
 from sendvae_fast.models.sit.published_layouts import FIRST_WEIGHT, from_published, to_lightningdit, to_repa
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
-from sendvae_fast.models.weights import load_weights, part_of_checkpoint, read_weights
+from sendvae_fast.models.weights import build_to_fit, load_weights, part_of_checkpoint, read_weights
+from sendvae_fast.reading import read_json
 
 EMA_FILE = "ema.safetensors"
 PUBLISHED_FILE = "generator.pt"
@@ -138,8 +140,7 @@ def write_published(directory: Path, raw: SavedSiT, ema: SavedSiT, layout: str) 
 
 def _read(path: Path, ema: bool) -> tuple[SiT, LatentStatistics | None]:
     found = _read_published(path, ema) if path.is_file() else _read_own(path, ema)
-    sit = SiT(found.config)
-    load_weights(sit, found.state, found.weights)
+    sit = build_to_fit(lambda: SiT(found.config), found.state, found.weights)
     return sit.eval(), found.statistics
 
 
@@ -154,11 +155,9 @@ def _read_published(path: Path, ema: bool) -> _Found:
 
 
 def _read_own(directory: Path, ema: bool) -> _Found:
-    if not (directory / CONFIG_FILE).is_file():
+    config_file = directory / CONFIG_FILE
+    if not config_file.is_file():
         raise UserError(f"{directory} is not a SiT folder (no {CONFIG_FILE}); give a `train sit` run or checkpoint")
-    try:
-        config = SiTConfig(**json.loads((directory / CONFIG_FILE).read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{directory / CONFIG_FILE} is not a SiT configuration: {error}") from error
+    config = build_config(SiTConfig, read_json(config_file, "use another checkpoint"), str(config_file))
     weights = directory / (EMA_FILE if ema else WEIGHTS_FILE)
     return _Found(config, read_weights(weights), weights, statistics_of_file(directory / STATS_FILE))

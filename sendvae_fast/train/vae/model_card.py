@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
-import yaml
-
+from sendvae_fast.reading import read_json, read_json_lines, read_yaml, reading
 from sendvae_fast.train.vae.alignment_methods import DEFAULT_WEIGHT
 from sendvae_fast.version import __version__
 
@@ -22,12 +21,22 @@ def facts_of_checkpoint(checkpoint: Path) -> dict[str, object]:
     config_file, manifest = run / "config.yaml", checkpoint / "manifest.json"
     if not (config_file.is_file() and manifest.is_file()):
         return {}
-    step = json.loads(manifest.read_text(encoding="utf-8"))["step"]
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    step = read_json(manifest, "use another checkpoint")["step"]
+    config = read_yaml(config_file, "repair it")
+    with reading(config_file, "repair it"):
+        facts = _facts(config, step)
+    with reading(run / "metrics.jsonl", "repair or remove it"):
+        losses = _losses_at(run / "metrics.jsonl", step)
+    if losses:
+        facts["losses in training"] = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    return facts
+
+
+def _facts(config: dict[str, Any], step: int) -> dict[str, object]:
     data, alignment = config["data"], config["alignment"]
     method, weight = alignment["method"], alignment["weight"]
     weight = DEFAULT_WEIGHT[method] if weight is None else weight
-    facts: dict[str, object] = {
+    return {
         "trained by": f"sendvae_fast {__version__}, {step} steps of {data['global_batch']} pictures of "
         f"{data['image_size']} x {data['image_size']}",
         "started from": "random weights" if config["init_from"] is None else Path(config["init_from"]).name,
@@ -35,20 +44,12 @@ def facts_of_checkpoint(checkpoint: Path) -> dict[str, object]:
         if weight == 0
         else f"{alignment['foundation']['name']}, method {method}, weight {weight}",
     }
-    losses = _losses_at(run / "metrics.jsonl", step)
-    if losses:
-        facts["losses in training"] = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-    return facts
 
 
 def _losses_at(metrics: Path, step: int) -> dict[str, float]:
     """The last of each that was logged by `step`."""
     losses = {}
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # a killed run may leave half a line
-            continue
-        if entry["step"] <= step:
-            losses |= {name: entry[name] for name in _MEASURED if entry.get(name) is not None}
+    for entry in read_json_lines(metrics) if metrics.is_file() else ():
+        if isinstance(entry.get("step"), int) and entry["step"] <= step:
+            losses |= {name: entry[name] for name in _MEASURED if isinstance(entry.get(name), (int, float))}
     return losses

@@ -1,4 +1,4 @@
-"""Text, JSON and YAML files that somebody else may have written: whatever is in them, only a `UserError` comes out."""
+"""Reading of files that somebody else may have written: whatever is in them, only a `UserError` comes out."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from sendvae_fast.errors import UserError
 
@@ -16,6 +17,10 @@ MAX_BYTES = 2**28
 """A larger text file is refused; the metrics of four million steps are a tenth of it."""
 MAX_NODES = 1_000_000
 """Values in a YAML or JSON file with its aliases written out; a few lines of aliases can stand for billions."""
+
+
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, SafetensorError, TypeError, ValueError)
+"""What the code that takes a file's content apart raises where it is not what it should be."""
 
 
 @contextmanager
@@ -32,7 +37,7 @@ def reading(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise UserError(f"cannot read {os.fspath(path)} ({error.strerror or error}): {remedy}") from error
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{os.fspath(path)} is damaged, or no file of its kind ({_reason(error)}): {remedy}") from error
 
 
@@ -73,7 +78,7 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
 
 
 def read_yaml(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty one. UserError, ending with `remedy`, where there is none."""
+    """The mapping in a YAML file, empty for an empty file. UserError, ending with `remedy`, where there is none."""
     with reading(path, remedy):
         try:
             return _checked(yaml.safe_load(read_text(path)) or {})  # in Python: the C parser's stack can overflow
@@ -93,6 +98,14 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, RecursionError):
             continue
     return objects
+
+
+def count_in(content: dict[str, Any], name: str) -> int:
+    """The count `name` of a read mapping: a whole number from 0 to 2^53. NotOfItsKind where it is none."""
+    value = content[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 2**53:
+        raise NotOfItsKind(f"{name} is {value!r:.40} and should be a count")
+    return value
 
 
 def _checked(content: Any) -> dict[str, Any]:
