@@ -100,5 +100,5 @@ def test_read_only_directory_is_one_line(tmp_path):
 def test_spoiled_config_is_one_line(tmp_path):
     finish_a_checkpoint(RunDirectory(tmp_path, Config(), Distributed()))
     (tmp_path / "config.yaml").write_text("a: [")
-    with pytest.raises(UserError, match="not YAML"):
+    with pytest.raises(UserError, match="not valid YAML"):
         RunDirectory(tmp_path, Config(), Distributed())

@@ -69,9 +69,12 @@ def test_broken_folders_are_refused(tmp_path):
         load_autoencoder(tmp_path)
     save_autoencoder(tmp_path, autoencoder(), MEAN, STD)
     config = (tmp_path / "config.json").read_text()
-    for text in ("{", json.dumps(json.loads(config) | {"depth": 3})):
+    for text, words in (
+        ("{", "config.json is damaged"),
+        (json.dumps(json.loads(config) | {"depth": 3}), "not an autoencoder configuration: unknown key depth"),
+    ):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(UserError, match="not an autoencoder configuration"):
+        with pytest.raises(UserError, match=words):
             load_autoencoder(tmp_path)
     (tmp_path / "config.json").write_text(config)
     save_file({"latent_mean": MEAN}, tmp_path / "latent_stats.safetensors")

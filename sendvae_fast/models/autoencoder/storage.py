@@ -88,5 +88,6 @@ def _read_own(directory: Path) -> FoundAutoencoder:
         raise UserError(
             f"{directory} is not an autoencoder folder, it has no {CONFIG_FILE}: give the folder that stage 1 exported"
         )
-    config = build_config(AutoencoderConfig, read_json(config_file, "export the autoencoder again"), str(config_file))
+    sizes = read_json(config_file, "export the autoencoder again")
+    config = build_config(AutoencoderConfig, sizes, f"{config_file} is not an autoencoder configuration")
     return FoundAutoencoder(config, read_weights(weights), weights, statistics_of_file(stats))

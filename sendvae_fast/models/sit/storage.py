@@ -158,6 +158,7 @@ def _read_own(directory: Path, ema: bool) -> _Found:
     config_file = directory / CONFIG_FILE
     if not config_file.is_file():
         raise UserError(f"{directory} is not a SiT folder (no {CONFIG_FILE}); give a `train sit` run or checkpoint")
-    config = build_config(SiTConfig, read_json(config_file, "use another checkpoint"), str(config_file))
+    sizes = read_json(config_file, "use another checkpoint")
+    config = build_config(SiTConfig, sizes, f"{config_file} is not a SiT configuration")
     weights = directory / (EMA_FILE if ema else WEIGHTS_FILE)
     return _Found(config, read_weights(weights), weights, statistics_of_file(directory / STATS_FILE))
