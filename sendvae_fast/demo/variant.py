@@ -29,7 +29,7 @@ from sendvae_fast.demo.settings import (
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.evaluation.attributes import measure_attributes
-from sendvae_fast.evaluation.features import FeaturesConfig
+from sendvae_fast.evaluation.feature_config import FeaturesConfig
 from sendvae_fast.evaluation.generation import measure_generation
 from sendvae_fast.evaluation.job import Evaluation
 from sendvae_fast.evaluation.origins import weights_origin

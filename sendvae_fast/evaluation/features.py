@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.result import FeaturesOrigin
 from sendvae_fast.files import file_sha256
 from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS
@@ -36,12 +35,16 @@ class Features(NamedTuple):
 class FeatureNetwork(nn.Module, ABC):
     """A frozen network from uint8 pictures [B, 3, S, S] to `Features`, with a name that its metrics carry."""
 
-    names: ClassVar[Mapping[str, str]] = {}
-    """Field's names for this network's metrics, by our names for any network's."""
-
-    def __init__(self, origin: FeaturesOrigin, protocol: str, remarks: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        origin: FeaturesOrigin,
+        protocol: str,
+        remarks: tuple[str, ...] = (),
+        names: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """names: the field's names of metrics with these features, by those that hold for any."""
         super().__init__()
-        self.origin, self.protocol, self.remarks = origin, protocol, remarks
+        self.origin, self.protocol, self.remarks, self.names = origin, protocol, remarks, names
 
     def metric(self, name: str) -> str:
         """What a metric is called with this network's features: ``frechet`` becomes ``frechet_demo``."""
@@ -75,24 +78,3 @@ class FoundationFeatures(FeatureNetwork):
     def forward(self, images: Tensor) -> Features:
         """Pooled tokens alone."""
         return Features(self.foundation.pooled(images).float())
-
-
-@dataclass(kw_only=True)
-class FeaturesConfig:
-    """The feature network of Fréchet distances and their like. Checked by `check`, before anything is loaded."""
-
-    name: str = "demo"
-    """``demo`` (the package's own small ViT), or the name of a foundation model."""
-    weights: str | None = None
-    """Local weight file; only ``demo`` brings its own."""
-
-    def check(self) -> None:
-        """Raise UserError if the weight file is not given or not there."""
-        if self.weights is None and self.name != "demo":
-            load_foundation(FoundationConfig(name=self.name))  # says which file is needed
-        if self.weights is not None and not Path(self.weights).is_file():
-            raise UserError(f"the weights of {self.name} are not at {self.weights}: give the path of that file")
-
-    def load(self, device: torch.device) -> FeatureNetwork:
-        """The network, on a device. Raises UserError if the file is not that network's."""
-        return FoundationFeatures(self.name, self.weights).to(device)

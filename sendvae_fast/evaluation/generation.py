@@ -2,92 +2,165 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
+import torch
 
-from sendvae_fast.engine.distributed import init_distributed
-from sendvae_fast.engine.run_weights import run_of
-from sendvae_fast.evaluation.features import FeatureNetwork, FeaturesConfig
-from sendvae_fast.evaluation.frechet import feature_statistics, frechet_distance
+from sendvae_fast.engine.distributed import Distributed, init_distributed
+from sendvae_fast.engine.run_weights import resolve_weights, run_of
+from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.distribution_metrics import Moments, Reference, distribution_metrics
+from sendvae_fast.evaluation.drawn import DrawnPictures, sampling_settings, weights_of_samples
+from sendvae_fast.evaluation.extraction import extract
+from sendvae_fast.evaluation.feature_config import FeaturesConfig
+from sendvae_fast.evaluation.features import FeatureNetwork
+from sendvae_fast.evaluation.frechet import load_moments
 from sendvae_fast.evaluation.job import Evaluation, EvaluationConfig, Say
-from sendvae_fast.evaluation.pictures import Pictures, open_pictures
-from sendvae_fast.evaluation.result import Measurement, Result
-from sendvae_fast.progress import Progress
-from sendvae_fast.sampling.sample_to_folder import SETTINGS_FILE
+from sendvae_fast.evaluation.pictures import Pictures, npz_keys, open_pictures
+from sendvae_fast.evaluation.result import Measurement, PicturesOrigin, Result
+from sendvae_fast.files import file_sha256
+from sendvae_fast.sampling.generate import GenerateConfig
 
 
 @dataclass(kw_only=True)
 class GenerationConfig(EvaluationConfig):
-    """The pictures, and the network that looks at them."""
+    """The pictures, and the network that looks at them. Raises `UserError` unless samples come from one place."""
 
-    samples: str
+    samples: str | None = None
     """Generated pictures: a folder of PNG files, as `sendvae sample` writes it, or an npz of them."""
+    generator: str | None = None
+    """In place of `samples`, a SiT folder, checkpoint or run that draws them; nothing is written."""
+    autoencoder: str | None = None
+    """The one that made the generator's latents."""
+    ema: bool = True
+    """Draw from the moving average of the generator's weights."""
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    """How pictures are drawn."""
     reference: str
-    """Real pictures: an ImageFolder, tar shards, parquet files, a catalog, or an npz."""
+    """Real pictures: an ImageFolder, tar shards, parquet files or a catalog, cropped to the samples' size; or an npz of
+    pictures or of Inception's moments, such as ADM's reference files, which have both."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
-    """The feature network."""
+    """The feature network. FID, sFID, Inception score, precision and recall by the ADM protocol are Inception's."""
+    features_dir: str | None = None
+    """Folder to keep features in, so that a reference's are computed once. Without it they are kept beside the results
+    until the evaluation is finished, so that an interrupted one goes on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.samples is None) == (self.generator is None):
+            raise UserError("give --samples, or --generator and --autoencoder to draw them")
+        if self.generator is not None and self.autoencoder is None:
+            raise UserError("--generator needs --autoencoder, the one that made its latents")
 
 
 def evaluate_generation(config: GenerationConfig, say: Say = print) -> list[Result]:
-    """Measure, and add the results to their file. Everything that is given is looked at before the work begins.
+    """Measure, and add the results to their file. Collective; rank 0 has the results, the others none.
+
+    Everything that is given is looked at before the work begins.
 
     Raises:
-        UserError: pictures or weights are missing or broken.
+        UserError: pictures or weights are missing or broken, or do not belong together.
     """
     config.features.check()
-    samples = open_pictures(config.samples)
-    reference = open_pictures(config.reference, samples.origin.image_size)
-    out = config.results_file(_run_that_drew(config.samples))
-    network = config.features.load(init_distributed().device)
-    evaluation = Evaluation(pictures={"samples": samples.origin, "reference": reference.origin})
-    return evaluation.finish(measure_generation(samples, reference, network, config.batch_size), out, say)
+    ranks = init_distributed()
+    samples, evaluation, run = _open_samples(config, ranks.device)
+    pictures, moments = open_reference(config.reference, samples.origin.image_size, config.features.name)
+    evaluation.pictures = {
+        "samples": samples.origin,
+        "reference": _moments_origin(config.reference) if pictures is None else pictures.origin,
+    }
+    out = config.results_file(run)
+    folder, is_kept = _features_folder(config, out)
+    network = config.features.load(ranks.device)
+    measured = measure_generation(samples, pictures, network, config.batch_size, moments, ranks, folder)
+    results = evaluation.finish(measured, out, say) if ranks.is_main else []
+    ranks.barrier()
+    if ranks.is_main and folder is not None and not is_kept:
+        shutil.rmtree(folder, ignore_errors=True)
+    return results
 
 
 def measure_generation(
-    samples: Pictures, reference: Pictures, network: FeatureNetwork, batch_size: int
+    samples: Pictures,
+    reference: Pictures | None,
+    network: FeatureNetwork,
+    batch_size: int,
+    moments: tuple[Moments, Moments | None] | None = None,
+    distributed: Distributed | None = None,
+    folder: Path | None = None,
 ) -> list[Measurement]:
-    """The distances of samples from a reference, on the network's device."""
-    statistics = [
-        feature_statistics(lambda images: network(images).pooled, _shown(pictures, title, network, batch_size))
-        for pictures, title in ((samples, "features of samples"), (reference, "features of the reference"))
-    ]
-    ours, theirs = statistics
-    counts = {"samples": len(samples), "reference": len(reference)}
-    return [
-        Measurement(
-            metric=network.metric("frechet"),
-            value=frechet_distance(theirs.mean, theirs.covariance, ours.mean, ours.covariance),
-            protocol=network.protocol,
-            features=network.origin,
-            counts=counts,
-            remarks=(*network.remarks, *too_few(counts, network.origin.dim)),
+    """The metrics of samples against a reference. Collective where `folder` is given; rank 0 has them, the others none.
+
+    Args:
+        samples: generated pictures.
+        reference: real pictures; None where there are moments alone.
+        network: on the device to work on.
+        batch_size: pictures at once.
+        moments: of pooled and spatial features of the reference, in place of those of its pictures.
+        distributed: the ranks that share the work.
+        folder: for features, as in `extract`.
+    """
+    ours = extract(samples, network, batch_size, distributed, folder, "features of samples")
+    theirs = None
+    if reference is not None:
+        theirs = extract(reference, network, batch_size, distributed, folder, "features of the reference")
+    if distributed is not None and not distributed.is_main:
+        return []
+    device = next(network.parameters()).device
+    return distribution_metrics(ours, Reference(theirs, *(moments or (None, None))), network, device)
+
+
+def open_reference(
+    where: str, image_size: int, features: str
+) -> tuple[Pictures | None, tuple[Moments, Moments | None] | None]:
+    """The pictures and the moments that a reference has, at least one of them.
+
+    Raises:
+        UserError: it has neither, or only moments of other features than those asked for.
+    """
+    keys = npz_keys(where)
+    if keys is None:
+        return open_pictures(where, image_size), None
+    moments = None
+    if features == "inception" and {"mu", "sigma"} <= keys:
+        spatial = _moments(where, "_s") if {"mu_s", "sigma_s"} <= keys else None
+        moments = _moments(where, ""), spatial
+    pictures = open_pictures(where) if "arr_0" in keys else None
+    if pictures is None and moments is None:
+        raise UserError(
+            f"{where} has {', '.join(sorted(keys)) or 'nothing'}: give an npz with pictures (arr_0), or with moments "
+            "of Inception's features (mu, sigma) and --features.name=inception"
         )
-    ]
+    return pictures, moments
 
 
-def too_few(counts: dict[str, int], dim: int) -> tuple[str, ...]:
-    """A remark where there are fewer pictures than features: the covariances are singular then."""
-    fewest = min(counts.values())
-    if fewest > dim:
-        return ()
-    return (f"{fewest:,} pictures are no more than {dim:,} features: the distance is too large by an unknown amount",)
+def _open_samples(config: GenerationConfig, device: torch.device) -> tuple[Pictures, Evaluation, Path | None]:
+    """The samples, the beginning of the evaluation, and the run of the generator."""
+    if config.generator is not None and config.autoencoder is not None:
+        drawn = DrawnPictures(config.generator, config.autoencoder, config.generate, config.ema, device)
+        return drawn, Evaluation(weights=drawn.weights), drawn.run
+    samples = open_pictures(str(config.samples))
+    settings = sampling_settings(str(config.samples))
+    samples.origin = replace(samples.origin, settings=settings)
+    weights = weights_of_samples(settings)
+    run = None
+    if "generator" in weights and Path(weights["generator"].path).exists():
+        run = run_of(resolve_weights(weights["generator"].path))
+    return samples, Evaluation(weights=weights), run
 
 
-def _shown(pictures: Pictures, title: str, network: FeatureNetwork, batch_size: int):
-    device = next(network.buffers()).device
-    with Progress(title, len(pictures), unit="picture") as progress:
-        for images in pictures.batches(batch_size):
-            yield images.to(device)
-            progress.advance(len(images))
+def _features_folder(config: GenerationConfig, out: Path | None) -> tuple[Path | None, bool]:
+    """Where features go, and whether they stay there."""
+    if config.features_dir is not None:
+        return Path(config.features_dir), True
+    return (None, False) if out is None else (out.with_name(f"{out.name}.features"), False)
 
 
-def _run_that_drew(samples: str) -> Path | None:
-    """The run of the generator, as the settings beside the samples name it; None without."""
-    try:
-        settings = yaml.safe_load((Path(samples) / SETTINGS_FILE).read_text(encoding="utf-8"))
-        generator = Path(settings["generator"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return None
-    return generator if (generator / "config.yaml").is_file() else run_of(generator)
+def _moments(path: str, suffix: str) -> Moments:
+    return Moments(*map(torch.from_numpy, load_moments(path, suffix)))
+
+
+def _moments_origin(path: str) -> PicturesOrigin:
+    return PicturesOrigin(path=path, num_pictures=0, image_size=0, sha256=file_sha256(Path(path)), hash_of="contents")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -32,19 +31,6 @@ def catalog_origin(catalog: Catalog, image_size: int) -> PicturesOrigin:
         sha256, hash_of = digest.hexdigest(), "contents"
     return PicturesOrigin(
         path=str(catalog.root), num_pictures=len(catalog), image_size=image_size, sha256=sha256, hash_of=hash_of
-    )
-
-
-def files_origin(folder: Path, files: Iterable[Path], image_size: int) -> PicturesOrigin:
-    """Of the picture files of a folder: by their names and sizes."""
-    lines = [f"{file.name} {file.stat().st_size}\n" for file in files]
-    digest = hashlib.sha256("".join(lines).encode(errors="surrogateescape"))
-    return PicturesOrigin(
-        path=str(folder),
-        num_pictures=len(lines),
-        image_size=image_size,
-        sha256=digest.hexdigest(),
-        hash_of="names",
     )
 
 

@@ -123,6 +123,18 @@ def open_pictures(where: str | Path, image_size: int | None = None) -> Pictures:
     return CatalogPictures(catalog, _common_size(catalog) if image_size is None else image_size)
 
 
+def npz_keys(where: str | Path) -> set[str] | None:
+    """The names of the arrays in an npz; None for what is none by its name. Raises UserError if it cannot be read."""
+    path = Path(where)
+    if path.suffix != ".npz":
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no npz, or not there ({error}); give another --reference") from error
+
+
 def _common_size(catalog: Catalog) -> int:
     """The side of all pictures, as far as some from all over the catalog tell."""
     sizes = {}

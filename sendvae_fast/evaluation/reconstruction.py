@@ -9,9 +9,10 @@ import torch
 from sendvae_fast import checks
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights, run_of
-from sendvae_fast.evaluation.features import FeatureNetwork, FeaturesConfig
+from sendvae_fast.evaluation.distribution_metrics import too_few
+from sendvae_fast.evaluation.feature_config import FeaturesConfig
+from sendvae_fast.evaluation.features import FeatureNetwork
 from sendvae_fast.evaluation.frechet import FeatureStatistics, frechet_distance
-from sendvae_fast.evaluation.generation import too_few
 from sendvae_fast.evaluation.job import Evaluation, EvaluationConfig, Say
 from sendvae_fast.evaluation.origins import crop_size, weights_origin
 from sendvae_fast.evaluation.pictures import Pictures, open_pictures

@@ -53,7 +53,10 @@ class PicturesOrigin:
     sha256: str
     """Of what `hash_of` says."""
     hash_of: str
-    """``contents`` (of an indexed catalog's pictures, or of an npz), or ``names`` (with sizes, of PNG files)."""
+    """``contents`` (of an indexed catalog's pictures, or of an npz), ``names``, or ``settings`` (of pictures that were
+    drawn as they were measured)."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the sampling, where the pictures are samples."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import yaml
 from sendvae_fast import checks
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run import describe_changes, plain
-from sendvae_fast.engine.run_weights import resolve_weights
+from sendvae_fast.engine.run_weights import resolve_weights, step_of
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic
 from sendvae_fast.image_grid import save_grid
@@ -31,7 +31,10 @@ MAX_GRID = 64
 """Pictures in the overview grid."""
 SETTINGS_FILE = "settings.yaml"
 # Weights are compared by their contents, not by their paths.
-MAY_CHANGE = ("generator", "autoencoder", "out", "num_samples", "batch_size", "npz", "cuda_graphs")
+MAY_CHANGE = (
+    "generator", "generator_step", "autoencoder", "autoencoder_step", "out", "num_samples", "batch_size", "npz",
+    "cuda_graphs",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -87,6 +90,8 @@ def _claim(folder: PngFolder, config: SampleConfig, saved: SavedSiT, autoencoder
     settings: dict[str, Any] = {
         **plain(config), "generator_sha256": weights_sha256({**saved.sit.state_dict(), **statistics}),
         "autoencoder_sha256": weights_sha256(autoencoder.state_dict()),
+        **{f"{role}_step": step_of(resolve_weights(settings_path)) for role, settings_path in
+           (("generator", config.generator), ("autoencoder", config.autoencoder))},
     }  # fmt: skip
     recorded = folder.root / SETTINGS_FILE
     try:

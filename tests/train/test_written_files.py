@@ -37,7 +37,7 @@ def test_permissions_of_every_file(umask, images, tmp_path, monkeypatch):
         f"data index {tmp_path}/scenes --out={tmp_path}/scenes.parquet --num_workers=1",
         f"data pack {tmp_path}/scenes.parquet --out={tmp_path}/packed --num_workers=1",
         f"sample --generator={sit} --autoencoder={vae} --out={png} --npz --num_samples=2 --sampler.num_steps=2",
-        f"evaluate generation --reference={images} --samples={png} --out={tmp_path}/result.jsonl",
+        f"evaluate generation --reference={images} --samples={png} --features.name=demo --out={tmp_path}/result.jsonl",
         f"report {vae}",
         *(f"convert {vae} --to={layout} --out={tmp_path}/vae_{layout}" for layout in ("diffusers", "sendvae")),
         *(f"convert {sit} --to={layout} --out={tmp_path}/sit_{layout}" for layout in ("generator", "repa-e")),

@@ -1,0 +1,92 @@
+"""Samples to measure: pictures that a generator draws as they are asked for, and folders of drawn ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from sendvae_fast.engine.run import plain
+from sendvae_fast.engine.run_weights import resolve_weights, run_of
+from sendvae_fast.evaluation.origins import weights_origin
+from sendvae_fast.evaluation.pictures import Pictures
+from sendvae_fast.evaluation.result import PicturesOrigin, WeightsOrigin
+from sendvae_fast.models.autoencoder.storage import load_autoencoder
+from sendvae_fast.models.sit.storage import load_sit
+from sendvae_fast.sampling.generate import GenerateConfig, LatentDecoder, check_fit, generate
+from sendvae_fast.sampling.sample_to_folder import SETTINGS_FILE
+
+NOT_THE_PICTURES = ("num_samples", "batch_size", "cuda_graphs")
+"""Settings that do not decide what a picture looks like."""
+
+
+class DrawnPictures(Pictures):
+    """The pictures that `sendvae sample` would write, drawn when they are asked for.
+
+    Args:
+        generator: SiT folder, checkpoint or run.
+        autoencoder: the one that made its latents.
+        config: how pictures are drawn.
+        ema: whether the averaged weights draw.
+        device: where.
+
+    Raises:
+        UserError: weights are missing, or do not belong together.
+    """
+
+    def __init__(
+        self, generator: str, autoencoder: str, config: GenerateConfig, ema: bool, device: torch.device
+    ) -> None:
+        paths = resolve_weights(generator), resolve_weights(autoencoder)
+        saved, decoder = load_sit(paths[0], ema=ema), load_autoencoder(paths[1]).autoencoder
+        check_fit(saved.sit.config, decoder, config)
+        self.weights = {
+            "generator": weights_origin(paths[0], saved.sit),
+            "autoencoder": weights_origin(paths[1], decoder),
+        }
+        self.run = run_of(paths[0])
+        self._sit, self._config, self._device = saved.sit.to(device), config, device
+        self._decoder = LatentDecoder(decoder.to(device), saved.latent_mean, saved.latent_std)
+        settings = {key: value for key, value in plain(config).items() if key not in NOT_THE_PICTURES} | {"ema": ema}
+        decisive = [settings, *(origin.sha256 for origin in self.weights.values())]
+        self.origin = PicturesOrigin(
+            path=str(paths[0]),
+            num_pictures=config.num_samples,
+            image_size=saved.sit.config.latent_size * decoder.downsampling,
+            sha256=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
+            hash_of="settings",
+            settings=settings,
+        )
+
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        ids = torch.arange(start, len(self) if stop is None else stop, device=self._device)
+        config = replace(self._config, batch_size=batch_size)
+        for batch in generate(self._sit, self._decoder, ids, config):
+            yield batch.images
+
+
+def sampling_settings(folder: str | Path) -> dict[str, Any]:
+    """The settings that `sendvae sample` noted beside its pictures; empty where there are none."""
+    try:
+        settings = yaml.safe_load((Path(folder) / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def weights_of_samples(settings: dict[str, Any]) -> dict[str, WeightsOrigin]:
+    """The networks that drew the pictures of a folder with these settings."""
+    return {
+        role: WeightsOrigin(
+            path=str(settings[role]), sha256=str(settings[f"{role}_sha256"]), step=settings.get(f"{role}_step")
+        )
+        for role in ("generator", "autoencoder")
+        if role in settings and f"{role}_sha256" in settings
+    }

@@ -1,0 +1,53 @@
+"""The choice of a feature network by name and weight file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.dinov2 import NAMES as DINOV2
+from sendvae_fast.evaluation.dinov2 import DINOv2Features
+from sendvae_fast.evaluation.features import FeatureNetwork, FoundationFeatures
+from sendvae_fast.evaluation.inception import WHERE_FROM, InceptionFeatures, Resizing
+from sendvae_fast.models.foundation.recipes import recipe_of
+
+
+@dataclass(kw_only=True)
+class FeaturesConfig:
+    """The feature network of Fréchet distances and their like. `check` it before any work."""
+
+    name: str = "inception"
+    """``inception`` (FID and its like), ``dinov2-vit-{s,b,l,g}`` (FD-DINOv2, whose published numbers are l's), ``demo``
+    (the package's own small ViT), or the name of another foundation model."""
+    weights: str | None = None
+    """Local weight file; only ``demo`` brings its own."""
+
+    def check(self) -> None:
+        """Raise UserError if the name is unknown, or the weight file is not given or not there."""
+        if self.name == "demo":
+            return
+        needed = WHERE_FROM if self.name == "inception" else recipe_of(self.name).weight_files
+        if self.weights is None:
+            raise UserError(f"features of {self.name} need its weights: {needed}")
+        if not Path(self.weights).is_file():
+            raise UserError(f"the weights of {self.name} are not at {self.weights}: {needed}")
+
+    def load(self, device: torch.device, resizing: Resizing = "adm") -> FeatureNetwork:
+        """The network, on a device.
+
+        Args:
+            device: where it is to work.
+            resizing: Inception's, see `InceptionFeatures`.
+
+        Raises:
+            UserError: the file is not given, or not that network's.
+        """
+        self.check()
+        if self.name == "inception" and self.weights is not None:
+            return InceptionFeatures(self.weights, resizing).to(device)
+        if self.name in DINOV2 and self.weights is not None:
+            return DINOv2Features(self.name, self.weights).to(device)
+        return FoundationFeatures(self.name, self.weights).to(device)
