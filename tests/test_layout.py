@@ -1,6 +1,7 @@
 """Imports only go down the floors of docs/design.md and never in a circle; no sibling's private name is imported."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -77,3 +78,16 @@ def test_no_import_circle():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         raise AssertionError(" <- ".join(error.args[1])) from None
+
+
+ORDER = re.compile(
+    r"\.cuda\.(Stream|Event|stream|graph|CUDAGraph|current_stream|synchronize)\b|\b(wait|record)_(stream|event)\b"
+)
+TIMES = {"ops/attention/tuning.py", "demo/timeline.py"}
+"""What measures time waits for the device."""
+
+
+def test_one_module_orders_the_work_of_a_gpu():
+    """tests/fake_cuda tests that module's users; what orders work elsewhere would go untested."""
+    ordering = {str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py") if ORDER.search(file.read_text())}
+    assert ordering - TIMES == {"engine/streams.py"}

@@ -221,7 +221,7 @@ class ImageLoader:
                         self._keep(sample_id, crop)
                 crops = torch.cat([crops, by_pillow.to(self._device, non_blocking=True)]) if rest else crops
             order = [place[sample_id] for sample_id in ids]
-            images = crops if order == list(range(len(crops))) else crops[torch.tensor(order, device=self._device)]
+            images = crops if order == list(range(len(crops))) else crops[torch.tensor(order).to(self._device)]
         return Prepared([used.get(sample_id, sample_id) for sample_id in ids], stream.hand_over(images))
 
     def _sample(self, sample_id: int) -> tuple[int, np.ndarray]:
