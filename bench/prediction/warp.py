@@ -1,0 +1,322 @@
+"""Follows one warp through a kernel's machine code: which instructions it issues, which memory it touches, and how long
+it would take alone on its scheduler.
+
+Branches are followed lane by lane; of the lanes of a warp that are apart, those that are behind go first, and all wait
+where the code says that they meet (BSSY, BSYNC). A branch on something unknown is decided for all lanes alike: never into
+a subroutine for numbers out of range (division and square root have them), never to the kernel's end, else onward; how
+often that was done is counted.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bench.prediction import h200
+from bench.prediction.registers import ALL, LANES, UNKNOWN, Registers, Value, known, predicate_row, reader, row_of
+from bench.prediction.sass import NO_BARRIER, Instruction, pipe_of
+from bench.prediction.semantics import Effect, effect_of
+
+MAX_STEPS = 200_000  # of a warp
+PARAMETERS = 0x210  # where they lie in constant bank 0, after launch sizes and pointers of the driver
+GLOBAL = ("LDG", "STG", "LD", "ST", "ATOMG", "RED", "LDGSTS")
+SHARED = ("LDS", "STS", "ATOMS")
+WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+FINISHED = 1 << 40
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a kernel is launched. parameters: the bytes of its arguments as they lie in constant memory."""
+
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    parameters: bytes
+
+    def constants(self) -> bytes:
+        sizes = np.array([*self.block, *self.grid], "<u4").tobytes()
+        return sizes + bytes(PARAMETERS - len(sizes)) + self.parameters
+
+
+@dataclass
+class Access:
+    """One access of a warp to global memory: the first byte of each lane that takes part."""
+
+    addresses: np.ndarray
+    width: int
+    is_write: bool
+
+    def sectors(self) -> np.ndarray:
+        """The numbers of the sectors of 32 bytes that are touched, each once."""
+        first, last = self.addresses // h200.SECTOR_BYTES, (self.addresses + self.width - 1) // h200.SECTOR_BYTES
+        return np.unique(np.concatenate([first, last]))
+
+
+@dataclass
+class Trace:
+    """What one warp did. cycles: alone, at the two latencies of `follow`. decided: unknown branches, unknown accesses."""
+
+    issued: Counter[str] = field(default_factory=Counter)
+    opcodes: Counter[str] = field(default_factory=Counter)
+    accesses: list[Access] = field(default_factory=list)
+    shared_turns: int = 0
+    bank_conflicts: int = 0
+    cycles: list[float] = field(default_factory=list)
+    undecided: int = 0
+    unknown_accesses: int = 0
+
+
+class Code:
+    """A kernel's instructions, made ready to be followed by many warps."""
+
+    def __init__(self, code: tuple[Instruction, ...]):
+        self.code = code
+        self.effects: list[Effect] = [effect_of(one) for one in code]
+        self.pipes = [pipe_of(one) for one in code]
+        self.guards = [(predicate_row(one.predicate), one.predicate.startswith("!")) for one in code]
+        self.memory = [_address_reader(one) if one.base in GLOBAL + SHARED else None for one in code]
+        self.is_cold = [self._is_cold(index) for index in range(len(code))]
+
+    def _is_cold(self, index: int) -> bool:
+        """Whether what follows, without a choice, calls a subroutine for numbers out of range."""
+        for one in self.code[index:]:
+            if one.base == "CALL":
+                return any("slowpath" in text for text in one.operands)
+            if one.base in ("BRA", "EXIT", "BSYNC", "RET", "BRX"):
+                return False
+        return False
+
+
+class Follower:
+    """One warp on its way."""
+
+    def __init__(self, code: Code, launch: Launch, block: int, warp: int):
+        self.code, self.launch = code, launch
+        self.state = Registers(launch.constants())
+        threads = launch.block[0] * launch.block[1] * launch.block[2]
+        ids = np.arange(warp * LANES, (warp + 1) * LANES)
+        self.pc = np.where(ids < threads, 0, FINISHED)
+        x, y = launch.block[:2]
+        grid_x, grid_y = launch.grid[:2]
+        self.special = {
+            "SR_TID.X": ids % x, "SR_TID.Y": ids // x % y, "SR_TID.Z": ids // x // y, "SR_LANEID": ids % LANES,
+            "SR_CTAID.X": block % grid_x, "SR_CTAID.Y": block // grid_x % grid_y, "SR_CTAID.Z": block // grid_x // grid_y,
+        }  # fmt: skip
+        self.meeting: dict[str, np.ndarray] = {}  # the lanes that meet at a barrier B0 to B15
+        self.waiting = np.zeros(LANES, bool)
+        self.trace = Trace()
+
+    def follow(self, latencies: tuple[float, ...]) -> Trace:
+        """Go to the end. latencies: cycles of a load from global memory, for each of which the way is timed."""
+        clocks = [_Clock(latency) for latency in latencies]
+        for _ in range(MAX_STEPS):
+            ready = np.where(self.waiting, FINISHED, self.pc)
+            at = int(ready.min())
+            if at >= FINISHED:
+                break
+            lanes, index = ready == at, at // 16
+            one = self.code.code[index]
+            self.trace.issued[self.code.pipes[index]] += 1
+            self.trace.opcodes[one.base] += 1
+            for clock in clocks:
+                clock.issue(one)
+            self._step(index, one, lanes)
+        self.trace.cycles = [clock.end() for clock in clocks]
+        return self.trace
+
+    def _step(self, index: int, one: Instruction, lanes: np.ndarray) -> None:
+        active, sure = self._guarded(index, lanes)
+        next_pc = one.address + 16
+        base = one.base
+        if base in ("BRA", "EXIT", "CALL", "RET", "BRX", "JMP"):
+            self._branch(index, one, lanes, active, sure)
+            return
+        self.pc[lanes] = next_pc
+        if base == "BSSY":
+            self.meeting[one.operands[0]] = lanes.copy()
+        elif base == "BSYNC":
+            self._meet(one, lanes)
+        elif base in ("S2R", "S2UR"):
+            self._read_special(one, active)
+        elif self.code.memory[index] is not None:
+            self._access(index, one, active)
+            self.code.effects[index](self.state, active)
+        else:
+            self.code.effects[index](self.state, active)
+            if not sure:
+                self._forget_results(one, active)
+
+    def _guarded(self, index: int, lanes: np.ndarray) -> tuple[np.ndarray, bool]:
+        """The lanes whose predicate holds, or is unknown, and whether it is known."""
+        row, negated = self.code.guards[index]
+        if row is None:
+            return lanes, True
+        is_known = self.state.predicate_known[row]
+        holds = self.state.predicate_bits[row] ^ negated
+        return lanes & (holds | ~is_known), bool(is_known[lanes].all())
+
+    def _forget_results(self, one: Instruction, active: np.ndarray) -> None:
+        row = row_of(one.operands[0]) if one.operands else None
+        if row is not None:
+            self.state.write(row, UNKNOWN, active)
+
+    def _read_special(self, one: Instruction, active: np.ndarray) -> None:
+        row, number = row_of(one.operands[0]), self.special.get(one.operands[1])
+        assert row is not None
+        value = UNKNOWN if number is None else Value(np.broadcast_to(number, LANES).astype(np.uint64), ALL)
+        self.state.write(row, value, active)
+
+    # ---- Control ----
+
+    def _branch(self, index: int, one: Instruction, lanes: np.ndarray, active: np.ndarray, sure: bool) -> None:
+        next_pc = one.address + 16
+        for text in one.operands:  # a second condition: BRA P2, target
+            row = predicate_row(text)
+            if row is not None:
+                holds, is_known = self.state.predicate_bits[row], self.state.predicate_known[row]
+                active = active & ((holds ^ text.startswith("!")) | ~is_known)
+                sure = sure and bool(is_known[lanes].all())
+        if one.base == "EXIT":
+            target: int | None = FINISHED
+        elif one.base == "RET":
+            target = self._return_address(one, lanes)
+        else:
+            target = one.target
+        if target is None:
+            self.trace.undecided += 1
+            target = next_pc
+        if not sure:
+            self.trace.undecided += 1
+            takes = one.base != "EXIT" and self._prefers_target(index, target)
+            active = lanes if takes else np.zeros(LANES, bool)
+        self.pc[lanes] = np.where(active[lanes], target, next_pc)
+        self._release()
+
+    def _prefers_target(self, index: int, target: int) -> bool:
+        return self.code.is_cold[index + 1] and not self.code.is_cold[target // 16]
+
+    def _return_address(self, one: Instruction, lanes: np.ndarray) -> int | None:
+        row = next((row for row in map(row_of, one.operands) if row is not None), None)
+        value = self.state.read(row) if row is not None else UNKNOWN
+        lane = int(lanes.argmax())
+        return int(value.bits[lane]) if value.known[lane] else None
+
+    def _meet(self, one: Instruction, lanes: np.ndarray) -> None:
+        members = self.meeting.get(one.operands[0])
+        if members is None:
+            return
+        self.pc[lanes] = one.address  # until all are there
+        self.waiting |= lanes
+        self._release()
+
+    def _release(self) -> None:
+        """Lets lanes go on that wait where every other lane of their meeting waits or has ended."""
+        for name, members in self.meeting.items():
+            present = members & self.waiting
+            if not present.any():
+                continue
+            places = np.unique(self.pc[present])
+            arrived = present | (self.pc >= FINISHED)
+            one = self.code.code[int(places[0]) // 16]
+            if len(places) == 1 and one.operands[0] == name and (arrived | ~members).all():
+                self.waiting &= ~present
+                self.pc[present] += 16
+
+    # ---- Memory ----
+
+    def _access(self, index: int, one: Instruction, active: np.ndarray) -> None:
+        read = self.code.memory[index]
+        assert read is not None
+        address = read(self.state)
+        if not active.any():
+            return
+        if not address.known[active].all():
+            self.trace.unknown_accesses += 1
+            return
+        width = next((WIDTHS[word] for word in one.opcode.split(".")[1:] if word in WIDTHS), 4)
+        addresses = address.bits[active].astype(np.int64)
+        if one.base in GLOBAL:
+            is_write = one.base in ("STG", "ST", "RED", "ATOMG")
+            self.trace.accesses.append(Access(addresses, width, is_write))
+        else:
+            turns = shared_turns(addresses, width)
+            self.trace.shared_turns += turns
+            self.trace.bank_conflicts += turns - max(1, width // 4)
+
+
+def shared_turns(addresses: np.ndarray, width: int) -> int:
+    """Turns of the 32 banks of 4 bytes that an access of a warp takes; lanes that want one word share it.
+
+    Accesses of 8 and 16 bytes are served in halves and quarters of the warp.
+    """
+    words = max(1, width // 4)
+    turns = 0
+    for part in np.array_split(np.arange(len(addresses)), words):
+        wanted = np.unique((addresses[part, None] // 4 + np.arange(words)).ravel())
+        turns += int(np.bincount(wanted % 32).max()) if len(wanted) else 0
+    return turns
+
+
+def _address_reader(one: Instruction) -> Callable[[Registers], Value]:
+    """What adds up the parts of an address such as desc[UR6][R10.64+0x4] or [R5+UR4+0x20]."""
+    operand = next(text for text in one.operands if text.endswith("]") and not text.startswith("c["))
+    parts = operand[operand.rindex("[") + 1 : -1].replace("+-", "+~").split("+")
+    is_global = one.base in GLOBAL
+    readers = []
+    for part in parts:
+        if part.startswith("~"):
+            readers.append(lambda _, value=known(-int(part[1:], 0)): value)
+        elif row_of(part.split(".X")[0]) is not None:
+            name, _, scale = part.partition(".X")
+            read = reader(name, 8 if is_global and (".64" in name or name.startswith("UR")) else 4)
+            readers.append(_scaled(read, int(scale)) if scale else read)
+        else:
+            readers.append(lambda _, value=known(int(part, 0)): value)
+
+    def add(state: Registers) -> Value:
+        values = [read(state) for read in readers]
+        total = sum((value.bits for value in values[1:]), values[0].bits)
+        return Value(total, np.logical_and.reduce([value.known for value in values]))
+
+    return add
+
+
+def _scaled(read: Callable[[Registers], Value], scale: int) -> Callable[[Registers], Value]:
+    def scaled(state: Registers) -> Value:
+        value = read(state)
+        return Value(value.bits * np.uint64(scale), value.known)
+
+    return scaled
+
+
+# ---- Time ----
+
+
+class _Clock:
+    """Cycles of a warp that has its scheduler to itself, by the scheduling that ptxas wrote into the code."""
+
+    def __init__(self, global_latency: float):
+        self.now = 0.0
+        self.released = [0.0] * 6
+        self.global_latency = global_latency
+
+    def issue(self, one: Instruction) -> None:
+        for barrier in range(6):
+            if one.waits >> barrier & 1:
+                self.now = max(self.now, self.released[barrier])
+        if one.write_barrier != NO_BARRIER:
+            latency = self._latency(one)
+            self.released[one.write_barrier] = max(self.released[one.write_barrier], self.now + latency)
+        if one.read_barrier != NO_BARRIER:
+            held = self.now + h200.OPERAND_CYCLES
+            self.released[one.read_barrier] = max(self.released[one.read_barrier], held)
+        self.now += max(1, one.stall)
+
+    def _latency(self, one: Instruction) -> float:
+        if one.base in GLOBAL:
+            return self.global_latency
+        return h200.LATENCIES.get(one.base, h200.OTHER_LATENCY)
+
+    def end(self) -> float:
+        return self.now
