@@ -22,6 +22,7 @@ from bench.host_cost import QUICK_ROUNDS, ROUNDS, host_rows
 from bench.kernel_cases import available_ops, cases_of
 from bench.kernel_rows import COPY, EAGER, Effort, one_line, rows_of
 from bench.machine import ROOT, last_level_cache_bytes, machine_facts, source_facts, version_facts
+from bench.prediction import rows as prediction
 from bench.result_file import write_rows
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops.dispatch import ENVIRONMENT_VARIABLE, OPS
@@ -39,8 +40,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--host", action="store_true", help="CPU time of calls on tensors of a few numbers instead")
     parser.add_argument("--quick", action="store_true", help="few samples, no torch.compile: to try a case")
     parser.add_argument("--out", type=Path, help="folder of the results, default bench/results (--quick: not written)")
+    parser.add_argument("--predict", action="store_true", help="count in place of timing, without a GPU: for an H200")
     options = parser.parse_args(arguments)
 
+    if options.predict:
+        return predict(options.ops, options.out or ROOT / "bench" / "results")
     if os.environ.get(ENVIRONMENT_VARIABLE):
         raise UserError(f"{ENVIRONMENT_VARIABLE} is set: unset it, every backend is forced in its turn")
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -71,6 +75,21 @@ def main(arguments: list[str]) -> int:
     if out is not None:
         print("written:", path)
     return 1 if any(errors_of(row) for row in rows) else 0
+
+
+def predict(wanted: list[str] | None, out: Path) -> int:
+    """Write what the ops' kernels would take on an H200, as counted on this machine, to a file of its own."""
+    known = prediction.predicted_ops()
+    if unknown := [op for op in wanted or () if op not in known]:
+        raise UserError(f"--predict: no predictions of {', '.join(unknown)}; there are {', '.join(known)}")
+    for op in wanted or known:
+        found = []
+        for row in prediction.predicted_rows(op):
+            found.append(row)
+            print(prediction.summary(row), flush=True)
+        prediction.write(out / prediction.FILE, found)
+    print("written:", out / prediction.FILE)
+    return 0
 
 
 def measured_rows(ops: list[str], device: torch.device, threads: int, effort: Effort) -> Iterator[dict[str, Any]]:

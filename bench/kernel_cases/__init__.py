@@ -5,11 +5,12 @@ To add an op, write such a module with one function:
     def cases(device: torch.device) -> list[KernelCase]:
         ...
 
-It returns the op at the shapes of the paper's runs: the whole batch of a training step on CUDA; on the CPU a batch of
-which the eager form takes milliseconds, and two cases at most, because torch.compile takes seconds for each (the whole
-CPU run has 6 minutes). A second function of this form, `nearly_empty`, returns it on a few numbers, for what a call
-costs the host (`bench/host_cost.py`). Nothing else needs to know of the module. `KernelCase` describes its fields;
-`noise_inject.py` and `cosine_align.py` are the models to follow. Try it with
+It returns the op at the shapes of the paper's runs: the whole batch of a training step on CUDA, and on the meta device,
+for predictions, which need no more than the shapes; on the CPU a batch of which the eager form takes milliseconds, and
+two cases at most, because torch.compile takes seconds for each (the whole CPU run has 6 minutes). A second function of
+this form, `nearly_empty`, returns it on a few numbers, for what a call costs the host (`bench/host_cost.py`). Nothing
+else needs to know of the module. `KernelCase` describes its fields; `noise_inject.py` and `cosine_align.py` are the
+models to follow. Try it with
 
     python -m bench kernels --ops <op> --quick
 

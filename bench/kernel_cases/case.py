@@ -45,7 +45,9 @@ class KernelCase:
 def random_normal(
     *shape: int, number: int, dtype: torch.dtype, device: torch.device, requires_grad: bool = False
 ) -> torch.Tensor:
-    """Standard normal numbers, the same for the same number, shape and device."""
+    """Standard normal numbers, the same for the same number, shape and device; on the meta device, none."""
+    if device.type == "meta":
+        return torch.empty(shape, dtype=dtype, device=device, requires_grad=requires_grad)
     generator = torch.Generator(device).manual_seed(number)
     return torch.randn(shape, generator=generator, device=device).to(dtype).requires_grad_(requires_grad)
 

@@ -23,3 +23,16 @@ L2_LATENCY, MEMORY_LATENCY = 263.0, 479.0
 LATENCIES = {"LDS": 29.0, "SHFL": 23.0, "MUFU": 20.0, "S2R": 20.0, "S2UR": 20.0, "LDC": 30.0, "BAR": 20.0}
 OTHER_LATENCY = 20.0
 OPERAND_CYCLES = 10.0
+
+# Assumptions, none of them measured on an H200. L2: the data sheet's 50 MB, of which three quarters are ours; its
+# bandwidth is what chipsandcheese.com read on an H100 PCIe (2023), 5.6 TB/s. Between two kernels of a CUDA graph, of
+# which the second needs the first, about a microsecond passes.
+L2_USABLE_BYTES = 0.75 * 50e6
+L2_BYTES_PER_S = 5.6e12
+LAUNCH_S = 1.0e-6
+
+# Cycles of a scheduler that a warp instruction keeps its unit busy: 32 lanes over the unit's lanes (Programming Guide,
+# throughput of native arithmetic instructions, 9.0). Integers and comparisons have 16 lanes of a scheduler, and so has
+# IMAD; the special-function unit and conversions have 4; double precision has 16. A barrier or branch costs its issue.
+UNIT_CYCLES = {"alu": 2.0, "imad": 2.0, "special": 8.0, "fp64": 2.0, "fp32": 1.0}
+SECTORS_PER_CYCLE = 4.0  # of the load-store unit: 128 bytes

@@ -1,4 +1,4 @@
-"""The state of a warp whose machine code is followed on the CPU: 32 lanes, values that are known and values that are not.
+"""The state of a warp whose machine code is followed on the CPU: 32 lanes of values that are known or not.
 
 What a kernel reads from global or shared memory is not there, and most of it only goes into floating-point numbers. So
 every value carries a mark whether it is known; what depends on an unknown one is unknown.
@@ -19,7 +19,9 @@ MASK = np.uint64(0xFFFFFFFF)
 
 REGISTER = re.compile(r"(?P<unary>[-~|]*)(?P<kind>U?R)(?P<number>\d+|Z)\|?(?P<pair>\.64)?(?P<half>\.H[01]_H[01])?$")
 PREDICATE = re.compile(r"(?P<not>!?)(?P<kind>U?P)(?P<number>\d|T)$")
-CONSTANT = re.compile(r"(?P<unary>[-~|]*)c\[(?P<bank>0x\w+)\]\[(?:(?P<register>U?R\d+)\+?)?(?P<offset>0x\w+)?\]\|?$")
+CONSTANT = re.compile(
+    r"(?P<unary>[-~|]*)c\[(?P<bank>0x\w+)\]\[(?:(?P<register>U?R(?:\d+|Z))\+?)?(?P<offset>0x\w+)?\]\|?$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,8 @@ def reader(text: str, size: int = 4, floating: bool = False) -> Reader:
     if found := CONSTANT.match(text):
         return _with_unary(found["unary"], _constant_reader(found, size), floating)
     number = immediate(text, floating)
-    return (lambda _: UNKNOWN) if number is None else (lambda _, value=known(number): value)
+    value = UNKNOWN if number is None else known(number)
+    return lambda _: value
 
 
 def immediate(text: str, floating: bool = False) -> int | None:
@@ -154,7 +157,10 @@ def _constant_reader(found: re.Match, size: int) -> Reader:
 
     def read_indexed(state: Registers) -> Value:
         index = state.read(row)
-        numbers = [state.constant(offset + int(i), size) if ok else None for i, ok in zip(index.signed, index.known)]
+        numbers = [
+            state.constant(offset + int(i), size) if is_known else None
+            for i, is_known in zip(index.signed, index.known, strict=True)
+        ]
         return Value(
             np.array([number or 0 for number in numbers], np.uint64),
             np.array([number is not None for number in numbers]),

@@ -13,7 +13,6 @@ from bench.prediction.registers import (
     MASK,
     NONE,
     UNKNOWN,
-    Reader,
     Registers,
     Value,
     known,
@@ -32,7 +31,21 @@ COMPARISONS = {
     "LTU": np.less, "LEU": np.less_equal, "GTU": np.greater, "GEU": np.greater_equal, "NEU": np.not_equal,
 }  # fmt: skip
 WIDE_RESULTS = ("DADD", "DMUL", "DFMA")
-NO_RESULT = ("ST", "STG", "STS", "STL", "BAR", "RED", "MEMBAR", "ERRBAR", "CCTL", "WARPSYNC", "NOP", "DEPBAR", "NANOSLEEP")
+NO_RESULT = (
+    "ST",
+    "STG",
+    "STS",
+    "STL",
+    "BAR",
+    "RED",
+    "MEMBAR",
+    "ERRBAR",
+    "CCTL",
+    "WARPSYNC",
+    "NOP",
+    "DEPBAR",
+    "NANOSLEEP",
+)
 
 
 def effect_of(one: Instruction) -> Effect:
@@ -91,8 +104,10 @@ def _predicate(text: str) -> Callable[[Registers], tuple[np.ndarray, np.ndarray]
 def _write_to(one: Instruction, result: str, pair: bool = False) -> Callable[[Registers, Value, np.ndarray], None]:
     row = row_of(result)
     assert row is not None, one
-    return (lambda state, value, active: state.write_pair(row, value, active)) if pair else (
-        lambda state, value, active: state.write(row, value, active)
+    return (
+        (lambda state, value, active: state.write_pair(row, value, active))
+        if pair
+        else (lambda state, value, active: state.write(row, value, active))
     )
 
 
@@ -105,9 +120,7 @@ def _simple(
 ) -> Effect:
     """compute(bits of each source) gives the result's bits."""
     result, outs, sources, carries = _split(one)
-    readers = [
-        reader(text, sizes[i] if i < len(sizes) else 4, floating) for i, text in enumerate(sources)
-    ]
+    readers = [reader(text, sizes[i] if i < len(sizes) else 4, floating) for i, text in enumerate(sources)]
     write, carry_row = _write_to(one, result, pair), [predicate_row(text) for text in outs]
     carry_in = [_predicate(text) for text in carries] if ".X" in one.opcode else []
 
@@ -228,7 +241,11 @@ def _prmt(one: Instruction) -> Effect:
 def _choose(one: Instruction, floating: bool = False) -> Effect:
     """SEL and FSEL: the first source where the predicate holds, else the second."""
     result, _, sources, conditions = _split(one)
-    first, second, condition = reader(sources[0], 4, floating), reader(sources[1], 4, floating), _predicate(conditions[0])
+    first, second, condition = (
+        reader(sources[0], 4, floating),
+        reader(sources[1], 4, floating),
+        _predicate(conditions[0]),
+    )
     write = _write_to(one, result)
 
     def apply(state: Registers, active: np.ndarray) -> None:
@@ -263,6 +280,48 @@ def _move(one: Instruction) -> Effect:
     sources = [text for text in one.operands[1:] if predicate_row(text) is None]
     read, write = reader(sources[0]), _write_to(one, one.operands[0])
     return lambda state, active: write(state, read(state), active)
+
+
+def _move_halves(one: Instruction) -> Effect:
+    """HFMA2 of zeros plus two fp16 numbers: how ptxas writes some constants."""
+    if len(one.operands) != 5 or [text.lstrip("-") for text in one.operands[1:3]] != ["RZ", "RZ"]:
+        return _forget(one)
+    high, low = (int(np.array(float(text), np.float16).view(np.uint16)) for text in one.operands[3:])
+    write, value = _write_to(one, one.operands[0]), known(high << 16 | low)
+    return lambda state, active: write(state, value, active)
+
+
+def _pack_predicates(one: Instruction) -> Effect:
+    """P2R: the register's bits, with predicates in the place of those in the mask."""
+    if one.opcode != "P2R":
+        return _forget(one)
+    read, mask, write = reader(one.operands[2]), int(one.operands[3], 0), _write_to(one, one.operands[0])
+    rows = [row for row in range(7) if mask >> row & 1]
+
+    def apply(state: Registers, active: np.ndarray) -> None:
+        value = read(state)
+        bits, is_known = value.bits & ~np.uint64(mask), value.known
+        for row in rows:
+            bits = bits | state.predicate_bits[row].astype(np.uint64) << np.uint64(row)
+            is_known = is_known & state.predicate_known[row]
+        write(state, Value(bits, is_known), active)
+
+    return apply
+
+
+def _unpack_predicates(one: Instruction) -> Effect:
+    """R2P: predicates from the bits of a register that are in the mask."""
+    if one.opcode != "R2P":
+        return _forget(one)
+    read, mask = reader(one.operands[1]), int(one.operands[2], 0)
+
+    def apply(state: Registers, active: np.ndarray) -> None:
+        value = read(state)
+        for row in range(7):
+            if mask >> row & 1:
+                state.write_predicate(row, value.bits >> np.uint64(row) & np.uint64(1) > 0, value.known, active)
+
+    return apply
 
 
 def _broadcast(one: Instruction) -> Effect:
@@ -427,6 +486,9 @@ BUILDERS: dict[str, Callable[[Instruction], Effect]] = {
     "VIMNMX": _min_max,
     "IABS": _iabs,
     "MOV": _move,
+    "HFMA2": _move_halves,
+    "P2R": _pack_predicates,
+    "R2P": _unpack_predicates,
     "R2UR": _broadcast,
     "CS2R": _clear,
     "LDC": _load_constant,

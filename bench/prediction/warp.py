@@ -1,10 +1,9 @@
-"""Follows one warp through a kernel's machine code: which instructions it issues, which memory it touches, and how long
-it would take alone on its scheduler.
+"""Follows one warp through a kernel's machine code: what it issues, what memory it touches, how long it takes alone.
 
 Branches are followed lane by lane; of the lanes of a warp that are apart, those that are behind go first, and all wait
-where the code says that they meet (BSSY, BSYNC). A branch on something unknown is decided for all lanes alike: never into
-a subroutine for numbers out of range (division and square root have them), never to the kernel's end, else onward; how
-often that was done is counted.
+where the code says that they meet (BSSY, BSYNC). A branch on something unknown is decided for all lanes alike: never
+into a subroutine for numbers out of range (division and square root have them), never to the kernel's end, else onward;
+how often that was done is counted.
 """
 
 from collections import Counter
@@ -17,6 +16,7 @@ from bench.prediction import h200
 from bench.prediction.registers import ALL, LANES, UNKNOWN, Registers, Value, known, predicate_row, reader, row_of
 from bench.prediction.sass import NO_BARRIER, Instruction, pipe_of
 from bench.prediction.semantics import Effect, effect_of
+from sendvae_fast.errors import UserError
 
 MAX_STEPS = 200_000  # of a warp
 PARAMETERS = 0x210  # where they lie in constant bank 0, after launch sizes and pointers of the driver
@@ -24,6 +24,7 @@ GLOBAL = ("LDG", "STG", "LD", "ST", "ATOMG", "RED", "LDGSTS")
 SHARED = ("LDS", "STS", "ATOMS")
 WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 FINISHED = 1 << 40
+OUT_OF_RANGE = ("slowpath", "mediumpath", "f64_full")  # in names of subroutines
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,18 @@ class Access:
         first, last = self.addresses // h200.SECTOR_BYTES, (self.addresses + self.width - 1) // h200.SECTOR_BYTES
         return np.unique(np.concatenate([first, last]))
 
+    def used_bytes(self) -> int:
+        """Distinct bytes that the lanes want."""
+        return len(np.unique(self.addresses)) * self.width
+
 
 @dataclass
 class Trace:
-    """What one warp did. cycles: alone, at the two latencies of `follow`. decided: unknown branches, unknown accesses."""
+    """What one warp did.
+
+    cycles: alone, at the latencies of `follow`. undecided: branches on something unknown, where neither way leads to a
+    subroutine for numbers out of range. unknown_accesses: at addresses that are not known.
+    """
 
     issued: Counter[str] = field(default_factory=Counter)
     opcodes: Counter[str] = field(default_factory=Counter)
@@ -82,7 +91,7 @@ class Code:
         """Whether what follows, without a choice, calls a subroutine for numbers out of range."""
         for one in self.code[index:]:
             if one.base == "CALL":
-                return any("slowpath" in text for text in one.operands)
+                return any(name in text for text in one.operands for name in OUT_OF_RANGE)
             if one.base in ("BRA", "EXIT", "BSYNC", "RET", "BRX"):
                 return False
         return False
@@ -101,10 +110,12 @@ class Follower:
         grid_x, grid_y = launch.grid[:2]
         self.special = {
             "SR_TID.X": ids % x, "SR_TID.Y": ids // x % y, "SR_TID.Z": ids // x // y, "SR_LANEID": ids % LANES,
-            "SR_CTAID.X": block % grid_x, "SR_CTAID.Y": block // grid_x % grid_y, "SR_CTAID.Z": block // grid_x // grid_y,
+            "SR_CTAID.X": block % grid_x, "SR_CTAID.Y": block // grid_x % grid_y,
+            "SR_CTAID.Z": block // grid_x // grid_y, "SR_CgaCtaId": 0,
         }  # fmt: skip
         self.meeting: dict[str, np.ndarray] = {}  # the lanes that meet at a barrier B0 to B15
         self.waiting = np.zeros(LANES, bool)
+        self.returns: list[int] = []
         self.trace = Trace()
 
     def follow(self, latencies: tuple[float, ...]) -> Trace:
@@ -114,7 +125,8 @@ class Follower:
             ready = np.where(self.waiting, FINISHED, self.pc)
             at = int(ready.min())
             if at >= FINISHED:
-                break
+                self.trace.cycles = [clock.now for clock in clocks]
+                return self.trace
             lanes, index = ready == at, at // 16
             one = self.code.code[index]
             self.trace.issued[self.code.pipes[index]] += 1
@@ -122,8 +134,7 @@ class Follower:
             for clock in clocks:
                 clock.issue(one)
             self._step(index, one, lanes)
-        self.trace.cycles = [clock.end() for clock in clocks]
-        return self.trace
+        raise UserError(f"a warp does not end within {MAX_STEPS} instructions: its loop depends on what memory holds")
 
     def _step(self, index: int, one: Instruction, lanes: np.ndarray) -> None:
         active, sure = self._guarded(index, lanes)
@@ -171,6 +182,9 @@ class Follower:
 
     def _branch(self, index: int, one: Instruction, lanes: np.ndarray, active: np.ndarray, sure: bool) -> None:
         next_pc = one.address + 16
+        if ".DIV" in one.opcode:  # only where lanes are apart, as they are not here
+            self.pc[lanes] = next_pc
+            return
         for text in one.operands:  # a second condition: BRA P2, target
             row = predicate_row(text)
             if row is not None:
@@ -183,24 +197,28 @@ class Follower:
             target = self._return_address(one, lanes)
         else:
             target = one.target
+        if one.base == "CALL":
+            self.returns.append(next_pc)
         if target is None:
             self.trace.undecided += 1
             target = next_pc
         if not sure:
-            self.trace.undecided += 1
             takes = one.base != "EXIT" and self._prefers_target(index, target)
             active = lanes if takes else np.zeros(LANES, bool)
         self.pc[lanes] = np.where(active[lanes], target, next_pc)
         self._release()
 
     def _prefers_target(self, index: int, target: int) -> bool:
-        return self.code.is_cold[index + 1] and not self.code.is_cold[target // 16]
+        onward, there = self.code.is_cold[index + 1], self.code.is_cold[target // 16]
+        self.trace.undecided += onward == there
+        return onward and not there
 
     def _return_address(self, one: Instruction, lanes: np.ndarray) -> int | None:
         row = next((row for row in map(row_of, one.operands) if row is not None), None)
         value = self.state.read(row) if row is not None else UNKNOWN
         lane = int(lanes.argmax())
-        return int(value.bits[lane]) if value.known[lane] else None
+        last = self.returns.pop() if self.returns else None
+        return int(value.bits[lane]) if value.known[lane] else last
 
     def _meet(self, one: Instruction, lanes: np.ndarray) -> None:
         members = self.meeting.get(one.operands[0])
@@ -241,20 +259,21 @@ class Follower:
             self.trace.accesses.append(Access(addresses, width, is_write))
         else:
             turns = shared_turns(addresses, width)
-            self.trace.shared_turns += turns
-            self.trace.bank_conflicts += turns - max(1, width // 4)
+            self.trace.shared_turns += sum(turns)
+            self.trace.bank_conflicts += sum(turn - 1 for turn in turns)
 
 
-def shared_turns(addresses: np.ndarray, width: int) -> int:
-    """Turns of the 32 banks of 4 bytes that an access of a warp takes; lanes that want one word share it.
+def shared_turns(addresses: np.ndarray, width: int) -> list[int]:
+    """Turns of the 32 banks of 4 bytes that each part of a warp takes; lanes that want one word share it.
 
     Accesses of 8 and 16 bytes are served in halves and quarters of the warp.
     """
     words = max(1, width // 4)
-    turns = 0
-    for part in np.array_split(np.arange(len(addresses)), words):
-        wanted = np.unique((addresses[part, None] // 4 + np.arange(words)).ravel())
-        turns += int(np.bincount(wanted % 32).max()) if len(wanted) else 0
+    turns = []
+    for part in np.array_split(addresses, words):
+        if len(part):
+            wanted = np.unique((part[:, None] // 4 + np.arange(words)).ravel())
+            turns.append(int(np.bincount(wanted % 32).max()))
     return turns
 
 
@@ -265,14 +284,12 @@ def _address_reader(one: Instruction) -> Callable[[Registers], Value]:
     is_global = one.base in GLOBAL
     readers = []
     for part in parts:
-        if part.startswith("~"):
-            readers.append(lambda _, value=known(-int(part[1:], 0)): value)
-        elif row_of(part.split(".X")[0]) is not None:
+        if row_of(part.split(".X")[0]) is not None:
             name, _, scale = part.partition(".X")
             read = reader(name, 8 if is_global and (".64" in name or name.startswith("UR")) else 4)
             readers.append(_scaled(read, int(scale)) if scale else read)
         else:
-            readers.append(lambda _, value=known(int(part, 0)): value)
+            readers.append(_constant(int(part.replace("~", "-"), 0)))
 
     def add(state: Registers) -> Value:
         values = [read(state) for read in readers]
@@ -280,6 +297,11 @@ def _address_reader(one: Instruction) -> Callable[[Registers], Value]:
         return Value(total, np.logical_and.reduce([value.known for value in values]))
 
     return add
+
+
+def _constant(number: int) -> Callable[[Registers], Value]:
+    value = known(number)
+    return lambda _: value
 
 
 def _scaled(read: Callable[[Registers], Value], scale: int) -> Callable[[Registers], Value]:
@@ -317,6 +339,3 @@ class _Clock:
         if one.base in GLOBAL:
             return self.global_latency
         return h200.LATENCIES.get(one.base, h200.OTHER_LATENCY)
-
-    def end(self) -> float:
-        return self.now

@@ -98,7 +98,8 @@ struct Launch {
   template <typename... Arguments>
   void operator()(const Arguments&... arguments) {
     auto thread = [&] { kernel(arguments...); };
-    run_kernel(grid, block, dynamic_shared_bytes, [](void* it) { (*static_cast<decltype(thread)*>(it))(); }, &thread);
+    run_kernel(grid, block, dynamic_shared_bytes, [](void* it) { (*static_cast<decltype(thread)*>(it))(); }, &thread,
+               {{&arguments, sizeof(arguments), std::is_floating_point_v<Arguments>}...});
   }
 };
 
@@ -107,7 +108,14 @@ Launch<Kernel> launch(Kernel kernel, dim3 grid, dim3 block, size_t dynamic_share
   return {kernel, grid, block, dynamic_shared_bytes};
 }
 
+inline size_t extent(const Tensor& tensor) {
+  size_t last = 0;
+  for (int64_t i = 0; i < tensor.dim(); ++i) last += (tensor.size(i) - 1) * tensor.stride(i);
+  return tensor.numel() == 0 ? 0 : (last + 1) * tensor.element_size();
+}
+
 inline void note(const Tensor& tensor, bool writable) {
+  if (is_recording()) record_tensor(tensor.const_data_ptr(), extent(tensor));
   if (!kChecked) return;
   note_tensor(tensor.const_data_ptr(), tensor.element_size(), tensor.dim(), tensor.sizes().data(),
               tensor.strides().data(), writable);
@@ -126,7 +134,7 @@ inline void* mutable_data_ptr(const Tensor& tensor) {
 // All of its bytes are written with what is NaN in every format, so that use of undefined memory shows in the results.
 inline Tensor as_new(Tensor tensor) {
   const size_t bytes = tensor.numel() * tensor.element_size();
-  if (bytes == 0) return tensor;
+  if (bytes == 0 || is_recording()) return tensor;
   std::memset(tensor.mutable_data_ptr(), 0xff, bytes);
   if (kChecked) note_new(tensor.const_data_ptr(), bytes);
   return tensor;

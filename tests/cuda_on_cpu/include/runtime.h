@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <source_location>
+#include <vector>
 
 struct uint3 {
   uint32_t x, y, z;
@@ -43,8 +44,20 @@ void note_ldg(const void* address, size_t bytes);
 
 using Body = void (*)(void* closure);
 
+// What a kernel is launched with.
+struct Argument {
+  const void* data;
+  size_t bytes;
+  bool is_floating;
+};
+
 // Runs body(closure) once for each thread of the grid. Throws std::runtime_error with what was found.
-void run_kernel(dim3 grid, dim3 block, size_t dynamic_shared_bytes, Body body, void* closure);
+void run_kernel(dim3 grid, dim3 block, size_t dynamic_shared_bytes, Body body, void* closure,
+                const std::vector<Argument>& arguments);
+
+// While launches are recorded, none runs: tensors may be larger than this machine's memory, as long as none touches them.
+bool is_recording();
+void record_tensor(const void* data, size_t bytes);
 
 // From begin_op to end_op the calling thread is alone here; the end forgets all memory.
 void begin_op();

@@ -72,6 +72,7 @@ void enter_kernel(int64_t max_threads) {
   }
   const int64_t have = int64_t{running.block.x} * running.block.y * running.block.z;
   if (have > max_threads) fail("launched with %ld threads, __launch_bounds__ allows %ld", have, max_threads);
+  if (is_recording()) fail("recorded");  // the way out of a thread
 }
 
 void begin_op() { op_mutex.lock(); }
@@ -81,11 +82,17 @@ void end_op() {
   op_mutex.unlock();
 }
 
-void run_kernel(dim3 grid, dim3 block, size_t dynamic_shared_bytes, Body body, void* closure) {
+void run_kernel(dim3 grid, dim3 block, size_t dynamic_shared_bytes, Body body, void* closure,
+                const std::vector<Argument>& arguments) {
   const std::lock_guard lock(op_mutex);
   running = {grid, block, {}, 0, body, closure};
   ++launch_number;
   forget_failure();
+  if (is_recording()) {
+    run_block(nullptr);
+    forget_failure();
+    return record_launch(dynamic_shared_bytes, arguments);
+  }
   if (!is_within_limits(grid, block)) {
     fail("invalid launch of (%u, %u, %u) blocks of (%u, %u, %u) threads", grid.x, grid.y, grid.z, block.x, block.y,
          block.z);

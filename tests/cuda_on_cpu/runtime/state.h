@@ -86,4 +86,8 @@ void count_shuffle();
 void count_block();   // at its end
 void count_launch();  // likewise
 
+// ---- record.cpp ----
+
+void record_launch(size_t dynamic_shared_bytes, const std::vector<Argument>& arguments);
+
 }  // namespace cuda_on_cpu
