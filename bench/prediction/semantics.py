@@ -165,7 +165,7 @@ def _imad(one: Instruction) -> Effect:
 
 
 def _iadd3(one: Instruction) -> Effect:
-    return _simple(one, lambda *terms: sum(terms[1:], terms[0]))
+    return _simple(one, lambda *terms: np.add.reduce(terms))
 
 
 def _lea(one: Instruction) -> Effect:

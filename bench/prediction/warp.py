@@ -293,7 +293,7 @@ def _address_reader(one: Instruction) -> Callable[[Registers], Value]:
 
     def add(state: Registers) -> Value:
         values = [read(state) for read in readers]
-        total = sum((value.bits for value in values[1:]), values[0].bits)
+        total = np.add.reduce([value.bits for value in values])
         return Value(total, np.logical_and.reduce([value.known for value in values]))
 
     return add

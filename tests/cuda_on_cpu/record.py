@@ -23,9 +23,9 @@ from sendvae_fast.ops import use_backend
 
 SMALL_BYTES = 1 << 20
 FREE = {
-    "alias", "as_strided", "chunk", "detach", "empty", "empty_like", "empty_strided", "expand", "lift_fresh", "new_empty",
-    "new_empty_strided", "permute", "promote_types", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze",
-    "t", "transpose", "unbind", "unsafe_split", "unsqueeze", "view", "_unsafe_view",
+    "alias", "as_strided", "chunk", "detach", "empty", "empty_like", "empty_strided", "expand", "lift_fresh",
+    "new_empty", "new_empty_strided", "permute", "promote_types", "reshape", "select", "slice", "split",
+    "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsafe_split", "unsqueeze", "view", "_unsafe_view",
 }  # fmt: skip
 """Operators that launch nothing."""
 
