@@ -28,7 +28,7 @@ from bench.machine import ROOT, machine_facts, source_facts, version_facts
 from bench.result_file import write_rows
 from bench.timing import Timing, time_interleaved
 from sendvae_fast import ops
-from sendvae_fast.config import build_config, merge, read_yaml
+from sendvae_fast.config import build_config, merge
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.crop import read_crop
 from sendvae_fast.data.dali_decoder import DaliDecoder, import_dali
@@ -37,6 +37,7 @@ from sendvae_fast.data.latents.latent_rows import LatentReader, LatentRows
 from sendvae_fast.data.scenes.scene_folder import synth_scenes
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.errors import UserError
+from sendvae_fast.reading import read_yaml
 from sendvae_fast.train.training_images import TrainingImages
 from sendvae_fast.train.vae.settings import VAETrainConfig
 from sendvae_fast.train.vae.stage import VAEStage
@@ -219,7 +220,7 @@ def step_row(folder: Path, device: torch.device, options: Any) -> dict[str, Any]
         "loop": {"num_steps": 1},
         "alignment": {"foundation": {"name": "demo"}},
     }
-    base = read_yaml(ROOT / "configs" / "demo" / "vae.yaml")
+    base = read_yaml(ROOT / "configs" / "demo" / "vae.yaml", "restore it")
     config = build_config(VAETrainConfig, merge(base, settings), "vae.yaml")
     distributed = init_distributed()
     images = TrainingImages(config.data, 0, 1, distributed)

@@ -15,9 +15,10 @@ import torchvision
 from torch import Tensor, nn
 
 from bench.machine import ROOT
-from sendvae_fast.config import build_config, merge, read_yaml
+from sendvae_fast.config import build_config, merge
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.reading import read_yaml
 from sendvae_fast.train.sit.latent_batches import LatentBatch
 from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.sit.stage import SiTStage
@@ -52,7 +53,7 @@ class StepCase:
 
     def config(self, scratch: Path, engine: dict[str, Any]) -> VAETrainConfig | SiTTrainConfig:
         """The run's settings, with random weights in place of published ones."""
-        content = merge(read_yaml(ROOT / "configs" / self.file), self.settings)
+        content = merge(read_yaml(ROOT / "configs" / self.file, "restore it"), self.settings)
         content = merge(content, {"run": str(scratch / "run"), "engine": engine})
         random_foundation = {"weights": None, "random_weights": True}
         if self.stage == "sit":
