@@ -26,36 +26,30 @@ __global__ void __launch_bounds__(kStepThreads) step_kernel(const __grid_constan
   if (i < table.count) factors[i] = advance(table.steps[i], norm, settings);
 }
 
-// Four elements from `i` on, or as many as `count` says (none for a negative one).
-template <typename T, bool kHasEma>
-__device__ __forceinline__ void update_four(const UpdateEntry<T>& entry, int64_t i, int64_t count, bool aligned,
-                                            const float* grad, const UpdateWeights& weights,
-                                            const StepFactors& factors) {
-  float param[4], exp_avg[4], exp_avg_sq[4], ema[4] = {};
-  load_vector(entry.param + i, count, aligned, param);
-  load_vector(entry.exp_avg + i, count, aligned, exp_avg);
-  load_vector(entry.exp_avg_sq + i, count, aligned, exp_avg_sq);
-  if constexpr (kHasEma) load_vector(entry.ema + i, count, aligned, ema);
-  SENDVAE_UNROLL
-  for (int j = 0; j < 4; ++j) {
-    const UpdateState now = updated({param[j], exp_avg[j], exp_avg_sq[j], ema[j]}, grad[j], weights, factors);
-    param[j] = now.param;
-    exp_avg[j] = now.exp_avg;
-    exp_avg_sq[j] = now.exp_avg_sq;
-    ema[j] = now.ema;
+// A thread takes four elements at a time: 16 bytes of each fp32 array, so that a warp reads and writes whole sectors
+// whatever the gradients' type.
+constexpr int kWidth = 4;
+
+// Gradients from `data` on, `count` of them: 8 or 16 bytes at once where `aligned` and all four are there.
+template <typename T>
+__device__ __forceinline__ void load_grads(const T* data, int64_t count, bool aligned, float (&out)[kWidth]) {
+  struct alignas(kWidth * sizeof(T)) Grads {
+    T values[kWidth];
+  };
+  if (aligned && count >= kWidth) {
+    const Grads grads = *reinterpret_cast<const Grads*>(data);
+    unpack(grads.values, out);
+  } else {
+    SENDVAE_UNROLL
+    for (int i = 0; i < kWidth; ++i) out[i] = i < count ? to_float(data[i]) : 0.0f;
   }
-  store_vector(entry.param + i, count, aligned, param);
-  store_vector(entry.exp_avg + i, count, aligned, exp_avg);
-  store_vector(entry.exp_avg_sq + i, count, aligned, exp_avg_sq);
-  if constexpr (kHasEma) store_vector(entry.ema + i, count, aligned, ema);
 }
 
-// factors: of the table's tensors. Of four blocks' registers, 16-bit gradients with an EMA would spill one (sm_90).
+// factors: of the table's tensors.
 template <typename T, bool kHasEma>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && kHasEma ? 3 : 4)
+__global__ void __launch_bounds__(kThreads, 4)
     update_kernel(const __grid_constant__ UpdateTable<T> table, UpdateWeights weights,
                   const StepFactors* table_factors) {
-  constexpr int kWidth = kVectorWidth<T>;
   const ChunkRange range = table.range(static_cast<int32_t>(blockIdx.x), kUpdateChunk);
   const StepFactors factors = table_factors[range.entry];
   if (!factors.active) return;
@@ -66,12 +60,24 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && kHasEma ? 3 : 4)
                        is_vector_aligned(entry.ema, 0);
   for (int64_t i = range.begin + threadIdx.x * kWidth; i < range.end; i += kThreads * kWidth) {
     const int64_t count = range.end - i;
-    float grad[kWidth];
-    load_vector(entry.grad + i, count, aligned, grad);
+    float grad[kWidth], param[kWidth], exp_avg[kWidth], exp_avg_sq[kWidth], ema[kWidth] = {};
+    load_grads(entry.grad + i, count, aligned, grad);
+    load_vector(entry.param + i, count, aligned, param);
+    load_vector(entry.exp_avg + i, count, aligned, exp_avg);
+    load_vector(entry.exp_avg_sq + i, count, aligned, exp_avg_sq);
+    if constexpr (kHasEma) load_vector(entry.ema + i, count, aligned, ema);
     SENDVAE_UNROLL
-    for (int j = 0; j < kWidth; j += 4) {
-      update_four<T, kHasEma>(entry, i + j, count - j, aligned, grad + j, weights, factors);
+    for (int j = 0; j < kWidth; ++j) {
+      const UpdateState now = updated({param[j], exp_avg[j], exp_avg_sq[j], ema[j]}, grad[j], weights, factors);
+      param[j] = now.param;
+      exp_avg[j] = now.exp_avg;
+      exp_avg_sq[j] = now.exp_avg_sq;
+      ema[j] = now.ema;
     }
+    store_vector(entry.param + i, count, aligned, param);
+    store_vector(entry.exp_avg + i, count, aligned, exp_avg);
+    store_vector(entry.exp_avg_sq + i, count, aligned, exp_avg_sq);
+    if constexpr (kHasEma) store_vector(entry.ema + i, count, aligned, ema);
   }
 }
 

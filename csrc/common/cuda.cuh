@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -28,14 +29,66 @@ SENDVAE_HD bool is_vector_aligned(const T* data, int64_t stride) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % kVectorWidth<T> == 0;
 }
 
+// Two numbers in one register. Converted together they take half the instructions of one after the other.
+__device__ __forceinline__ void unpack_pair(uint32_t bits, BFloat16, float* out) {
+  out[0] = __uint_as_float(bits << 16);
+  out[1] = __uint_as_float(bits & 0xffff0000u);
+}
+
+__device__ __forceinline__ void unpack_pair(uint32_t bits, Float16, float* out) {
+  __half2 pair;
+  memcpy(&pair, &bits, sizeof bits);
+  out[0] = __low2float(pair);
+  out[1] = __high2float(pair);
+}
+
+__device__ __forceinline__ uint32_t pack_pair(float low, float high, BFloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  uint32_t bits;
+  memcpy(&bits, &pair, sizeof bits);
+  return bits;
+}
+
+__device__ __forceinline__ uint32_t pack_pair(float low, float high, Float16) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  uint32_t bits;
+  memcpy(&bits, &pair, sizeof bits);
+  return bits;
+}
+
+template <int kCount, typename T>
+__device__ __forceinline__ void unpack(const T (&values)[kCount], float (&out)[kCount]) {
+  if constexpr (sizeof(T) == 2) {
+    uint32_t pairs[kCount / 2];
+    memcpy(pairs, values, sizeof pairs);
+    SENDVAE_UNROLL
+    for (int i = 0; i < kCount / 2; ++i) unpack_pair(pairs[i], T{}, out + 2 * i);
+  } else {
+    SENDVAE_UNROLL
+    for (int i = 0; i < kCount; ++i) out[i] = values[i];
+  }
+}
+
+template <int kCount, typename T>
+__device__ __forceinline__ void pack(const float (&values)[kCount], T (&out)[kCount]) {
+  if constexpr (sizeof(T) == 2) {
+    uint32_t pairs[kCount / 2];
+    SENDVAE_UNROLL
+    for (int i = 0; i < kCount / 2; ++i) pairs[i] = pack_pair(values[2 * i], values[2 * i + 1], T{});
+    memcpy(out, pairs, sizeof pairs);
+  } else {
+    SENDVAE_UNROLL
+    for (int i = 0; i < kCount; ++i) out[i] = values[i];
+  }
+}
+
 // Reads `count` elements, in one 16-byte load where `aligned` and the vector is full; the rest become 0.
 template <typename T>
 __device__ __forceinline__ void load_vector(const T* data, int64_t count, bool aligned, float (&out)[kVectorWidth<T>]) {
   constexpr int kWidth = kVectorWidth<T>;
   if (aligned && count >= kWidth) {
     const Vector<T> vector = *reinterpret_cast<const Vector<T>*>(data);
-    SENDVAE_UNROLL
-    for (int i = 0; i < kWidth; ++i) out[i] = to_float(vector.values[i]);
+    unpack(vector.values, out);
   } else {
     SENDVAE_UNROLL
     for (int i = 0; i < kWidth; ++i) out[i] = i < count ? to_float(data[i]) : 0.0f;
@@ -47,15 +100,14 @@ template <typename T>
 __device__ __forceinline__ void store_vector(T* data, int64_t count, bool aligned,
                                              const float (&values)[kVectorWidth<T>]) {
   constexpr int kWidth = kVectorWidth<T>;
+  Vector<T> vector;
+  pack(values, vector.values);
   if (aligned && count >= kWidth) {
-    Vector<T> vector;
-    SENDVAE_UNROLL
-    for (int i = 0; i < kWidth; ++i) vector.values[i] = from_float<T>(values[i]);
     *reinterpret_cast<Vector<T>*>(data) = vector;
   } else {
     SENDVAE_UNROLL
     for (int i = 0; i < kWidth; ++i) {
-      if (i < count) data[i] = from_float<T>(values[i]);
+      if (i < count) data[i] = vector.values[i];
     }
   }
 }

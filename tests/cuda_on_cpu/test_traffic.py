@@ -76,11 +76,16 @@ CASES = [
             Claim("backward_kernel<BFloat16>", 4 * 256 * 2, 4, 2),
         ),
     ),
-    # Not so with 16-bit gradients: a thread then has eight neighbours, whose fp32 state is two vectors, and each access
-    # of a warp takes every other 16 bytes.
     Case(
         "adamw_ema", "16384-0-3-contiguous-ema-norm_1.0_0.5", "float32",
         (Claim("update_kernel<float, true>", 16384 * 4, 5, 4),),
+    ),
+    Case(
+        "adamw_ema", "16384-0-3-contiguous-ema-norm_1.0_0.5", "bfloat16",
+        (
+            Claim("update_kernel<BFloat16, true>", 16384 * 4, 4, 4),
+            Claim("update_kernel<BFloat16, true>", 16384 * 2, 1, 0),
+        ),
     ),
     Case("global_norm", "65536-0-3-contiguous-1", "float32", (Claim("chunk_kernel<float>", 65536 * 4, 1, 0),)),
 ]  # fmt: skip
@@ -100,7 +105,7 @@ def coalescing(counts: Counts, claim: Claim) -> float:
     return sum(stream.bytes for stream in streams) / (SECTOR * sum(stream.sectors for stream in streams))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}-{case.case}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}-{case.case}-{case.dtype}")
 def test_each_byte_is_moved_once_in_whole_sectors(runner, case):
     all_counts = counts_of(runner, case)
     for claim in case.claims:
