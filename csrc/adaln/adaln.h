@@ -31,9 +31,10 @@ SENDVAE_HD float gated_sum(float x, float gate, float branch) {
 }
 
 // From the sums over D of d = s - center and of d^2. The center is the mean up to rounding; the rest is corrected here.
-SENDVAE_HD LayerNormStats stats_from_deviations(float center, float sum, float square_sum, float width, float eps) {
-  const float correction = sum / width;
-  const float variance = square_sum / width - correction * correction;
+SENDVAE_HD LayerNormStats stats_from_deviations(float center, float sum, float square_sum, float inverse_width,
+                                                float eps) {
+  const float correction = sum * inverse_width;
+  const float variance = square_sum * inverse_width - correction * correction;
   // Not below 0, and NaN stays.
   return {center + correction, 1.0f / sqrtf((variance < 0.0f ? 0.0f : variance) + eps)};
 }

@@ -11,8 +11,8 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
-constexpr int64_t kMaxChunkTokens = 32, kMinChunkTokens = 4;
-constexpr int64_t kEnoughBlocks = 1024;  // several for each multiprocessor of an H200
+constexpr int64_t kMaxChunkTokens = 128;
+constexpr int64_t kMultiprocessors = 132;  // of an H200; on others the choice of chunks is a little worse
 
 // The tokens that a block takes.
 struct Chunk {
@@ -21,10 +21,32 @@ struct Chunk {
 
 template <typename Args>
 __device__ __forceinline__ Chunk block_chunk(const Args& args) {
-  const int64_t sample = blockIdx.x / args.chunks, begin = blockIdx.x % args.chunks * args.chunk_tokens;
+  const uint32_t chunks = static_cast<uint32_t>(args.chunks);
+  const int64_t sample = blockIdx.x / chunks, begin = blockIdx.x % chunks * args.chunk_tokens;
   const int64_t end = begin + args.chunk_tokens;
   return {sample, begin, end < args.tokens ? end : args.tokens};
 }
+
+// Where a thread's first columns of a token are.
+template <typename T>
+struct TokenPointers {
+  const T *grad_y, *s, *grad_s, *branch;
+
+  template <typename M>
+  __device__ TokenPointers(const AdalnBackwardArgs<T, M>& args, int64_t sample, int64_t token, int64_t column)
+      : grad_y(args.grad_y.at(sample, token) + column),
+        s(args.s.at(sample, token) + column),
+        grad_s(args.grad_s.at(sample, token) + column),
+        branch(args.branch.at(sample, token) + column) {}
+
+  template <typename M>
+  __device__ void advance(const AdalnBackwardArgs<T, M>& args) {
+    grad_y += args.grad_y.token_stride;
+    s += args.s.token_stride;
+    grad_s += args.grad_s.token_stride;
+    branch += args.branch.token_stride;
+  }
+};
 
 // One vector of everything that the gradient of a token is made of.
 template <typename T>
@@ -41,16 +63,13 @@ __device__ __forceinline__ void keep_packed(Vector<T>& vector) {
   memcpy(&vector, &bits, sizeof bits);
 }
 
-// 0 from `count` elements on, so that nothing there adds to a sum.
+// 0 from `count` elements on and for what is absent, so that nothing there adds to a sum.
 template <bool kWhole, typename T, typename M>
-__device__ __forceinline__ GradInputs<T> load_inputs(const AdalnBackwardArgs<T, M>& args, int64_t sample, int64_t token,
-                                                     int64_t column, int64_t count) {
-  GradInputs<T> in = {};
-  in.grad_y = read<kWhole>(args.grad_y.at(sample, token) + column, count);
-  in.s = read<kWhole>(args.s.at(sample, token) + column, count);
-  if (args.has_grad_s) in.grad_s = read<kWhole>(args.grad_s.at(sample, token) + column, count);
-  if (args.has_branch) in.branch = read<kWhole>(args.branch.at(sample, token) + column, count);
-  return in;
+__device__ __forceinline__ GradInputs<T> load_inputs(const AdalnBackwardArgs<T, M>& args, const TokenPointers<T>& from,
+                                                     int64_t offset, int64_t count) {
+  return {read<kWhole>(from.grad_y + offset, count), read<kWhole>(from.s + offset, count),
+          read<kWhole>(from.grad_s + offset, args.has_grad_s ? count : 0),
+          read<kWhole>(from.branch + offset, args.has_branch ? count : 0)};
 }
 
 // The modulation of a thread's columns, and the sums over the tokens that it has seen.
@@ -67,43 +86,55 @@ __device__ __forceinline__ void start_columns(const AdalnBackwardArgs<T, M>& arg
   load<kWhole>(args.scale.at(sample) + column, args.width - column, state.scale_plus_one);
   SENDVAE_UNROLL
   for (int i = 0; i < kWidth; ++i) state.scale_plus_one[i] += 1.0f;
-  if (args.has_branch) load<kWhole>(args.gate.at(sample) + column, args.width - column, state.gate);
+  load<kWhole>(args.gate.at(sample) + column, args.has_branch ? args.width - column : 0, state.gate);
 }
 
-// Adds a token's part to its two sums over D.
+// The sums over D of g and g d of a token, with the deviations d = s - mean in place of h = d rstd.
+struct GradSums {
+  float g, gd;
+};
+
 template <typename T>
-__device__ __forceinline__ void add_grad_sums(const GradInputs<T>& in, LayerNormStats stats,
-                                              const float (&scale_plus_one)[kVectorWidth<T>],
-                                              LayerNormGradMeans& sums) {
+__device__ __forceinline__ void add_grad_sums(const GradInputs<T>& in, float mean,
+                                              const float (&scale_plus_one)[kVectorWidth<T>], GradSums& sums) {
+  float upstream[kVectorWidth<T>], s[kVectorWidth<T>];
+  unpack(in.grad_y.values, upstream);
+  unpack(in.s.values, s);
   SENDVAE_UNROLL
   for (int i = 0; i < kVectorWidth<T>; ++i) {
-    const float g = to_float(in.grad_y.values[i]) * scale_plus_one[i];
+    const float g = upstream[i] * scale_plus_one[i];
     sums.g += g;
-    sums.gh += g * normalised(to_float(in.s.values[i]), stats);
+    sums.gd += g * (s[i] - mean);
   }
+}
+
+// The means of g and g h, the second times rstd: so `layer_norm_grad` takes d in place of h.
+__device__ __forceinline__ LayerNormGradMeans grad_means(GradSums sums, float rstd, float inverse_width) {
+  return {sums.g * inverse_width, sums.gd * (rstd * rstd * inverse_width)};
 }
 
 // Writes the gradients of a token's vector and adds its part to the sums over tokens.
 template <bool kWhole, typename T, typename M>
 __device__ __forceinline__ void finish_vector(const AdalnBackwardArgs<T, M>& args, const GradInputs<T>& in,
-                                              LayerNormStats stats, LayerNormGradMeans means, int64_t row,
-                                              int64_t column, ColumnState<kVectorWidth<T>>& state) {
+                                              LayerNormStats stats, LayerNormGradMeans means, int64_t offset,
+                                              int64_t count, ColumnState<kVectorWidth<T>>& state) {
   constexpr int kWidth = kVectorWidth<T>;
-  float grad_x[kWidth], grad_branch[kWidth];
+  float upstream[kWidth], s[kWidth], grad_s[kWidth], branch[kWidth], grad_branch[kWidth];
+  unpack(in.grad_y.values, upstream);
+  unpack(in.s.values, s);
+  unpack(in.grad_s.values, grad_s);
+  unpack(in.branch.values, branch);
   SENDVAE_UNROLL
   for (int i = 0; i < kWidth; ++i) {
-    const float upstream = to_float(in.grad_y.values[i]);
-    const float h = normalised(to_float(in.s.values[i]), stats);
-    grad_x[i] =
-        to_float(in.grad_s.values[i]) + layer_norm_grad(upstream * state.scale_plus_one[i], h, means, stats.rstd);
-    grad_branch[i] = grad_x[i] * state.gate[i];
-    state.shift_sum[i] += upstream;
-    state.scale_sum[i] += upstream * h;
-    state.gate_sum[i] += grad_x[i] * to_float(in.branch.values[i]);
+    const float deviation = s[i] - stats.mean;
+    grad_s[i] += layer_norm_grad(upstream[i] * state.scale_plus_one[i], deviation, means, stats.rstd);
+    grad_branch[i] = grad_s[i] * state.gate[i];
+    state.shift_sum[i] += upstream[i];
+    state.scale_sum[i] += upstream[i] * (deviation * stats.rstd);
+    state.gate_sum[i] += grad_s[i] * branch[i];
   }
-  const int64_t offset = row * args.width + column, count = args.width - column;
-  store<kWhole>(args.grad_x + offset, count, grad_x);
-  if (args.has_branch) store<kWhole>(args.grad_branch + offset, count, grad_branch);
+  store<kWhole>(args.grad_x + offset, count, grad_s);
+  store<kWhole>(args.grad_branch + offset, args.has_branch ? count : 0, grad_branch);
 }
 
 template <bool kWhole, int kWidth, typename T, typename M>
@@ -113,7 +144,27 @@ __device__ __forceinline__ void store_partials(const AdalnBackwardArgs<T, M>& ar
   float* partials = args.partials + static_cast<int64_t>(blockIdx.x) * kPartials * args.width + column;
   store<kWhole>(partials + kShiftPartial * args.width, count, state.shift_sum);
   store<kWhole>(partials + kScalePartial * args.width, count, state.scale_sum);
-  if (args.has_branch) store<kWhole>(partials + kGatePartial * args.width, count, state.gate_sum);
+  store<kWhole>(partials + kGatePartial * args.width, args.has_branch ? count : 0, state.gate_sum);
+}
+
+// The sums over a block of every thread's `sums`, which become those of all.
+template <int kTokens>
+__device__ __forceinline__ void block_sums(GradSums (&sums)[kTokens], float (&shared)[kMaxWarps * 2 * kTokens]) {
+  constexpr int kValues = 2 * kTokens;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  float values[kValues];
+  memcpy(values, sums, sizeof values);
+  const float of_warp = warp_sums(values);
+  if (lane % (kWarp / kValues) == 0) shared[warp * kValues + lane / (kWarp / kValues)] = of_warp;
+  __syncthreads();
+  float sum = shared[lane % (kMaxWarps * kValues)];
+  SENDVAE_UNROLL
+  for (int offset = kMaxWarps * kValues / 2; offset >= kValues; offset /= 2) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+  }
+  SENDVAE_UNROLL
+  for (int i = 0; i < kValues; ++i) values[i] = __shfl_sync(0xffffffffu, sum, i);
+  memcpy(sums, values, sizeof values);
 }
 
 // The block covers the width with kVectors vectors a thread, all of them whole, and takes kTokens tokens at a time: all
@@ -122,54 +173,53 @@ template <typename T, typename M, int kVectors>
 __global__ void __launch_bounds__(kMaxThreads, kVectors == 1 ? 2 : 1) backward_kernel(AdalnBackwardArgs<T, M> args) {
   constexpr int kWidth = kVectorWidth<T>;
   constexpr int kTokens = kVectors == 1 ? 2 : 1;
-  // Two, so that a warp may write the next sums while another still reads these.
-  __shared__ LayerNormGradMeans warp_sums[2][kTokens][kMaxWarps];
+  // Two, so that a warp may write the next sums while another still reads these. Those of absent warps stay 0.
+  __shared__ float shared_sums[2][kMaxWarps * 2 * kTokens];
   const Chunk chunk = block_chunk(args);
-  const int warp = threadIdx.x / kWarp, num_warps = blockDim.x / kWarp;
-  const float width = static_cast<float>(args.width);
-  const int first_column = threadIdx.x * kWidth, column_step = blockDim.x * kWidth;
+  const int column_step = blockDim.x * kWidth, first_column = threadIdx.x * kWidth;
+  const int first_count = static_cast<int>(args.width) - first_column;
+  const float inverse_width = 1.0f / static_cast<float>(args.width);
+  if (threadIdx.x < kMaxWarps * 2 * kTokens) {
+    shared_sums[0][threadIdx.x] = shared_sums[1][threadIdx.x] = 0.0f;
+  }
+  __syncthreads();
 
   ColumnState<kWidth> state[kVectors];
   SENDVAE_UNROLL
   for (int i = 0; i < kVectors; ++i) start_columns<true>(args, chunk.sample, first_column + i * column_step, state[i]);
-  int buffer = 0;
-  for (int64_t first = chunk.begin; first < chunk.end; first += kTokens, buffer ^= 1) {
+  TokenPointers<T> from(args, chunk.sample, chunk.begin, first_column);
+  int64_t row = chunk.sample * args.tokens + chunk.begin;
+  int left = static_cast<int>(chunk.end - chunk.begin);
+  for (int buffer = 0; left > 0; left -= kTokens, buffer ^= 1) {
     GradInputs<T> in[kTokens][kVectors];
     LayerNormStats stats[kTokens];
     SENDVAE_UNROLL
     for (int t = 0; t < kTokens; ++t) {
-      const bool inside = first + t < chunk.end;  // else everything of it is 0
-      stats[t] = inside ? args.stats[chunk.sample * args.tokens + first + t] : LayerNormStats{};
+      stats[t] = t < left ? args.stats[row + t] : LayerNormStats{};  // of an absent token everything is 0
       SENDVAE_UNROLL
       for (int i = 0; i < kVectors; ++i) {
-        const int64_t column = first_column + i * column_step, count = inside ? args.width - column : 0;
-        in[t][i] = load_inputs<true>(args, chunk.sample, first + t, column, count);
+        in[t][i] = load_inputs<true>(args, from, i * column_step, t < left ? first_count - i * column_step : 0);
       }
+      from.advance(args);
     }
+    GradSums sums[kTokens] = {};
     SENDVAE_UNROLL
     for (int t = 0; t < kTokens; ++t) {
-      LayerNormGradMeans sums = {};
       SENDVAE_UNROLL
-      for (int i = 0; i < kVectors; ++i) add_grad_sums(in[t][i], stats[t], state[i].scale_plus_one, sums);
-      sums = {warp_sum(sums.g), warp_sum(sums.gh)};
-      if (threadIdx.x % kWarp == 0) warp_sums[buffer][t][warp] = sums;
+      for (int i = 0; i < kVectors; ++i) add_grad_sums(in[t][i], stats[t].mean, state[i].scale_plus_one, sums[t]);
     }
-    __syncthreads();
+    block_sums(sums, shared_sums[buffer]);
     SENDVAE_UNROLL
-    for (int t = 0; t < kTokens; ++t) {
-      if (first + t >= chunk.end) break;
-      LayerNormGradMeans means = {};
-      for (int i = 0; i < num_warps; ++i) {
-        means.g += warp_sums[buffer][t][i].g;
-        means.gh += warp_sums[buffer][t][i].gh;
-      }
-      means = {means.g / width, means.gh / width};
-      const int64_t row = chunk.sample * args.tokens + first + t;
+    for (int t = 0; t < kTokens; ++t, ++row) {
+      if (t >= left) break;
+      const LayerNormGradMeans means = grad_means(sums[t], stats[t].rstd, inverse_width);
       SENDVAE_UNROLL
       for (int i = 0; i < kVectors; ++i) {
         keep_packed(in[t][i].grad_y);
         keep_packed(in[t][i].s);
-        finish_vector<true>(args, in[t][i], stats[t], means, row, first_column + i * column_step, state[i]);
+        const int column = i * column_step;
+        finish_vector<true>(args, in[t][i], stats[t], means, row * args.width + first_column + column,
+                            first_count - column, state[i]);
       }
     }
   }
@@ -185,55 +235,83 @@ __global__ void __launch_bounds__(kMaxThreads, 1) wide_backward_kernel(AdalnBack
   __shared__ LayerNormGradMeans means[kMaxChunkTokens];
   const Chunk chunk = block_chunk(args);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const float width = static_cast<float>(args.width);
+  const float inverse_width = 1.0f / static_cast<float>(args.width);
   const LayerNormStats* stats = args.stats + chunk.sample * args.tokens;
   for (int64_t token = chunk.begin + warp; token < chunk.end; token += kMaxWarps) {
-    LayerNormGradMeans sums = {};
+    const TokenPointers<T> from(args, chunk.sample, token, 0);
+    GradSums sums = {};
     for (int64_t column = lane * kWidth; column < args.width; column += kWarp * kWidth) {
       ColumnState<kWidth> state;
       start_columns<kWhole>(args, chunk.sample, column, state);
-      const GradInputs<T> in = load_inputs<kWhole>(args, chunk.sample, token, column, args.width - column);
-      add_grad_sums(in, stats[token], state.scale_plus_one, sums);
+      add_grad_sums(load_inputs<kWhole>(args, from, column, args.width - column), stats[token].mean,
+                    state.scale_plus_one, sums);
     }
-    sums = {warp_sum(sums.g), warp_sum(sums.gh)};
-    if (lane == 0) means[token - chunk.begin] = {sums.g / width, sums.gh / width};
+    sums = {warp_sum(sums.g), warp_sum(sums.gd)};
+    if (lane == 0) means[token - chunk.begin] = grad_means(sums, stats[token].rstd, inverse_width);
   }
   __syncthreads();
   for (int64_t column = threadIdx.x * kWidth; column < args.width; column += kMaxThreads * kWidth) {
+    const int64_t count = args.width - column;
     ColumnState<kWidth> state;
     start_columns<kWhole>(args, chunk.sample, column, state);
-    for (int64_t token = chunk.begin; token < chunk.end; ++token) {
-      const GradInputs<T> in = load_inputs<kWhole>(args, chunk.sample, token, column, args.width - column);
-      const int64_t row = chunk.sample * args.tokens + token;
-      finish_vector<kWhole>(args, in, stats[token], means[token - chunk.begin], row, column, state);
+    TokenPointers<T> from(args, chunk.sample, chunk.begin, column);
+    for (int64_t token = chunk.begin; token < chunk.end; ++token, from.advance(args)) {
+      const int64_t offset = (chunk.sample * args.tokens + token) * args.width + column;
+      finish_vector<kWhole>(args, load_inputs<kWhole>(args, from, 0, count), stats[token], means[token - chunk.begin],
+                            offset, count, state);
     }
     store_partials<kWhole>(args, column, state);
   }
 }
 
-// A thread adds up the chunks of one element of one of the modulation's gradients.
+// A thread adds up the chunks of one element of one of the modulation's gradients; a block stays within one row.
 template <typename T, typename M>
-__global__ void __launch_bounds__(kMaxThreads) sum_chunks_kernel(AdalnBackwardArgs<T, M> args) {
-  const int64_t elements = args.batch * args.width;  // of one gradient
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kMaxThreads + threadIdx.x;
-  if (index >= elements * (args.has_branch ? 3 : 2)) return;
-  const int which = static_cast<int>(index / elements);
-  const int64_t element = index % elements;
-  const int64_t sample = element / args.width, column = element % args.width;
+__global__ void __launch_bounds__(kMaxThreads)
+    sum_chunks_kernel(AdalnBackwardArgs<T, M> args, uint32_t blocks_per_row) {
+  const uint32_t row = blockIdx.x / blocks_per_row, gradients = args.has_branch ? 3 : 2;
+  const int64_t column = static_cast<int64_t>(blockIdx.x % blocks_per_row) * kMaxThreads + threadIdx.x;
+  if (column >= args.width) return;
+  const int64_t sample = row / gradients;
+  const int which = static_cast<int>(row % gradients);
   const float* partial = args.partials + (sample * args.chunks * kPartials + which) * args.width + column;
   float sum = 0.0f;
   for (int64_t chunk = 0; chunk < args.chunks; ++chunk) sum += partial[chunk * kPartials * args.width];
   M* out = which == kShiftPartial ? args.grad_shift : which == kScalePartial ? args.grad_scale : args.grad_gate;
-  out[element] = from_float<M>(sum);
+  out[sample * args.width + column] = from_float<M>(sum);
 }
 
-// Long chunks make few partial sums, short ones many blocks.
-int64_t chunk_tokens_for(int64_t batch, int64_t tokens) {
-  int64_t chunk_tokens = kMaxChunkTokens;
-  while (chunk_tokens > kMinChunkTokens && batch * ((tokens + chunk_tokens - 1) / chunk_tokens) < kEnoughBlocks) {
-    chunk_tokens /= 2;
+// How `backward_kernel` takes tokens of a width.
+struct BlockShape {
+  int64_t vectors;  // a thread
+  int64_t threads;
+};
+
+BlockShape block_shape(int64_t width, int64_t vector_width) {
+  const int64_t block_width = kMaxThreads * vector_width;  // columns of a full block with one vector a thread
+  const int64_t vectors = width <= block_width       ? 1
+                          : width <= 2 * block_width ? 2
+                                                     : kMaxRegisterWidth / block_width;
+  const int64_t warp_width = kWarp * vector_width * vectors;
+  return {vectors, std::min<int64_t>((width + warp_width - 1) / warp_width * kWarp, kMaxThreads)};
+}
+
+// Tokens of a chunk, such that as few waves of blocks as can be make the whole: a last wave of a few blocks leaves most
+// multiprocessors idle. A chunk takes the time of a few tokens besides, for its partial sums. This depends on sizes
+// alone, and so does the order of every sum.
+int64_t chunk_tokens_for(int64_t batch, int64_t tokens, const BlockShape& shape) {
+  constexpr int64_t kOverhead = 4;  // tokens
+  const int64_t resident_threads = kMaxThreads * (shape.vectors == 1 ? 2 : 1);  // as the kernel's bounds have it
+  const int64_t resident_blocks = kMultiprocessors * (resident_threads / shape.threads);
+  int64_t best = kMaxChunkTokens, best_cost = INT64_MAX;
+  for (int64_t chunk_tokens = 2; chunk_tokens <= kMaxChunkTokens; chunk_tokens += 2) {
+    const int64_t blocks = batch * ((tokens + chunk_tokens - 1) / chunk_tokens);
+    const int64_t cost = (blocks + resident_blocks - 1) / resident_blocks * (chunk_tokens + kOverhead);
+    if (cost < best_cost) {
+      best = chunk_tokens;
+      best_cost = cost;
+    }
   }
-  return chunk_tokens;
+  return best;
 }
 
 template <typename T, typename M>
@@ -244,21 +322,21 @@ void launch_backward(const AdalnBackwardArgs<T, M>& args, cudaStream_t stream) {
                      is_whole(args.branch, width) && is_whole(args.gate, width) && is_whole(args.scale, width) &&
                      is_whole(args.grad_x, width, width) && is_whole(args.grad_branch, width, width);
   const bool in_registers = whole && width <= kMaxRegisterWidth;
-  constexpr int kBlockWidth = kMaxThreads * kVectorWidth<T>;  // columns of a full block with one vector a thread
-  constexpr int kMostVectors = kMaxRegisterWidth / kBlockWidth;
-  const int vectors = width <= kBlockWidth ? 1 : width <= 2 * kBlockWidth ? 2 : kMostVectors;
-  const auto kernel = !whole          ? wide_backward_kernel<T, M, false>
-                      : !in_registers ? wide_backward_kernel<T, M, true>
-                      : vectors == 1  ? backward_kernel<T, M, 1>
-                      : vectors == 2  ? backward_kernel<T, M, 2>
-                                      : backward_kernel<T, M, kMostVectors>;
-  const int64_t warp_width = int64_t{kWarp} * kVectorWidth<T> * vectors;
-  const int64_t threads = in_registers ? (width + warp_width - 1) / warp_width * kWarp : kMaxThreads;
+  constexpr int kMostVectors = kMaxRegisterWidth / (kMaxThreads * kVectorWidth<T>);
+  const BlockShape shape = block_shape(width, kVectorWidth<T>);
+  const auto kernel = !whole               ? wide_backward_kernel<T, M, false>
+                      : !in_registers      ? wide_backward_kernel<T, M, true>
+                      : shape.vectors == 1 ? backward_kernel<T, M, 1>
+                      : shape.vectors == 2 ? backward_kernel<T, M, 2>
+                                           : backward_kernel<T, M, kMostVectors>;
+  const uint32_t threads = static_cast<uint32_t>(in_registers ? shape.threads : kMaxThreads);
   const uint32_t blocks = blocks_for(AdalnBackward::kName, args.batch * args.chunks, 1);
-  kernel<<<blocks, static_cast<uint32_t>(threads), 0, stream>>>(args);
+  kernel<<<blocks, threads, 0, stream>>>(args);
   check_launch(AdalnBackward::kName);
-  const int64_t sums = args.batch * width * (args.has_branch ? 3 : 2);
-  sum_chunks_kernel<<<blocks_for(AdalnBackward::kName, sums, kMaxThreads), kMaxThreads, 0, stream>>>(args);
+  const int64_t blocks_per_row = (width + kMaxThreads - 1) / kMaxThreads;
+  const uint32_t sum_blocks =
+      blocks_for(AdalnBackward::kName, args.batch * (args.has_branch ? 3 : 2) * blocks_per_row, 1);
+  sum_chunks_kernel<<<sum_blocks, kMaxThreads, 0, stream>>>(args, static_cast<uint32_t>(blocks_per_row));
   check_launch(AdalnBackward::kName);
 }
 
@@ -266,7 +344,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaln_backward_cuda(
     const Tensor& grad_y, const std::optional<Tensor>& grad_s, const Tensor& s, const std::optional<Tensor>& branch,
     const std::optional<Tensor>& gate, const Tensor& scale, const Tensor& stats) {
   const torch::stable::accelerator::DeviceGuard guard(s.get_device_index());
-  const int64_t chunk_tokens = s.dim() == 3 ? chunk_tokens_for(s.size(0), s.size(1)) : kMaxChunkTokens;
+  const int64_t vector_width = 16 / s.element_size();
+  const int64_t chunk_tokens =
+      s.dim() == 3 && s.size(2) > 0
+          ? chunk_tokens_for(s.size(0), s.size(1), block_shape(s.size(2), vector_width))
+          : kMaxChunkTokens;
   const AdalnBackward call(grad_y, grad_s, s, branch, gate, scale, stats, chunk_tokens);
   dispatch_tokens_and_modulation(s.scalar_type(), scale.scalar_type(), [&](auto token_type, auto modulation_type) {
     launch_backward(call.args<decltype(token_type), decltype(modulation_type)>(), current_stream(s));

@@ -59,7 +59,8 @@ SENDVAE_CPU_CLONES void forward_token(const AdalnArgs<T, M>& args, ForwardScratc
     deviation += d;
     square += d * d;
   }
-  const LayerNormStats stats = stats_from_deviations(center, deviation, square, static_cast<float>(width), args.eps);
+  const LayerNormStats stats =
+      stats_from_deviations(center, deviation, square, 1.0f / static_cast<float>(width), args.eps);
   args.stats[row] = stats;
   const float* __restrict__ shift = scratch.shift.data();
   const float* __restrict__ scale_plus_one = scratch.scale_plus_one.data();

@@ -1,7 +1,7 @@
 // Shared code of the two directions of adaln on CUDA: reading and writing of vectors.
 //
 // kWhole says that every vector is aligned and lies wholly inside or wholly outside of its token, so that it is one
-// 16-byte access under a predicate; else elements are read one by one. Outside they are 0, and nothing is written.
+// 16-byte access under one predicate; else elements are read one by one. Outside they are 0, and nothing is written.
 #pragma once
 
 #include <cstring>
@@ -12,7 +12,7 @@
 namespace sendvae {
 
 constexpr int kWarp = 32;
-constexpr int64_t kMaxRegisterWidth = 4096;  // columns of a token that are kept in registers
+constexpr int kMaxRegisterWidth = 4096;  // columns of a token that are kept in registers
 
 // `count`: elements from `data` to the end of the token, negative past it. Nothing that is read this way is written by
 // the same kernel, which lets the compiler move loads before stores.
@@ -33,34 +33,40 @@ __device__ __forceinline__ Vector<T> read(const T* data, int64_t count) {
   return vector;
 }
 
+template <bool kWhole, typename T>
+__device__ __forceinline__ void write(T* data, int64_t count, const Vector<T>& vector) {
+  if constexpr (kWhole) {
+    if (count > 0) *reinterpret_cast<Vector<T>*>(data) = vector;
+  } else {
+    SENDVAE_UNROLL
+    for (int i = 0; i < kVectorWidth<T>; ++i) {
+      if (i < count) data[i] = vector.values[i];
+    }
+  }
+}
+
 // `kCount` elements in fp32, a multiple of a vector: fp32 modulation of 16-bit tokens takes two.
 template <bool kWhole, int kCount, typename T>
 __device__ __forceinline__ void load(const T* data, int64_t count, float (&out)[kCount]) {
   constexpr int kWidth = kVectorWidth<T>;
+  Vector<T> vectors[kCount / kWidth];
   SENDVAE_UNROLL
-  for (int i = 0; i < kCount; i += kWidth) {
-    const Vector<T> vector = read<kWhole>(data + i, count - i);
-    SENDVAE_UNROLL
-    for (int j = 0; j < kWidth; ++j) out[i + j] = to_float(vector.values[j]);
-  }
+  for (int i = 0; i < kCount / kWidth; ++i) vectors[i] = read<kWhole>(data + i * kWidth, count - i * kWidth);
+  T values[kCount];
+  memcpy(values, vectors, sizeof values);
+  unpack(values, out);
 }
 
 template <bool kWhole, int kCount, typename T>
 __device__ __forceinline__ void store(T* data, int64_t count, const float (&values)[kCount]) {
   constexpr int kWidth = kVectorWidth<T>;
+  T packed[kCount];
+  pack(values, packed);
   SENDVAE_UNROLL
   for (int i = 0; i < kCount; i += kWidth) {
     Vector<T> vector;
-    SENDVAE_UNROLL
-    for (int j = 0; j < kWidth; ++j) vector.values[j] = from_float<T>(values[i + j]);
-    if constexpr (kWhole) {
-      if (count > i) *reinterpret_cast<Vector<T>*>(data + i) = vector;
-    } else {
-      SENDVAE_UNROLL
-      for (int j = 0; j < kWidth; ++j) {
-        if (i + j < count) data[i + j] = vector.values[j];
-      }
-    }
+    memcpy(&vector, packed + i, sizeof vector);
+    write<kWhole>(data + i, count - i, vector);
   }
 }
 

@@ -8,142 +8,180 @@
 namespace sendvae {
 namespace {
 
-constexpr int kTokensPerBlock = 4;  // one warp each
+constexpr int kTokensPerBlock = 4;  // one warp each, of one sample
+constexpr int kThreads = kWarp * kTokensPerBlock;
 
-// The token of this warp; past the last one in the last block.
-__device__ __forceinline__ int64_t warp_row() {
-  return static_cast<int64_t>(blockIdx.x) * kTokensPerBlock + threadIdx.x / kWarp;
+// The token of this warp, which may lie past the last of its sample.
+struct Place {
+  int64_t sample, token;
+};
+
+__device__ __forceinline__ Place find_place(uint32_t blocks_per_sample) {
+  const uint32_t block = blockIdx.x % blocks_per_sample;
+  return {blockIdx.x / blocks_per_sample, static_cast<int64_t>(block) * kTokensPerBlock + threadIdx.x / kWarp};
 }
 
-// s of the vector at `column`.
+// x + gate branch of one vector, rounded to what is stored, as y is the norm of that.
 template <bool kWhole, typename T, typename M>
-__device__ __forceinline__ void load_s(const AdalnArgs<T, M>& args, int64_t sample, int64_t token, int64_t column,
-                                       float (&s)[kVectorWidth<T>]) {
+__device__ __forceinline__ Vector<T> gated_sum(const Vector<T>& x, const Vector<T>& branch, const M* gate_row,
+                                               int64_t count) {
   constexpr int kWidth = kVectorWidth<T>;
-  const int64_t count = args.width - column;
-  load<kWhole>(args.x.at(sample, token) + column, count, s);
-  if (!args.has_branch) return;
-  float branch[kWidth], gate[kWidth];
-  load<kWhole>(args.branch.at(sample, token) + column, count, branch);
-  load<kWhole>(args.gate.at(sample) + column, count, gate);
+  float sums[kWidth], addends[kWidth], gate[kWidth];
+  unpack(x.values, sums);
+  unpack(branch.values, addends);
+  load<kWhole>(gate_row, count, gate);
   SENDVAE_UNROLL
-  for (int i = 0; i < kWidth; ++i) s[i] = gated_sum<T>(s[i], gate[i], branch[i]);
+  for (int i = 0; i < kWidth; ++i) sums[i] += gate[i] * addends[i];
+  Vector<T> s;
+  pack(sums, s.values);
+  return s;
 }
 
-template <bool kWhole, typename T, typename M>
-__device__ __forceinline__ void store_outputs(const AdalnArgs<T, M>& args, int64_t sample, int64_t row, int64_t column,
-                                              const float (&s)[kVectorWidth<T>], LayerNormStats stats) {
-  constexpr int kWidth = kVectorWidth<T>;
-  const int64_t count = args.width - column;
-  float shift[kWidth], scale[kWidth], y[kWidth];
-  load<kWhole>(args.shift.at(sample) + column, count, shift);
-  load<kWhole>(args.scale.at(sample) + column, count, scale);
+template <typename T>
+__device__ __forceinline__ void add(const Vector<T>& s, float& sum) {
+  float values[kVectorWidth<T>];
+  unpack(s.values, values);
   SENDVAE_UNROLL
-  for (int i = 0; i < kWidth; ++i) y[i] = normalised(s[i], stats) * (1.0f + scale[i]) + shift[i];
-  store<kWhole>(args.y + row * args.width + column, count, y);
-  if (args.has_branch) store<kWhole>(args.s + row * args.width + column, count, s);
+  for (int i = 0; i < kVectorWidth<T>; ++i) sum += values[i];
 }
 
 // Adds the deviations from `center` of a vector that ends after `count` elements.
-template <int kWidth>
-__device__ __forceinline__ void add_deviations(const float (&s)[kWidth], int64_t count, float center, float& sum,
+template <bool kWhole, typename T>
+__device__ __forceinline__ void add_deviations(const Vector<T>& s, int64_t count, float center, float& sum,
                                                float& square_sum) {
+  if (count <= 0) return;
+  float values[kVectorWidth<T>];
+  unpack(s.values, values);
   SENDVAE_UNROLL
-  for (int i = 0; i < kWidth; ++i) {
-    const float deviation = i < count ? s[i] - center : 0.0f;
+  for (int i = 0; i < kVectorWidth<T>; ++i) {
+    const float deviation = kWhole || i < count ? values[i] - center : 0.0f;
     sum += deviation;
     square_sum += deviation * deviation;
   }
 }
 
-// Blocks of a multiprocessor with 2.5 times as many registers as the `values` that a thread keeps.
-constexpr int min_blocks(int values) { return 65536 * 2 / 5 / (kWarp * kTokensPerBlock * values); }
+// Writes y of one vector.
+template <bool kWhole, typename T, typename M>
+__device__ __forceinline__ void modulate(const Vector<T>& s, LayerNormStats stats, const M* shift_row,
+                                         const M* scale_row, int64_t count, T* out) {
+  constexpr int kWidth = kVectorWidth<T>;
+  float y[kWidth], shift[kWidth], scale[kWidth];
+  unpack(s.values, y);
+  load<kWhole>(shift_row, count, shift);
+  load<kWhole>(scale_row, count, scale);
+  SENDVAE_UNROLL
+  for (int i = 0; i < kWidth; ++i) y[i] = (y[i] - stats.mean) * (stats.rstd + stats.rstd * scale[i]) + shift[i];
+  store<kWhole>(out, count, y);
+}
 
 // kSteps: vectors of a lane, the last of which may lie past the end of the token. Every vector is whole.
 template <typename T, typename M, int kSteps>
-__global__ void __launch_bounds__(kWarp* kTokensPerBlock, min_blocks(kSteps* kVectorWidth<T>))
-    forward_kernel(AdalnArgs<T, M> args) {
-  constexpr int kWidth = kVectorWidth<T>;
-  const int64_t row = warp_row();
-  if (row >= args.batch * args.tokens) return;
-  const int64_t sample = row / args.tokens, token = row % args.tokens;
-  const int first_column = threadIdx.x % kWarp * kWidth;
-  const float width = static_cast<float>(args.width);
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(AdalnArgs<T, M> args, uint32_t blocks_per_sample) {
+  constexpr int kStride = kWarp * kVectorWidth<T>;
+  const auto [sample, token] = find_place(blocks_per_sample);
+  if (token >= args.tokens) return;
+  const int64_t row = sample * args.tokens + token;
+  const int first_column = threadIdx.x % kWarp * kVectorWidth<T>;
+  const int width = static_cast<int>(args.width), first_count = width - first_column;
+  const int branch_count = args.has_branch ? first_count : 0;  // an absent branch is 0
+  const float inverse_width = 1.0f / static_cast<float>(width);
 
-  float s[kSteps][kWidth], sum = 0.0f;
+  const T* x = args.x.at(sample, token) + first_column;
+  const T* branch = args.branch.at(sample, token) + first_column;
+  const M* gate = args.gate.at(sample) + first_column;
+  T* s_out = args.s + row * width + first_column;
+  Vector<T> s[kSteps], addends[kSteps];
   SENDVAE_UNROLL
-  for (int step = 0; step < kSteps; ++step) {
-    load_s<true>(args, sample, token, first_column + step * kWarp * kWidth, s[step]);
+  for (int step = 0; step < kSteps; ++step) {  // all of the token is on its way before the first is used
+    s[step] = read<true>(x + step * kStride, first_count - step * kStride);
+    addends[step] = read<true>(branch + step * kStride, branch_count - step * kStride);
   }
   SENDVAE_UNROLL
   for (int step = 0; step < kSteps; ++step) {
-    SENDVAE_UNROLL
-    for (int i = 0; i < kWidth; ++i) sum += s[step][i];
+    const int column = step * kStride;
+    s[step] = gated_sum<true>(s[step], addends[step], gate + column, branch_count - column);
+    write<true>(s_out + column, branch_count - column, s[step]);
   }
-  const float center = warp_sum(sum) / width;
+
+  float sum = 0.0f;
+  SENDVAE_UNROLL
+  for (int step = 0; step < kSteps; ++step) add(s[step], sum);
+  const float center = warp_sum(sum) * inverse_width;
   float deviation_sum = 0.0f, square_sum = 0.0f;
   SENDVAE_UNROLL
   for (int step = 0; step < kSteps; ++step) {
-    const int64_t count = args.width - first_column - step * kWarp * kWidth;
-    add_deviations(s[step], count, center, deviation_sum, square_sum);
+    add_deviations<true>(s[step], first_count - step * kStride, center, deviation_sum, square_sum);
   }
   const LayerNormStats stats =
-      stats_from_deviations(center, warp_sum(deviation_sum), warp_sum(square_sum), width, args.eps);
+      stats_from_deviations(center, warp_sum(deviation_sum), warp_sum(square_sum), inverse_width, args.eps);
   if (threadIdx.x % kWarp == 0) args.stats[row] = stats;
+
+  const M* shift = args.shift.at(sample) + first_column;
+  const M* scale = args.scale.at(sample) + first_column;
+  T* y = args.y + row * width + first_column;
   SENDVAE_UNROLL
   for (int step = 0; step < kSteps; ++step) {
-    store_outputs<true>(args, sample, row, first_column + step * kWarp * kWidth, s[step], stats);
+    const int column = step * kStride;
+    modulate<true>(s[step], stats, shift + column, scale + column, first_count - column, y + column);
   }
 }
 
 // The same for any width and alignment: s is made anew in each of the three passes.
 template <typename T, typename M, bool kWhole>
-__global__ void __launch_bounds__(kWarp* kTokensPerBlock, 1) wide_forward_kernel(AdalnArgs<T, M> args) {
-  constexpr int kWidth = kVectorWidth<T>;
-  const int64_t row = warp_row();
-  if (row >= args.batch * args.tokens) return;
-  const int64_t sample = row / args.tokens, token = row % args.tokens;
-  const int first_column = threadIdx.x % kWarp * kWidth;
-  const float width = static_cast<float>(args.width);
+__global__ void __launch_bounds__(kThreads) wide_forward_kernel(AdalnArgs<T, M> args, uint32_t blocks_per_sample) {
+  constexpr int kWidth = kVectorWidth<T>, kStride = kWarp * kWidth;
+  const auto [sample, token] = find_place(blocks_per_sample);
+  if (token >= args.tokens) return;
+  const int64_t row = sample * args.tokens + token, first_column = threadIdx.x % kWarp * kWidth;
+  const float inverse_width = 1.0f / static_cast<float>(args.width);
+  const T* x = args.x.at(sample, token);
+  const T* branch = args.branch.at(sample, token);
+  const M* gate = args.gate.at(sample);
+  const auto s_at = [&](int64_t column) {
+    const int64_t count = args.width - column;
+    const Vector<T> s = read<kWhole>(x + column, count);
+    if (!args.has_branch) return s;
+    return gated_sum<kWhole>(s, read<kWhole>(branch + column, count), gate + column, count);
+  };
 
-  float s[kWidth], sum = 0.0f;
-  for (int64_t column = first_column; column < args.width; column += kWarp * kWidth) {
-    load_s<kWhole>(args, sample, token, column, s);
-    SENDVAE_UNROLL
-    for (int i = 0; i < kWidth; ++i) sum += s[i];
-  }
-  const float center = warp_sum(sum) / width;
+  float sum = 0.0f;
+  for (int64_t column = first_column; column < args.width; column += kStride) add(s_at(column), sum);
+  const float center = warp_sum(sum) * inverse_width;
   float deviation_sum = 0.0f, square_sum = 0.0f;
-  for (int64_t column = first_column; column < args.width; column += kWarp * kWidth) {
-    load_s<kWhole>(args, sample, token, column, s);
-    add_deviations(s, args.width - column, center, deviation_sum, square_sum);
+  for (int64_t column = first_column; column < args.width; column += kStride) {
+    add_deviations<kWhole>(s_at(column), args.width - column, center, deviation_sum, square_sum);
   }
   const LayerNormStats stats =
-      stats_from_deviations(center, warp_sum(deviation_sum), warp_sum(square_sum), width, args.eps);
+      stats_from_deviations(center, warp_sum(deviation_sum), warp_sum(square_sum), inverse_width, args.eps);
   if (threadIdx.x % kWarp == 0) args.stats[row] = stats;
-  for (int64_t column = first_column; column < args.width; column += kWarp * kWidth) {
-    load_s<kWhole>(args, sample, token, column, s);
-    store_outputs<kWhole>(args, sample, row, column, s, stats);
+  for (int64_t column = first_column; column < args.width; column += kStride) {
+    const int64_t count = args.width - column;
+    const Vector<T> s = s_at(column);
+    if (args.has_branch) write<kWhole>(args.s + row * args.width + column, count, s);
+    modulate<kWhole>(s, stats, args.shift.at(sample) + column, args.scale.at(sample) + column, count,
+                     args.y + row * args.width + column);
   }
 }
 
 template <typename T, typename M>
 void launch_forward(const AdalnArgs<T, M>& args, cudaStream_t stream) {
-  const int64_t rows = args.batch * args.tokens;
-  if (rows == 0) return;
+  if (args.batch == 0 || args.tokens == 0) return;
   const int64_t width = args.width;
   const bool whole = is_whole(args.x, width) && is_whole(args.branch, width) && is_whole(args.gate, width) &&
                      is_whole(args.shift, width) && is_whole(args.scale, width) && is_whole(args.y, width, width) &&
                      is_whole(args.s, width, width);
-  constexpr int kStepWidth = kWarp * kVectorWidth<T>;
+  constexpr int kStride = kWarp * kVectorWidth<T>;
   const auto kernel = !whole                       ? wide_forward_kernel<T, M, false>
-                      : width <= 1024              ? forward_kernel<T, M, 1024 / kStepWidth>
-                      : width <= 1536              ? forward_kernel<T, M, 1536 / kStepWidth>
-                      : width <= 2048              ? forward_kernel<T, M, 2048 / kStepWidth>
-                      : width <= kMaxRegisterWidth ? forward_kernel<T, M, kMaxRegisterWidth / kStepWidth>
+                      : width <= 768               ? forward_kernel<T, M, 768 / kStride>
+                      : width <= 1024              ? forward_kernel<T, M, 1024 / kStride>
+                      : width <= 1280              ? forward_kernel<T, M, 1280 / kStride>
+                      : width <= 2048              ? forward_kernel<T, M, 2048 / kStride>
+                      : width <= kMaxRegisterWidth ? forward_kernel<T, M, kMaxRegisterWidth / kStride>
                                                    : wide_forward_kernel<T, M, true>;
-  const uint32_t blocks = blocks_for(Adaln::kName, rows, kTokensPerBlock);
-  kernel<<<blocks, kWarp * kTokensPerBlock, 0, stream>>>(args);
+  const int64_t blocks_per_sample = (args.tokens + kTokensPerBlock - 1) / kTokensPerBlock;
+  const uint32_t blocks = blocks_for(Adaln::kName, args.batch * blocks_per_sample, 1);
+  kernel<<<blocks, kThreads, 0, stream>>>(args, static_cast<uint32_t>(blocks_per_sample));
   check_launch(Adaln::kName);
 }
 

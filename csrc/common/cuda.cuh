@@ -120,6 +120,26 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
+// The sums over a warp of kCount values, a power of two, in a fixed order. Lane 32 / kCount * i has that of value i: the
+// lanes share the values out among them, which takes half the shuffles of one sum after the other.
+template <int kCount>
+__device__ __forceinline__ float warp_sums(float (&values)[kCount]) {
+  const int lane = threadIdx.x % 32;
+  int offset = 16;
+  SENDVAE_UNROLL
+  for (int count = kCount / 2; count > 0; count /= 2, offset /= 2) {
+    const bool upper = (lane & offset) != 0;
+    SENDVAE_UNROLL
+    for (int i = 0; i < count; ++i) {
+      const float kept = upper ? values[i + count] : values[i], sent = upper ? values[i] : values[i + count];
+      values[i] = kept + __shfl_xor_sync(0xffffffffu, sent, offset);
+    }
+  }
+  SENDVAE_UNROLL
+  for (; offset > 0; offset /= 2) values[0] += __shfl_xor_sync(0xffffffffu, values[0], offset);
+  return values[0];
+}
+
 // The sum over a block of kThreads threads, in a fixed order, in its first warp. Once per kernel: the shared memory is
 // not guarded against a second call.
 template <int kThreads, typename T>

@@ -58,6 +58,13 @@ inline T __shfl_xor_sync(uint32_t mask, T value, int lane_mask,
 }
 
 template <typename T>
+inline T __shfl_sync(uint32_t mask, T value, int lane, cuda_on_cpu::Where where = cuda_on_cpu::Where::current()) {
+  T out;
+  cuda_on_cpu::shuffle(mask, &value, &out, sizeof(T), lane, where);
+  return out;
+}
+
+template <typename T>
 inline T __ldg(const T* pointer) {
   cuda_on_cpu::note_ldg(pointer, sizeof(T));
   return *pointer;
