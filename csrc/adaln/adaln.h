@@ -77,6 +77,7 @@ struct AdalnArgs {
   T* s;                   // [B, N, D], packed
   LayerNormStats* stats;  // [B, N]
   int64_t batch, tokens, width;
+  float inverse_width;
   float eps;
 };
 
@@ -92,6 +93,7 @@ struct AdalnBackwardArgs {
   M *grad_gate, *grad_shift, *grad_scale;  // [B, D], packed
   float* partials;                         // [B, chunks, 3, D]: sums over a chunk for shift, scale, gate
   int64_t batch, tokens, width, chunks, chunk_tokens;
+  float inverse_width;
 };
 
 constexpr int kShiftPartial = 0, kScalePartial = 1, kGatePartial = 2, kPartials = 3;
@@ -190,6 +192,7 @@ struct Adaln {
             x.size(0),
             x.size(1),
             x.size(2),
+            1.0f / static_cast<float>(x.size(2)),
             eps};
   }
 
@@ -259,7 +262,8 @@ struct AdalnBackward {
             s.size(1),
             s.size(2),
             chunks,
-            chunk_tokens};
+            chunk_tokens,
+            1.0f / static_cast<float>(s.size(2))};
   }
 
   std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> outputs() const {

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
-constexpr int64_t kMaxChunkTokens = 128;
+constexpr int64_t kMaxChunkTokens = 128, kMinChunkTokens = 4;
 constexpr int64_t kMultiprocessors = 132;  // of an H200; on others the choice of chunks is a little worse
 
 // The tokens that a block takes.
@@ -178,7 +178,6 @@ __global__ void __launch_bounds__(kMaxThreads, kVectors == 1 ? 2 : 1) backward_k
   const Chunk chunk = block_chunk(args);
   const int column_step = blockDim.x * kWidth, first_column = threadIdx.x * kWidth;
   const int first_count = static_cast<int>(args.width) - first_column;
-  const float inverse_width = 1.0f / static_cast<float>(args.width);
   if (threadIdx.x < kMaxWarps * 2 * kTokens) {
     shared_sums[0][threadIdx.x] = shared_sums[1][threadIdx.x] = 0.0f;
   }
@@ -212,7 +211,7 @@ __global__ void __launch_bounds__(kMaxThreads, kVectors == 1 ? 2 : 1) backward_k
     SENDVAE_UNROLL
     for (int t = 0; t < kTokens; ++t, ++row) {
       if (t >= left) break;
-      const LayerNormGradMeans means = grad_means(sums[t], stats[t].rstd, inverse_width);
+      const LayerNormGradMeans means = grad_means(sums[t], stats[t].rstd, args.inverse_width);
       SENDVAE_UNROLL
       for (int i = 0; i < kVectors; ++i) {
         keep_packed(in[t][i].grad_y);
@@ -235,7 +234,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1) wide_backward_kernel(AdalnBack
   __shared__ LayerNormGradMeans means[kMaxChunkTokens];
   const Chunk chunk = block_chunk(args);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const float inverse_width = 1.0f / static_cast<float>(args.width);
   const LayerNormStats* stats = args.stats + chunk.sample * args.tokens;
   for (int64_t token = chunk.begin + warp; token < chunk.end; token += kMaxWarps) {
     const TokenPointers<T> from(args, chunk.sample, token, 0);
@@ -247,7 +245,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) wide_backward_kernel(AdalnBack
                     state.scale_plus_one, sums);
     }
     sums = {warp_sum(sums.g), warp_sum(sums.gd)};
-    if (lane == 0) means[token - chunk.begin] = grad_means(sums, stats[token].rstd, inverse_width);
+    if (lane == 0) means[token - chunk.begin] = grad_means(sums, stats[token].rstd, args.inverse_width);
   }
   __syncthreads();
   for (int64_t column = threadIdx.x * kWidth; column < args.width; column += kMaxThreads * kWidth) {
@@ -303,7 +301,7 @@ int64_t chunk_tokens_for(int64_t batch, int64_t tokens, const BlockShape& shape)
   const int64_t resident_threads = kMaxThreads * (shape.vectors == 1 ? 2 : 1);  // as the kernel's bounds have it
   const int64_t resident_blocks = kMultiprocessors * (resident_threads / shape.threads);
   int64_t best = kMaxChunkTokens, best_cost = INT64_MAX;
-  for (int64_t chunk_tokens = 2; chunk_tokens <= kMaxChunkTokens; chunk_tokens += 2) {
+  for (int64_t chunk_tokens = kMinChunkTokens; chunk_tokens <= kMaxChunkTokens; chunk_tokens += 2) {
     const int64_t blocks = batch * ((tokens + chunk_tokens - 1) / chunk_tokens);
     const int64_t cost = (blocks + resident_blocks - 1) / resident_blocks * (chunk_tokens + kOverhead);
     if (cost < best_cost) {

@@ -51,7 +51,7 @@ SENDVAE_CPU_CLONES void forward_token(const AdalnArgs<T, M>& args, ForwardScratc
       sum += s[i];
     }
   }
-  const float center = sum / static_cast<float>(width);
+  const float center = sum * args.inverse_width;
   float deviation = 0.0f, square = 0.0f;
 #pragma omp simd reduction(+ : deviation, square)
   for (int64_t i = 0; i < width; ++i) {
@@ -59,8 +59,7 @@ SENDVAE_CPU_CLONES void forward_token(const AdalnArgs<T, M>& args, ForwardScratc
     deviation += d;
     square += d * d;
   }
-  const LayerNormStats stats =
-      stats_from_deviations(center, deviation, square, 1.0f / static_cast<float>(width), args.eps);
+  const LayerNormStats stats = stats_from_deviations(center, deviation, square, args.inverse_width, args.eps);
   args.stats[row] = stats;
   const float* __restrict__ shift = scratch.shift.data();
   const float* __restrict__ scale_plus_one = scratch.scale_plus_one.data();
@@ -119,7 +118,7 @@ SENDVAE_CPU_CLONES void backward_token(const AdalnBackwardArgs<T, M>& args, Back
     grad_shift[i] += upstream;
     grad_scale[i] += upstream * h[i];
   }
-  const LayerNormGradMeans means = {g_sum / static_cast<float>(width), gh_sum / static_cast<float>(width)};
+  const LayerNormGradMeans means = {g_sum * args.inverse_width, gh_sum * args.inverse_width};
   const T* __restrict__ grad_s = args.has_grad_s ? args.grad_s.at(sample, token) : scratch.zeros.data();
   T* __restrict__ grad_x = args.grad_x + row * width;
   if (args.has_branch) {

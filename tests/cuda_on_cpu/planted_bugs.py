@@ -74,7 +74,7 @@ BUGS = [
     ),
     Bug(
         "no_barrier_for_the_sums_of_warps", "adaln", "4x64x384-contiguous-chunk", ADALN_BACKWARD,
-        "warp_sums[buffer][t][warp] = sums;\n    }\n    __syncthreads();", "warp_sums[buffer][t][warp] = sums;\n    }",
+        "= of_warp;\n  __syncthreads();", "= of_warp;",
         "undefined shared memory|races in shared memory",
     ),
     Bug(
@@ -137,9 +137,7 @@ BUGS = [
     ),
     Bug(
         "what_the_kernel_writes_read_by_ldg", "adaln", "5x31x96-contiguous-chunk", ADALN_FORWARD,
-        "store<kWhole>(args.y + row * args.width + column, count, y);",
-        "store<kWhole>(args.y + row * args.width + column, count, y); load<kWhole>(args.y + row * args.width + column, "
-        "count, y);",
+        "store<kWhole>(out, count, y);", "store<kWhole>(out, count, y); load<kWhole>(out, count, y);",
         "reads by __ldg what this kernel writes",
     ),
     # Blocks and launches
@@ -151,7 +149,7 @@ BUGS = [
     ),
     Bug(
         "twice_the_threads", "adaln", "5x31x96-contiguous-chunk", ADALN_FORWARD,
-        "kernel<<<blocks, kWarp * kTokensPerBlock,", "kernel<<<blocks, 2 * kWarp * kTokensPerBlock,",
+        "kernel<<<blocks, kThreads,", "kernel<<<blocks, 2 * kThreads,",
         "launched with 256 threads, __launch_bounds__ allows 128",
     ),
     Bug(

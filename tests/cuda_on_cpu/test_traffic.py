@@ -40,7 +40,7 @@ CASES = [
     Case(
         "adaln", "4x64x384-contiguous-chunk", "bfloat16",
         (
-            Claim("forward_kernel<BFloat16, BFloat16, 4>", 4 * 64 * 384 * 2, 2, 2),
+            Claim("forward_kernel<BFloat16, BFloat16, 3>", 4 * 64 * 384 * 2, 2, 2),
             Claim("backward_kernel<BFloat16, BFloat16, 1>", 4 * 64 * 384 * 2, 4, 2),
         ),
     ),
