@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "cuda.cuh"
+#include "cuda_normals.cuh"
 #include "philox.h"
 
 namespace sendvae {
@@ -45,12 +46,13 @@ template <int kWidth>
 __device__ __forceinline__ void draw_normals(PhiloxKey key, Stream stream, int64_t sample_id, uint32_t element,
                                              float (&out)[kWidth]) {
   SENDVAE_UNROLL
-  for (int i = 0; i < kWidth / 4; ++i) {
-    const Normal4 normals = sample_normals(key, stream, sample_id, element / 4 + i);
-    out[4 * i] = normals.x;
-    out[4 * i + 1] = normals.y;
-    out[4 * i + 2] = normals.z;
-    out[4 * i + 3] = normals.w;
+  for (int i = 0; i < kWidth; i += 4) {
+    const PhiloxWords words = sample_words(key, stream, sample_id, (element + i) / 4);
+    const NormalPair low = fast_normals(words.x, words.y), high = fast_normals(words.z, words.w);
+    out[i] = low.first;
+    out[i + 1] = low.second;
+    out[i + 2] = high.first;
+    out[i + 3] = high.second;
   }
 }
 

@@ -35,21 +35,17 @@ struct Injected {
   float z, z_t, velocity;
 };
 
-SENDVAE_HD Injected inject(float mean, float std, float latent_mean, float latent_std, float t, float e1, float e2) {
-  const float z = mean + std * e1;
-  const float n = (z - latent_mean) / latent_std;
-  return {z, (1.0f - t) * n + t * e2, e2 - n};
-}
+// n: z, normalised.
+SENDVAE_HD Injected inject(float z, float n, float t, float e2) { return {z, (1.0f - t) * n + t * e2, e2 - n}; }
 
 struct InjectedGrad {
   float mean, spread;
 };
 
-SENDVAE_HD InjectedGrad inject_backward(float grad_z, float grad_z_t, float grad_velocity, float spread,
-                                        bool spread_is_std, float latent_std, float t, float e1) {
-  const float grad = grad_z + ((1.0f - t) * grad_z_t - grad_velocity) / latent_std;
+// grad: the gradient of z, all outputs' parts in it.
+SENDVAE_HD InjectedGrad inject_backward(float grad, float spread, float std, bool spread_is_std, float e1) {
   // d std / d spread: std / 2 for a log-variance inside the clamp (its ends included), 0 outside.
-  float slope = 0.5f * std_from_spread(spread, spread_is_std);
+  float slope = 0.5f * std;
   slope = spread < kLogVarianceMin ? 0.0f : slope;
   slope = spread > kLogVarianceMax ? 0.0f : slope;
   return {grad, grad * (spread_is_std ? 1.0f : slope) * e1};

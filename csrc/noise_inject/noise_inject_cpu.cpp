@@ -72,7 +72,8 @@ SENDVAE_CPU_CLONES void forward_tile(const NoiseInjectArgs<T>& args, int64_t sam
     const int64_t count = run.end - run.begin;
     for (int64_t i = 0; i < count; ++i) {
       const float std = std_from_spread(to_float(spread[i]), kSpreadIsStd);
-      const Injected out = inject(to_float(mean[i]), std, latent_mean, latent_std, t, e1[i], e2[i]);
+      const float z_unrounded = to_float(mean[i]) + std * e1[i];
+      const Injected out = inject(z_unrounded, (z_unrounded - latent_mean) / latent_std, t, e2[i]);
       z[i] = from_float<T>(out.z);
       z_t[i] = from_float<T>(out.z_t);
       velocity[i] = from_float<T>(out.velocity);
@@ -118,8 +119,10 @@ SENDVAE_CPU_CLONES void backward_tile(const NoiseInjectBackwardArgs<T>& args, in
     T* __restrict__ grad_spread = args.grad_spread + offset + run.begin;
     const int64_t count = run.end - run.begin;
     for (int64_t i = 0; i < count; ++i) {
-      const InjectedGrad grad = inject_backward(to_float(grad_z[i]), to_float(grad_z_t[i]), to_float(grad_velocity[i]),
-                                                to_float(spread[i]), kSpreadIsStd, latent_std, t, e1[i]);
+      const float of_n = (1.0f - t) * to_float(grad_z_t[i]) - to_float(grad_velocity[i]);
+      const float of_z = to_float(grad_z[i]) + of_n / latent_std, spread_i = to_float(spread[i]);
+      const float std = std_from_spread(spread_i, kSpreadIsStd);
+      const InjectedGrad grad = inject_backward(of_z, spread_i, std, kSpreadIsStd, e1[i]);
       grad_mean[i] = from_float<T>(grad.mean);
       grad_spread[i] = from_float<T>(grad.spread);
     }

@@ -23,9 +23,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cuda_on_cpu")]
 
 def test_what_the_compiler_does_not_know_is_an_error_with_file_and_line(compiler):
     def read(path: str) -> str:
-        return build.read_source(path).replace("warp_sum(dot)", "rsqrtf(warp_sum(dot))")
+        return build.read_source(path).replace("warp_sum(dot)", "rcbrtf(warp_sum(dot))")
 
-    with pytest.raises(build.BuildError, match=r"csrc/cosine_align/cosine_align_cuda\.cu:\d+:\d+: error: .*rsqrtf"):
+    with pytest.raises(build.BuildError, match=r"csrc/cosine_align/cosine_align_cuda\.cu:\d+:\d+: error: .*rcbrtf"):
         build.op_library("cosine_align", "plain", read)
 
 

@@ -73,6 +73,19 @@ inline T __ldg(const T* pointer) {
 inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline uint32_t __float_as_uint(float value) { return std::bit_cast<uint32_t>(value); }
 
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
+}
+
+// As inexact as the CUDA programming guide allows: by 2^-22 between 1/2 and 2, by two units in the last place elsewhere.
+inline float __log2f(float x) {
+  const float exact = std::log2(x);
+  return exact + (x >= 0.5f && x <= 2.0f ? 0x1p-22f : 0x1p-22f * exact);
+}
+
+// By two units in the last place, as the guide allows.
+inline float rsqrtf(float x) { return (1.0f + 0x1p-22f) / std::sqrt(x); }
+
 // As the CUDA programming guide has them: 2^(x log2 e), whose product is rounded; 0 for divisors above 2^126.
 inline float __expf(float x) { return std::exp2(x * 1.44269504f); }
 inline float __fdividef(float x, float y) { return std::fabs(y) > 0x1p126f ? x * 0.0f : x / y; }
