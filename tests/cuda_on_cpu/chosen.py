@@ -1,6 +1,7 @@
 """The cases that `make test` runs: small ones that take every kernel along every path. By op, as `str(case)`."""
 
-ADALN_WIDTHS = (768, 1024, 1152, 2048, 4096, 4104)  # a thread keeps another number of vectors for each, for the last none
+# A thread keeps another number of vectors for each, for the last none.
+ADALN_WIDTHS = (768, 1024, 1152, 2048, 4096, 4104)
 
 CHOSEN = {
     "adaln": [

@@ -75,7 +75,11 @@ CASES = [
     AdalnCase((1, 35, 4101), "chunk", "chunk", "offset", has_branch=False, float_modulation=True),
     AdalnCase((8, 256, 768)),
     # Each number of vectors that a CUDA thread keeps, with either modulation.
-    *(AdalnCase((1, 3, d), float_modulation=fp32) for d in (768, 1024, 1152, 2048, 4096, 4104) for fp32 in (False, True)),
+    *(
+        AdalnCase((1, 3, width), float_modulation=fp32)
+        for width in (768, 1024, 1152, 2048, 4096, 4104)
+        for fp32 in (False, True)
+    ),
 ]
 FEW_CASES = [
     AdalnCase((0, 4, 8)),
