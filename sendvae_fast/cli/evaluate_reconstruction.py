@@ -1,6 +1,6 @@
-"""Measure what an autoencoder loses of held-out pictures: PSNR, SSIM, LPIPS, Fréchet distance.
+"""Measure what an autoencoder loses of held-out pictures: rFID, PSNR, SSIM, LPIPS, by a named protocol.
 
-    sendvae evaluate reconstruction --autoencoder=runs/send --data=imagenet/val --perceptual.weights=vgg16.pth
+    sendvae evaluate reconstruction --autoencoder=runs/send --data=imagenet/val --features.weights=inception.pth
 
 Results are added to `evaluation.jsonl` in the autoencoder's run; `sendvae report` shows them.
 """
@@ -8,6 +8,17 @@ Results are added to `evaluation.jsonl` in the autoencoder's run; `sendvae repor
 from sendvae_fast.evaluation.reconstruction import ReconstructionConfig, evaluate_reconstruction
 
 Config = ReconstructionConfig
+MAIN_OPTIONS = (
+    "protocol",
+    "image_size",
+    "features.name",
+    "features.weights",
+    "perceptual.net",
+    "perceptual.weights",
+    "pictures",
+    "batch_size",
+    "out",
+)
 
 
 def run(config: ReconstructionConfig) -> None:

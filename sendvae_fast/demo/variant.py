@@ -34,7 +34,8 @@ from sendvae_fast.evaluation.generation import measure_generation
 from sendvae_fast.evaluation.job import Evaluation
 from sendvae_fast.evaluation.origins import weights_origin
 from sendvae_fast.evaluation.pictures import CatalogPictures, open_pictures
-from sendvae_fast.evaluation.reconstruction import measure_reconstruction
+from sendvae_fast.evaluation.reconstruction import ReconstructionJob
+from sendvae_fast.evaluation.reconstruction_protocols import PROTOCOLS
 from sendvae_fast.evaluation.result import RESULTS_FILE
 from sendvae_fast.files import write_atomic
 from sendvae_fast.image_grid import save_grid
@@ -117,7 +118,14 @@ class VariantJob:
             weights={"autoencoder": weights_origin(weights, autoencoder)},
             pictures={"train": train.origin, "test": test.origin, "samples": samples.origin},
         )
-        measured = measure_reconstruction(autoencoder, test, network, perceptual, BATCH_SIZE)
+        reconstruction = ReconstructionJob(
+            autoencoder=autoencoder,
+            protocol=PROTOCOLS["adm"],
+            network=network,
+            perceptual=perceptual,
+            batch_size=BATCH_SIZE,
+        )
+        measured = reconstruction.measure(test)
         if train.catalog.attributes is not None and test.catalog.attributes is not None:
             measured += measure_attributes(autoencoder, train, test, BATCH_SIZE)
         measured += measure_generation(samples, train, network, BATCH_SIZE)

@@ -19,10 +19,10 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from sendvae_fast.evaluation.extraction import FeatureSet
 from sendvae_fast.evaluation.features import FeatureNetwork
 from sendvae_fast.evaluation.frechet import FeatureStatistics, frechet_distance, influence
+from sendvae_fast.evaluation.intervals import Z_95
 from sendvae_fast.evaluation.neighbours import NEIGHBOUR, precision_recall
 from sendvae_fast.evaluation.result import Measurement
 
-Z_95 = 1.959964
 SCORE_SPLIT = 5000
 """Pictures in a split of the Inception score."""
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000

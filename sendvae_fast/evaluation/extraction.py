@@ -1,8 +1,4 @@
-"""Features of many pictures, over any number of ranks, resumable: a file for every thousand pictures.
-
-A file appears whole or not at all, so an interrupted evaluation goes on where it stopped and no rank waits long for
-another. Pictures are never all in memory; their features are, where a metric needs them all (50,000 of 2048 numbers are
-400 MB).
+"""Features of sets of pictures. Pictures are never all in memory; features are, where a metric needs them all.
 
 Shape letters: N pictures, D features.
 """
@@ -14,54 +10,44 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.features import FeatureNetwork, Features
+from sendvae_fast.evaluation.chunks import Chunks, Columns, compute_chunks, folder_name
+from sendvae_fast.evaluation.features import FeatureNetwork
 from sendvae_fast.evaluation.frechet import FeatureStatistics
 from sendvae_fast.evaluation.pictures import Pictures
-from sendvae_fast.files import save_tensors
 from sendvae_fast.progress import Progress
-
-CHUNK = 1000
-"""Pictures per file."""
 
 
 class FeatureSet:
-    """The features of a set of pictures, in parts on the CPU or in files."""
+    """The features of a set of pictures. chunks: columns as in `Features`."""
 
-    def __init__(self, parts: list[Features] | list[Path]) -> None:
-        self._parts = parts
-
-    def __iter__(self) -> Iterator[Features]:
-        """The parts, in the order of pictures."""
-        return (_read(part) if isinstance(part, Path) else part for part in self._parts)
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
 
     @cached_property
     def pooled(self) -> Tensor:
         """float32 [N, D]."""
-        return torch.cat([part.pooled for part in self])
+        return self._chunks["pooled"]
 
     @cached_property
     def logits(self) -> Tensor | None:
         """float32 [N, 1008], None where the network has none."""
-        parts = [part.logits for part in self if part.logits is not None]
-        return torch.cat(parts) if parts else None
+        return self._chunks.column("logits")
 
     @cached_property
     def statistics(self) -> FeatureStatistics:
         """Of the pooled features."""
-        return _statistics(part.pooled for part in self)
+        return statistics_of(part["pooled"] for part in self._chunks)
 
     @cached_property
     def spatial_statistics(self) -> FeatureStatistics | None:
         """Of the spatial features; None where the network has none."""
-        if next(iter(self)).spatial is None:
+        if "spatial" not in next(iter(self._chunks)):
             return None
-        return _statistics(part.spatial for part in self if part.spatial is not None)
+        return statistics_of(part["spatial"] for part in self._chunks)
 
 
 def extract(
@@ -85,70 +71,45 @@ def extract(
     Raises:
         UserError: there is no picture, one cannot be read, features are not finite, or the disk is full.
     """
-    ranks = distributed or Distributed()
-    ranges = [(start, min(start + CHUNK, len(pictures))) for start in range(0, len(pictures), CHUNK)]
-    if not ranges:
+    if not len(pictures):
         raise UserError(f"{pictures.origin.path} has no pictures to take features of")
-    if folder is None:
-        with Progress(title, len(pictures), unit="picture") as progress:
-            return FeatureSet(
-                [_compute(pictures, network, batch_size, start, stop, progress) for start, stop in ranges]
-            )
-    files = [folder / _name(pictures, network) / f"features_{number:05d}.safetensors" for number in range(len(ranges))]
-    missing = [number for number, file in enumerate(files) if not file.is_file()]
-    missing = ranks.broadcast_object(missing)  # before any rank writes
-    own = missing[ranks.rank :: ranks.world_size]
-    with Progress(title, sum(ranges[n][1] - ranges[n][0] for n in own), unit="picture") as progress:
-        for number in own:
-            start, stop = ranges[number]
-            _write(files[number], _compute(pictures, network, batch_size, start, stop, progress))
-    ranks.barrier()
-    return FeatureSet(files)
+    if folder is not None:
+        own, theirs = pictures.origin, network.origin
+        folder /= folder_name(theirs.name, network.protocol, theirs.sha256[:8], f"{own.image_size}px", own.sha256[:16])
+    with Progress(title, len(pictures), unit="picture") as progress:
+
+        def compute(start: int, stop: int) -> Columns:
+            device, parts = next(network.parameters()).device, []
+            for images in pictures.batches(batch_size, start, stop):
+                parts.append(network(images.to(device, non_blocking=True)))
+                progress.advance(len(images))
+            return finite_columns(join(parts), pictures, start, stop, network)
+
+        return FeatureSet(compute_chunks(len(pictures), torch.no_grad()(compute), distributed, folder))
 
 
-@torch.no_grad()
-def _compute(
-    pictures: Pictures, network: FeatureNetwork, batch_size: int, start: int, stop: int, progress: Progress
-) -> Features:
-    device, parts = next(network.parameters()).device, []
-    for images in pictures.batches(batch_size, start, stop):
-        features = network(images.to(device, non_blocking=True))
-        parts.append([None if part is None else part.cpu() for part in features])
-        progress.advance(len(images))
-    columns = zip(*parts, strict=True)
-    joined = [None if column[0] is None else torch.cat(column) for column in columns]
-    found = Features._make(joined)
-    if not all(part.isfinite().all() for part in found if part is not None):
+def join(parts: list) -> Columns:
+    """NamedTuples of tensors or None, one per batch, as columns on the CPU."""
+    fields = parts[0]._fields
+    return {
+        name: torch.cat([getattr(part, name) for part in parts]).cpu()
+        for name in fields
+        if getattr(parts[0], name) is not None
+    }
+
+
+def finite_columns(columns: Columns, pictures: Pictures, start: int, stop: int, network: FeatureNetwork) -> Columns:
+    """The columns. Raises UserError if one is not finite."""
+    if not all(column.isfinite().all() for column in columns.values()):
         raise UserError(
             f"features of pictures {start} to {stop - 1} of {pictures.origin.path} are not finite: the weights "
-            f"{network.origin.weights} are broken"
+            f"{network.origin.weights} are broken, or the autoencoder's"
         )
-    return found
+    return columns
 
 
-def _name(pictures: Pictures, network: FeatureNetwork) -> str:
-    """Of the folder of these pictures' features by this network."""
-    of_network = f"{network.origin.name} {network.protocol} {network.origin.sha256[:8]}"
-    of_pictures = f"{pictures.origin.image_size}px {pictures.origin.sha256[:16]}"
-    return f"{of_network} {of_pictures}".replace(" ", "_")
-
-
-def _write(file: Path, features: Features) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(file, {key: value for key, value in features._asdict().items() if value is not None})
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {file} ({error}): make room and run the same command again to go on") from error
-
-
-def _read(file: Path) -> Features:
-    try:
-        return Features(**load_file(file))
-    except (OSError, SafetensorError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({error}): remove it and run the same command again") from error
-
-
-def _statistics(parts: Iterator[Tensor]) -> FeatureStatistics:
+def statistics_of(parts: Iterator[Tensor]) -> FeatureStatistics:
+    """Mean and covariance of features [n, D] in parts, of which there is at least one."""
     statistics = None
     for part in parts:
         statistics = statistics or FeatureStatistics(part.shape[1])

@@ -63,7 +63,7 @@ class Perceptual(nn.Module):
         for stage in self.lpips.net.children():
             # A plain attribute, see `engine.blocks`.
             stage.compiles = isinstance(stage, nn.Sequential)  # pyright: ignore[reportArgumentType]
-        self.legacy_range = config.legacy_range
+        self.net, self.legacy_range = config.net, config.legacy_range
         self.requires_grad_(False).eval()
         self.dtype = torch.float32
 

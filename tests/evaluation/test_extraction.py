@@ -9,7 +9,7 @@ from PIL import Image
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation import extraction
+from sendvae_fast.evaluation import chunks
 from sendvae_fast.evaluation.distribution_metrics import Reference, distribution_metrics
 from sendvae_fast.evaluation.extraction import extract
 from sendvae_fast.evaluation.features import FeatureNetwork, Features
@@ -48,7 +48,7 @@ class Rank(Distributed):
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch):
-    monkeypatch.setattr(extraction, "CHUNK", 4)
+    monkeypatch.setattr(chunks, "CHUNK", 4)
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +83,11 @@ def test_ranks_share_the_work_and_a_lost_file_is_made_again(folder, tmp_path):
     for rank in (1, 0):
         found = extract(pictures, networks[rank], 4, Rank(rank=rank, world_size=2), tmp_path)
     assert torch.equal(found.pooled, expected) and [network.calls for network in networks] == [2, 1]
-    next(tmp_path.rglob("features_00001.safetensors")).unlink()
+    next(tmp_path.rglob("part_00001.safetensors")).unlink()
     again = Corners()
     assert torch.equal(extract(pictures, again, 4, folder=tmp_path).pooled, expected) and again.calls == 1
-    next(tmp_path.rglob("features_00002.safetensors")).write_bytes(b"cut off")
-    with pytest.raises(UserError, match="features_00002.safetensors is damaged"):
+    next(tmp_path.rglob("part_00002.safetensors")).write_bytes(b"cut off")
+    with pytest.raises(UserError, match="part_00002.safetensors is damaged"):
         _ = extract(pictures, again, 4, folder=tmp_path).pooled
 
 
