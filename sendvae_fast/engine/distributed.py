@@ -3,7 +3,7 @@
 import atexit
 import gc
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -29,6 +29,8 @@ class Distributed:
     world_size: int = 1
     local_rank: int = 0
     device: torch.device = torch.device("cpu")
+    store: dist.Store | None = field(default=None, compare=False, repr=False)
+    """Where ranks leave notes for each other without waiting; None for one rank, or a group that was made elsewhere."""
 
     @property
     def is_main(self) -> bool:
@@ -106,13 +108,32 @@ def init_distributed(device: str | None = None, timeout_s: float = 1800.0) -> Di
         place = torch.device("cpu")
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-        timeout = timedelta(seconds=timeout_s)
-        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
-        else:
-            dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+        _join(backend, timedelta(seconds=timeout_s))
         atexit.register(_leave)
-    return Distributed(rank=dist.get_rank(), world_size=dist.get_world_size(), local_rank=local_rank, device=place)
+    return Distributed(
+        rank=dist.get_rank(), world_size=dist.get_world_size(), local_rank=local_rank, device=place, store=_stores[-1]
+    )
+
+
+_stores: list[dist.Store | None] = [None]
+"""Last the store of the process group that was made here."""
+
+
+def _join(backend: str, timeout: timedelta) -> None:
+    if not ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
+        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+        return
+    try:
+        store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    except ValueError as error:  # a variable is missing, or no number
+        raise UserError(
+            f"the environment says RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']}, but not how "
+            f"the ranks meet ({error}): start them with torchrun, or unset RANK for a single process"
+        ) from error
+    dist.init_process_group(
+        backend, timeout=timeout, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size
+    )
+    _stores.append(dist.PrefixStore("notes", store))
 
 
 def _leave() -> None:
@@ -123,3 +144,4 @@ def _leave() -> None:
     gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
+    del _stores[1:]

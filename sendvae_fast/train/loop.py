@@ -17,6 +17,7 @@ from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.metrics import MetricsLogger
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.signals import EXIT_REQUEUE, StopOnSignal
+from sendvae_fast.engine.watchdog import Watchdog
 from sendvae_fast.errors import UserError
 from sendvae_fast.progress import Progress
 
@@ -40,8 +41,12 @@ class LoopConfig:
     """Steps between preview pictures in samples/; the last step always has one."""
     keep_checkpoints: int = 2
     """Checkpoints kept; the oldest goes once a newer one is verified."""
+    step_timeout_s: float = 600.0
+    """Seconds without a finished step, after the first one, that end the run: the stacks of all ranks are written, and
+    the message names the rank that does not answer. A step may always take 20 times as long as the longest before."""
 
     def __post_init__(self) -> None:
+        checks.above(0, self, "step_timeout_s", where="loop")
         checks.at_least(
             1, self, "num_steps", "log_every", "save_every", "preview_every", "keep_checkpoints", where="loop"
         )
@@ -85,7 +90,11 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
     window, batches = MetricsWindow(), stage.batches(step)
     shown: dict[str, float] = {}
     skipped = SkippedSteps()
-    with StopOnSignal(distributed) as stop, Progress(stage.title, config.num_steps, "step", start=step) as progress:
+    with (
+        Watchdog(distributed, config.step_timeout_s, run.path) as watchdog,
+        StopOnSignal(distributed) as stop,
+        Progress(stage.title, config.num_steps, "step", start=step) as progress,
+    ):
         while step < config.num_steps:
             of_step = stage.train_step(step, next(batches))
             window.add(of_step)
@@ -97,12 +106,15 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
                 logger.log(step, {**values, "img_per_s": progress.rate_per_s * global_batch})
                 shown = {name: values[name] for name in SHOWN if name in values}
             progress.advance(1, **shown)
+            watchdog.finished(step)
             if last or stopping or step % config.save_every == 0:
-                saved = checkpointer.save(step, stage.save)
+                with watchdog.pausing("saving"):
+                    saved = checkpointer.save(step, stage.save)
                 if saved is None and (last or stopping):
                     raise _lost(step, checkpointer)
             if last or step % config.preview_every == 0:
-                stage.preview(step, run.samples)
+                with watchdog.pausing("drawing previews"):
+                    stage.preview(step, run.samples)
             if stopping and not last:
                 break
     logger.close()
