@@ -21,7 +21,7 @@ PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "nvidi
 # Modules that no dependency declares: torch brings Triton, and README.md says how to install flash-attn.
 UNDECLARED = {"triton", "flash-attn", "flash-attn-interface"}
 # Modules that `ops.attention` imports by their names.
-IMPORTED_BY_NAME = {"flash_attn", "flash_attn_interface", "xformers.ops"}
+IMPORTED_BY_NAME = {"flash_attn", "flash_attn.cute", "flash_attn_interface", "xformers.ops"}
 # What is used by its command or as a plugin, not imported.
 TOOLS = {"ruff", "pytest-xdist", "pyright", "pre-commit", "clang-format", "mkdocs-material", "mkdocstrings"}
 

@@ -34,7 +34,8 @@ from sendvae_fast.version import __version__
 REQUIRED_PACKAGES = ("torch", "numpy", "pillow", "safetensors")
 OPTIONAL_PACKAGES = {
     "nvidia-dali-cuda130": "GPU image decoding",
-    "flash-attn": "flash attention 2 and 3",
+    "flash-attn": "flash attention 2",
+    "flash-attn-4": "flash attention 4",
     "xformers": "attention kernels",
     "tensorboard": "training curves",
 }

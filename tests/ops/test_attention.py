@@ -27,6 +27,7 @@ from sendvae_fast.ops.attention import tuning as attention_tuning
 
 CPU = torch.device("cpu")
 ON_CPU = ("sdpa", "flash", "math")
+PACKAGES = ("flash2", "flash3", "flash4", "xformers")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SMALL = AttentionShape(batch=3, heads=2, tokens=9, head_dim=8, dtype=torch.float32)
 
@@ -189,7 +190,7 @@ def test_a_forced_backend_that_cannot_run_is_an_error(monkeypatch):
 
 
 def test_unknown_names(monkeypatch):
-    with pytest.raises(UserError, match="use_attention: unknown attention backend 'flash4'"), use_attention("flash4"):
+    with pytest.raises(UserError, match="use_attention: unknown attention backend 'flash5'"), use_attention("flash5"):
         pass
     monkeypatch.setenv("SENDVAE_ATTENTION", "fast")
     with pytest.raises(UserError, match="SENDVAE_ATTENTION: unknown attention backend 'fast'; choose one of sdpa, "):
@@ -269,23 +270,65 @@ def packages_on_cpu(monkeypatch):
     stand_ins = {
         "flash_attn": dict(flash_attn_func=lambda q, k, v, deterministic: plain(q, k, v)),
         "flash_attn_interface": dict(flash_attn_func=lambda q, k, v, deterministic: (plain(q, k, v), None)),
+        "flash_attn.cute": dict(flash_attn_func=lambda q, k, v, deterministic: (plain(q, k, v), None)),
         "xformers.ops": dict(memory_efficient_attention=plain),
     }
     for name, functions in stand_ins.items():
         module = types.ModuleType(name)
         vars(module).update(functions)
         monkeypatch.setitem(sys.modules, name, module)
-    for name in ("flash2", "flash3", "xformers"):
+    for name in PACKAGES:
         backend = attention_backends.BACKENDS[name]
         changed = attention_backends.AttentionBackend(**{**vars(backend), "on_cpu": True})
         monkeypatch.setitem(attention_backends.BACKENDS, name, changed)
     attention_backends.import_module.cache_clear()
+    attention_backends.failure.cache_clear()
     yield
     attention_backends.import_module.cache_clear()
+    attention_backends.failure.cache_clear()
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_is_available_if_it_computes(packages_on_cpu, monkeypatch, name):
+    """On a GPU `unavailable` asks so; some packages can be imported beside a CUDA that their kernels do not fit."""
+
+    def no_kernel(*qkv):
+        raise NotImplementedError("No operator found\nfor these inputs")
+
+    def reason(run=None):
+        backend = attention_backends.BACKENDS[name]
+        with monkeypatch.context() as patched:
+            changed = attention_backends.AttentionBackend(**{**vars(backend), "run": run or backend.run})
+            patched.setitem(attention_backends.BACKENDS, name, changed)
+            attention_backends.failure.cache_clear()
+            return attention_backends.failure(name, "cpu", None)
+
+    assert reason() is None
+    assert reason(no_kernel) == "it is installed, but a small call fails (NotImplementedError: No operator found)"
+    assert reason(lambda q, k, v: 0 * v) == "it is installed, but attends to ones with a result other than 1"
+    with pytest.raises(torch.OutOfMemoryError):
+        reason(lambda *qkv: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+
+
+def test_flash_attention_4_alone_is_no_flash_attention_2(packages_on_cpu, monkeypatch):
+    """Both are called flash_attn, and Python imports the folder of the one as the package of the other."""
+    monkeypatch.delattr(sys.modules["flash_attn"], "flash_attn_func")
+    assert "has no attribute 'flash_attn_func'" in attention_backends.failure("flash2", "cpu", None)
+    assert attention_backends.failure("flash4", "cpu", None) is None
+
+
+def test_what_is_missing_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(attention_backends, "import_module", lambda name: f"not installed (No module named {name!r})")
+    for name in PACKAGES:
+        reason = attention_backends.unavailable(name, "cuda", 0)
+        assert reason.startswith("not installed") and reason.endswith(attention_backends.BACKENDS[name].install)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0))
+    assert attention_backends.unavailable("flash4", "cuda", 0) == "it has no kernels for compute capability 8.0"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("backend", ["flash2", "flash3", "xformers"])
+@pytest.mark.parametrize("backend", PACKAGES)
 def test_packages_are_given_their_layout(packages_on_cpu, backend, case):
     check(case, torch.float32, backend, "cpu")
 
@@ -312,7 +355,7 @@ def test_limits_on_cuda():
     def reason(name, dtype, head_dim):
         return attention_backends.unsupported(name, "cuda", dtype, head_dim)
 
-    for name in ("flash", "flash2", "flash3"):
+    for name in ("flash", "flash2", "flash3", "flash4"):
         assert reason(name, torch.bfloat16, 72) is None
         assert reason(name, torch.bfloat16, 512) == "its head dim is at most 256"
         assert reason(name, torch.float32, 64) == "it takes no torch.float32"
@@ -359,6 +402,16 @@ def test_tuning_makes_the_table(spies):
     assert spies == [measurements[0].fastest(traced=False)]
 
 
+def test_a_measurement_that_is_stopped_keeps_what_it_has(monkeypatch):
+    def shapes():
+        yield SMALL
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune_attention(shapes(), "cpu")
+    assert [m.shape for m in attention_table.load(CPU)] == [SMALL]
+
+
 def test_tuning_notes_what_fails_lies_or_does_not_trace(packages_on_cpu, monkeypatch):
     def failing(q, k, v, deterministic):
         raise AssertionError("head dim 8 is not compiled in\nand more")
@@ -375,7 +428,7 @@ def test_tuning_notes_what_fails_lies_or_does_not_trace(packages_on_cpu, monkeyp
     monkeypatch.setattr(sys.modules["flash_attn_interface"], "flash_attn_func", untraceable)
     training = AttentionShape(**{**vars(SMALL), "training": True})
     for m in tune_attention([SMALL, training], "cpu"):
-        assert m.times_us.keys() == {"flash", "math", "flash3"} and m.untraceable == ("flash3",)
+        assert m.times_us.keys() == {"flash", "math", "flash3", "flash4"} and m.untraceable == ("flash3",)
         assert m.failures["flash2"] == "AssertionError: head dim 8 is not compiled in"
         assert m.failures["xformers"].startswith("wrong result")
 
@@ -388,7 +441,7 @@ def test_a_package_that_traces_is_noted_as_such(packages_on_cpu):
         for training in (False, True)
     ]  # fmt: skip
     for m in tune_attention(shapes, "cpu"):
-        assert m.untraceable == () and {"flash2", "flash3", "xformers"} <= m.times_us.keys()
+        assert m.untraceable == () and set(PACKAGES) <= m.times_us.keys()
 
 
 def test_tracing_takes_the_fastest_that_traces(spies):

@@ -5,10 +5,12 @@
                 one of them: cuDNN's, PyTorch's flash attention 2, memory-efficient attention, plain matrix products
     flash2      the package flash-attn
     flash3      its sibling for Hopper, module `flash_attn_interface`
+    flash4      its successor for Hopper and Blackwell, the package flash-attn-4, module `flash_attn.cute`
     xformers    the package xformers
 
 The limits written here are those known beforehand; what else a kernel refuses shows when it is measured
-(`tuning`). Packages are imported only when a CUDA device that they could run on asks for them.
+(`tuning`). Packages are imported only when a CUDA device that they could run on asks for them, and are available there
+if a small call computes what it should: some can be imported beside a PyTorch or a CUDA that their kernels do not fit.
 """
 
 import importlib
@@ -37,6 +39,8 @@ class AttentionBackend:
     """q, k, v [B, heads, N, head_dim] to the same."""
     module: str | None = None
     """Module of an optional package."""
+    install: str = ""
+    """How that package is installed."""
     on_cpu: bool = False
     """Whether it takes CPU tensors."""
     dtypes: tuple[torch.dtype, ...] = HALF
@@ -55,7 +59,30 @@ def unavailable(name: str, device_type: str, device_index: int | None) -> str | 
         major, minor = torch.cuda.get_device_capability(device_index)
         if major not in backend.capabilities:
             return f"it has no kernels for compute capability {major}.{minor}"
-    return None if backend.module is None else import_module(backend.module)
+    if backend.module is None:
+        return None
+    reason = import_module(backend.module) or failure(name, device_type, device_index)
+    return reason and f"{reason}; to install it: {backend.install}"
+
+
+@cache
+def failure(name: str, device_type: str, device_index: int | None) -> str | None:
+    """What goes wrong when a backend attends to ones on a device: their mean is 1 whatever the weights. None if nothing.
+
+    Raises:
+        torch.OutOfMemoryError: the device has no memory left even for that.
+    """
+    device = torch.device(device_type, device_index)  # pyright: ignore[reportArgumentType] - None is taken
+    try:
+        with torch.no_grad():
+            ones = torch.ones(1, 1, 16, 64, dtype=torch.float16, device=device)
+            out = BACKENDS[name].run(ones, ones, ones)
+            return None if bool((out == 1).all()) else "it is installed, but attends to ones with a result other than 1"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of whatever kind a foreign kernel raises
+        said = next(iter(str(error).splitlines()), "")
+        return f"it is installed, but a small call fails ({type(error).__name__}: {said})"
 
 
 def unsupported(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
@@ -99,6 +126,11 @@ def _flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out[0] if isinstance(out, tuple) else out  # older versions give (out, log-sum-exp)
 
 
+def _flash4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return _module("flash_attn.cute").flash_attn_func(q, k, v, deterministic=deterministic)[0]  # and log-sum-exp
+
+
 def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _module("xformers.ops").memory_efficient_attention(q, k, v)
 
@@ -136,10 +168,24 @@ BACKENDS = {
     "efficient": AttentionBackend(partial(_sdpa, SDPBackend.EFFICIENT_ATTENTION), dtypes=(torch.float32, *HALF)),
     "math": AttentionBackend(partial(_sdpa, SDPBackend.MATH), on_cpu=True, dtypes=_PLAIN),
     "flash2": AttentionBackend(
-        partial(_package, _flash2), "flash_attn", max_head_dim=256, capabilities=(8, 9, 10, 11, 12)
+        partial(_package, _flash2), "flash_attn",
+        "pip install --no-build-isolation flash-attn, beside the nvcc of PyTorch's CUDA",
+        max_head_dim=256, capabilities=(8, 9, 10, 11, 12),
     ),
     "flash3": AttentionBackend(
-        partial(_package, _flash3), "flash_attn_interface", max_head_dim=256, head_dim_multiple=8, capabilities=(9,)
+        partial(_package, _flash3), "flash_attn_interface",
+        "build the folder hopper of github.com/Dao-AILab/flash-attention; it is not on PyPI",
+        max_head_dim=256, head_dim_multiple=8, capabilities=(9,),
     ),
-    "xformers": AttentionBackend(partial(_package, _xformers), "xformers.ops", dtypes=(torch.float32, *HALF)),
-}
+    "flash4": AttentionBackend(
+        partial(_package, _flash4), "flash_attn.cute",
+        "pip install --pre 'flash-attn-4[cu13]', without [cu13] for CUDA 12",
+        max_head_dim=256, head_dim_multiple=8, capabilities=(9, 10, 11, 12),
+    ),
+    "xformers": AttentionBackend(
+        partial(_package, _xformers), "xformers.ops",
+        "pip install xformers beside PyTorch for CUDA 12, which PyPI's wheels are built for; for CUDA 13 build it: "
+        "pip install --no-build-isolation --no-binary xformers xformers",
+        dtypes=(torch.float32, *HALF),
+    ),
+}  # fmt: skip

@@ -24,7 +24,7 @@ from sendvae_fast.files import write_atomic
 from sendvae_fast.ops.attention.backends import BACKENDS
 
 SCHEMA = 1
-PACKAGES = ("flash-attn", "flash-attn-3", "xformers")
+PACKAGES = ("flash-attn", "flash-attn-3", "flash-attn-4", "xformers")
 
 
 @dataclass(frozen=True)

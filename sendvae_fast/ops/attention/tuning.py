@@ -27,7 +27,7 @@ def model_shapes(dtype: torch.dtype) -> list[AttentionShape]:
 
 
 def tune_attention(shapes: Iterable[AttentionShape], device: torch.device | str = "cuda") -> list[Measurement]:
-    """Time every backend at each shape, and keep the results in this device's table, see `table`.
+    """Time every backend at each shape, and keep the results in this device's table, see `table`: each as it comes.
 
     A backend that fails, or whose result is off by more than its dtype's rounding explains, is not timed but noted.
     Where packages take part, torch.compile forgets what it has compiled. Call it on one rank at a time.
@@ -36,8 +36,10 @@ def tune_attention(shapes: Iterable[AttentionShape], device: torch.device | str 
         UserError: the table cannot be written.
     """
     device = torch.device(device)
-    measurements = [_measure(shape, device) for shape in shapes]
-    save(device, measurements)
+    measurements = []
+    for shape in shapes:
+        measurements.append(_measure(shape, device))
+        save(device, measurements[-1:])
     return measurements
 
 
