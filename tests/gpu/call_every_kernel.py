@@ -1,4 +1,4 @@
-"""Call every CUDA op of the compiled library on small inputs of odd shapes: what compute-sanitizer is run over.
+"""Call every CUDA op of the compiled library on small inputs that take every path: what compute-sanitizer is run over.
 
 compute-sanitizer --tool memcheck python tests/gpu/call_every_kernel.py
 """
@@ -11,6 +11,7 @@ import torch
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2])]
 
+from cuda_on_cpu.chosen import CHOSEN  # noqa: E402
 from op_cases import ALL  # noqa: E402
 
 from sendvae_fast.ops import dispatch, use_backend  # noqa: E402
@@ -26,8 +27,8 @@ def main() -> None:
                 op_of(name, "cuda")(*arguments)
             for dtype in tests.dtypes:
                 tests.example(0, dtype, "cuda").run()
-        for case in tests.few_cases:
-            tests.check(case, tests.dtypes[-1], "cuda", "cuda")
+        for number, case in enumerate(case for case in tests.cases if str(case) in CHOSEN[tests.op]):
+            tests.check(case, tests.dtypes[number % len(tests.dtypes)], "cuda", "cuda")
         torch.cuda.synchronize()
         print(tests.op, "called", flush=True)
 
