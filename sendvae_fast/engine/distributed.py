@@ -82,7 +82,8 @@ def init_distributed(device: str | None = None, timeout_s: float = 1800.0) -> Di
 
     Safe to call again: the existing group is kept. A group made here is left when the process exits. `device` is "cpu"
     or "cuda" (default: the existing group's, else CUDA where there is one); with CUDA each local rank takes its own
-    GPU. CPU tensors travel by gloo, CUDA tensors by NCCL.
+    GPU, and cuDNN measures which of its algorithms is the fastest for a convolution, unless PyTorch is told to be
+    deterministic. CPU tensors travel by gloo, CUDA tensors by NCCL.
 
     Raises:
         UserError: CUDA was asked for and there is none, or there are more local ranks than GPUs.
@@ -104,6 +105,8 @@ def init_distributed(device: str | None = None, timeout_s: float = 1800.0) -> Di
             )
         place = torch.device("cuda", local_rank)
         torch.cuda.set_device(place)
+        # Measured at the first call with each shape; a job has few shapes.
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     else:
         place = torch.device("cpu")
     if not dist.is_initialized():

@@ -5,11 +5,15 @@ import json
 import os
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from cuda_on_cpu.chosen import CHOSEN
 from op_cases import ALL
+from op_cases.common import Example
 from time_limits import HANG_S
 
 from bench import gpu_check, gpu_parts
@@ -19,6 +23,7 @@ from bench.machine import ROOT
 from bench.parts import FAILED, LEFT, PASSED, SKIPPED, Part, Runner, table
 from bench.sampling import CASES
 from bench.step_cases import cases_of
+from sendvae_fast.ops import dispatch
 
 pytestmark = pytest.mark.slow
 
@@ -243,10 +248,21 @@ def test_the_cases_named_are_cases_on_a_gpu():
     assert files <= tested
 
 
-def test_program_under_the_sanitizer_imports():
-    """It runs on a GPU only; that it is importable and finds the cases is seen here."""
+def test_program_under_the_sanitizer_calls_every_path(monkeypatch):
+    """It runs on a GPU only; that it makes all the calls that reach every path of the kernels is seen here."""
     path = Path(__file__).parents[1] / "gpu" / "call_every_kernel.py"
     spec = importlib.util.spec_from_file_location("call_every_kernel", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.ALL is ALL
+    called = {tests.op: set() for tests in ALL if "cuda" in dispatch.OPS[tests.op]}
+    monkeypatch.setattr(module, "ALL", [
+        replace(
+            tests, raw_calls=lambda *_: [], example=lambda *_: Example(lambda: (), ()),
+            check=lambda case, dtype, *_, op=tests.op: called[op].add(str(case)),
+        )
+        for tests in ALL
+    ])  # fmt: skip
+    monkeypatch.setattr(module, "use_backend", lambda name: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    module.main()
+    assert called == {op: set(cases) for op, cases in CHOSEN.items()}

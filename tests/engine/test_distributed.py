@@ -4,7 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from time_limits import HANG_S
+
+from sendvae_fast.engine.distributed import init_distributed
 
 pytestmark = pytest.mark.slow
 
@@ -33,3 +36,14 @@ def test_no_thread_of_the_group_outlives_it():
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("at exit")
     assert "gloo" not in done.stdout
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_on_a_gpu_cudnn_measures_its_algorithms(monkeypatch, deterministic):
+    init_distributed("cpu")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)  # what must be changed
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    for name, value in {"is_available": True, "device_count": 1, "set_device": None}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    assert init_distributed("cuda").device == torch.device("cuda", 0)
+    assert torch.backends.cudnn.benchmark is not deterministic

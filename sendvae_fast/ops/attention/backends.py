@@ -67,7 +67,7 @@ def unavailable(name: str, device_type: str, device_index: int | None) -> str | 
 
 @cache
 def failure(name: str, device_type: str, device_index: int | None) -> str | None:
-    """What goes wrong when a backend attends to ones on a device: their mean is 1 whatever the weights. None if nothing.
+    """What goes wrong when a backend attends to ones on a device, whose mean is 1; None if nothing does.
 
     Raises:
         torch.OutOfMemoryError: the device has no memory left even for that.
