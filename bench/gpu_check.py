@@ -132,6 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
         record.note(gpu_parts.build(runner, BUILD_S))
     with tempfile.TemporaryDirectory() as scratch:
         place = Place(runner, options.out, Path(scratch), gpu)
+        place.copy_tables(back=False)
         work_through([item for item in ITEMS if item.part in options.parts], record, place)
     print(f"\n{facts['machine']['name']} (sm_{facts['machine']['capability']}), commit {facts['commit']}")
     parts = list(record.parts.values())

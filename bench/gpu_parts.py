@@ -44,9 +44,21 @@ class Place:
     gpu: str
     """The GPU's name in the names of files."""
 
+    @property
+    def cache(self) -> Path:
+        """The cache directory of all commands, for the attention tables; other packages keep there what they like."""
+        return self.scratch / "cache"
+
     def run(self, name: str, command: list[str], limit_s: float, environment: dict[str, str] | None = None):
-        """A command with the attention table of `out`; its row and its output."""
-        return self.runner.run(name, command, limit_s, {"XDG_CACHE_HOME": str(self.out), **(environment or {})})
+        """A command with the attention tables of `cache`; its row and its output."""
+        return self.runner.run(name, command, limit_s, {"XDG_CACHE_HOME": str(self.cache), **(environment or {})})
+
+    def copy_tables(self, *, back: bool) -> None:
+        """Copy the attention tables of earlier calls from `out` into `cache`, or `back`."""
+        places = [self.out / ATTENTION_TABLES, self.cache / ATTENTION_TABLES]
+        source, target = reversed(places) if back else places
+        if source.exists():
+            shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 def install_wheels(runner: Runner, wheels: Path, limit_s: float) -> Part:
@@ -69,6 +81,7 @@ def build(runner: Runner, limit_s: float) -> Part:
 def tune_attention(place: Place, name: str, limit_s: float) -> Part:
     """Measure the attention libraries, before anything that attends is."""
     part, output = place.run(name, [sys.executable, "-c", TUNE], limit_s)
+    place.copy_tables(back=True)
     part.detail = "; ".join(filter(None, [part.detail, f"{output.count('Measurement(')} shapes"]))
     return part
 

@@ -237,6 +237,27 @@ def test_results_of_earlier_calls_are_brought_along(tmp_path, monkeypatch):
     assert (out / kept[0]).read_text() == "newer"
 
 
+def test_attention_is_tuned_once_for_all_calls(runner, tmp_path, monkeypatch):
+    """Its table goes to the results, but not what other packages keep in a cache directory."""
+    places = [Place(runner, tmp_path / "out", tmp_path / name, "a_gpu") for name in ("first", "second")]
+
+    def tune(self, name, command, limit_s, environment):
+        for file in ("sendvae_fast/attention.json", "matplotlib/fonts.json"):
+            path = Path(environment["XDG_CACHE_HOME"], file)
+            path.parent.mkdir(parents=True)
+            path.write_text("{}")
+        return Part(name, PASSED), "Measurement(a)\nMeasurement(b)\n"
+
+    monkeypatch.setattr(Runner, "run", tune)
+    places[0].copy_tables(back=False)
+    assert gpu_parts.tune_attention(places[0], "attention", 9).detail == "2 shapes"
+    assert [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.json")] == [
+        "sendvae_fast/attention.json"
+    ]
+    places[1].copy_tables(back=False)
+    assert (places[1].cache / "sendvae_fast" / "attention.json").exists()
+
+
 def test_the_cases_named_are_cases_on_a_gpu():
     gpu = torch.device("cuda")
     assert {gpu_check.XL, gpu_check.VAE} <= {case.label for stage in ("sit", "vae") for case in cases_of(stage, gpu)}

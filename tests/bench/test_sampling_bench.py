@@ -67,7 +67,7 @@ def test_a_form_that_draws_other_latents_is_a_failure_and_not_timed(tiny, tmp_pa
 def test_the_part_of_gpu_check_shows_goals_and_failures(tmp_path):
     class Runner:
         def run(self, name, command, limit_s, environment):
-            assert command[3:5] == ["sampling", "--quick"] and environment["XDG_CACHE_HOME"] == str(tmp_path)
+            assert command[3:5] == ["sampling", "--quick"] and environment["XDG_CACHE_HOME"] == str(tmp_path / "cache")
             return Part(name, self.outcome, 3.0), self.output
 
     runner = Runner()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bench import flops, step, step_cases, step_forms, step_names, table
+from bench.command_line import chosen_cases
 from bench.goals import step_verdicts
 from bench.step_cases import StepCase, cases_of
 from bench.step_engines import ENGINES, check_equal, engine_forms
@@ -57,6 +58,16 @@ def test_rows_their_table_and_goals(tiny, stage, tmp_path, capsys):
     assert "img/s" in capsys.readouterr().out
     text = table.step_tables(tmp_path)
     assert "| tiny | 2 | float32 | eager |" in text and "x eager (goal 1.3x)" in text
+
+
+def test_a_case_is_chosen_by_its_name():
+    cases = [(case.label, case) for case in cases_of("sit", torch.device("cuda"))]
+    name = "SiT-XL/1 + DINOv2-B, 256 px, batch 128"
+    (chosen,) = chosen_cases(cases, [name], quick=True)
+    assert (chosen.label, chosen.batch_size) == (name, 128)
+    assert chosen_cases(cases, None, quick=True) == [cases[0][1]]
+    with pytest.raises(UserError, match="no case SiT-Q/1: there are SiT-XL/1 . DINOv2-B, 256 px, batch 32; "):
+        chosen_cases(cases, ["SiT-Q/1"], quick=True)
 
 
 def test_images_per_second_are_a_goal_of_large_batches():
