@@ -122,6 +122,20 @@ def sampling_verdicts(row: dict[str, Any]) -> list[str]:
     return said
 
 
+# -- evaluation ------------------------------------------------------------------------------------------------------
+
+EVALUATION_GOAL = 1.0
+"""Time of torch-fidelity's command over ours: on a CPU of all its cores, on a GPU by the clock."""
+
+
+def evaluation_verdict(row: dict[str, Any]) -> str:
+    """The verdict on a row of `bench evaluate`."""
+    measure = "cpu_s" if row["device"] == "cpu" else "wall_s"
+    reached = row["forms"]["torch-fidelity"][measure] / row["forms"]["sendvae evaluate"][measure]
+    word = "met" if reached >= EVALUATION_GOAL else "**missed**"
+    return f"{word}: {reached:.2f}x torch-fidelity (goal {EVALUATION_GOAL:g}x)"
+
+
 # -- whole steps -----------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.command_line import Parser
-from bench.goals import median_us, ratio, sampling_verdicts, step_verdicts, verdicts
+from bench.goals import evaluation_verdict, median_us, ratio, sampling_verdicts, step_verdicts, verdicts
 from bench.host_table import host_cells
 from bench.kernel_rows import COMPILED, COPY, EAGER
 from bench.kernels import errors_of
@@ -28,6 +28,8 @@ SAMPLING_BEGIN = "<!-- sampling, made by `python -m bench table`: begin -->"
 SAMPLING_END = "<!-- sampling, made by `python -m bench table`: end -->"
 HOST_BEGIN = "<!-- host, made by `python -m bench table`: begin -->"
 HOST_END = "<!-- host, made by `python -m bench table`: end -->"
+EVALUATION_BEGIN = "<!-- evaluation, made by `python -m bench table`: begin -->"
+EVALUATION_END = "<!-- evaluation, made by `python -m bench table`: end -->"
 STEP_BEGIN = "<!-- steps, made by `python -m bench table`: begin -->"
 STEP_END = "<!-- steps, made by `python -m bench table`: end -->"
 COLUMNS = (EAGER, COMPILED, *(name for name in BACKENDS if name != "reference"), COPY)
@@ -43,6 +45,7 @@ def main(arguments: list[str]) -> int:
     page = with_tables(page, host_tables(options.results), HOST_BEGIN, HOST_END)
     page = with_tables(page, data_tables(options.results), DATA_BEGIN, DATA_END)
     page = with_tables(page, sampling_tables(options.results), SAMPLING_BEGIN, SAMPLING_END)
+    page = with_tables(page, evaluation_tables(options.results), EVALUATION_BEGIN, EVALUATION_END)
     options.page.write_text(with_tables(page, step_tables(options.results), STEP_BEGIN, STEP_END))
     print("written:", options.page)
     return 0
@@ -113,6 +116,24 @@ def sampling_cells(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
             step = f"{duration(1e3 * step_ms)} ±{spread:.0%}"
             timed = (step, f"{result['img_per_s']:.3g}", times(eager_ms / step_ms))
         yield (row["case"], name, *timed, peak, f"{result['error']:.1e}", goals)
+
+
+def evaluation_tables(results: Path) -> str:
+    """The evaluation's tables, one per machine."""
+    lines = []
+    for file in sorted(results.glob("evaluation_*.json")):
+        rows = json.loads(file.read_text())
+        lines += [f"### {rows[0]['machine']['name']}", "", *provenance(rows), ""]
+        heads = ("case", "command", "time", "CPU time", "pictures a CPU second", "peak memory", "goal")
+        lines += [line(heads), line(["---"] * len(heads))]
+        for row in rows:
+            for name, result in row["forms"].items():
+                times_s = (f"{result['wall_s']:.0f} s", f"{result['cpu_s']:.0f} s")
+                peak = f"{result['peak_bytes'] / 2**30:.2f} GiB"
+                goal = evaluation_verdict(row) if name == "sendvae evaluate" else ""
+                lines.append(line((row["case"], name, *times_s, f"{result['features_per_cpu_s']:.1f}", peak, goal)))
+        lines += ["", *(f"Failed: {row['case']}: {row['error']}" for row in rows if "error" in row)]
+    return "\n".join(lines)
 
 
 def step_tables(results: Path) -> str:

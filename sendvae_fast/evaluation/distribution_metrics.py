@@ -6,8 +6,9 @@ Shape letters: N, M pictures of two sets, D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -23,6 +24,10 @@ from sendvae_fast.evaluation.intervals import Z_95
 from sendvae_fast.evaluation.neighbours import NEIGHBOUR, precision_recall
 from sendvae_fast.evaluation.result import Measurement
 
+MetricName = Literal[
+    "frechet", "spatial_frechet", "frechet_infinity", "inception_score", "precision_recall", "kid", "mind"
+]
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
 SCORE_SPLIT = 5000
 """Pictures in a split of the Inception score."""
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
@@ -54,60 +59,58 @@ class Reference:
 
 
 def distribution_metrics(
-    samples: FeatureSet, reference: Reference, network: FeatureNetwork, device: torch.device
+    samples: FeatureSet,
+    reference: Reference,
+    network: FeatureNetwork,
+    device: torch.device,
+    metrics: Collection[MetricName] = METRICS,
 ) -> list[Measurement]:
-    """All metrics that the features allow, named and described as the network's.
+    """The metrics that are asked for and that the features allow, named and described as the network's.
 
     Args:
         samples: features of N pictures.
         reference: of M pictures, or moments.
         network: that the features are of.
         device: for nearest neighbours and projections.
+        metrics: by the names that hold for any network.
     """
     counts = {"samples": len(samples.pooled)}
     if reference.features is not None:
         counts["reference"] = len(reference.features.pooled)
     common = {"protocol": network.protocol, "features": network.origin, "counts": counts, "remarks": network.remarks}
-    found = _frechet_metrics(samples, reference, network, common)
-    if samples.logits is not None:
+    found = _frechet_metrics(samples, reference, network, common, metrics)
+    if samples.logits is not None and "inception_score" in metrics:
         found.append(inception_score(samples.logits, Measurement(metric="inception_score", value=0, **common)))
     if reference.features is not None:
         theirs = reference.features.pooled
-        found += neighbour_metrics(samples.pooled, theirs, device, common)
-        found += [
-            Measurement(metric="kid", **kernel_distance(samples.pooled, theirs), **common),
-            Measurement(metric="mind", **monge_distance(samples.pooled, theirs, device), **common),
-        ]
+        if "precision_recall" in metrics:
+            found += neighbour_metrics(samples.pooled, theirs, device, common)
+        if "kid" in metrics:
+            found.append(Measurement(metric="kid", **kernel_distance(samples.pooled, theirs), **common))
+        if "mind" in metrics:
+            found.append(Measurement(metric="mind", **monge_distance(samples.pooled, theirs, device), **common))
     return [replace(item, metric=network.metric(item.metric)) for item in found]
 
 
 def _frechet_metrics(
-    samples: FeatureSet, reference: Reference, network: FeatureNetwork, common: Mapping
+    samples: FeatureSet,
+    reference: Reference,
+    network: FeatureNetwork,
+    common: Mapping,
+    metrics: Collection[MetricName],
 ) -> list[Measurement]:
     """frechet, frechet_infinity, and where there are spatial features spatial_frechet."""
     counts, ours = common["counts"], Moments.of(samples.statistics)
     remarks = (*network.remarks, *too_few(counts, network.origin.dim))
     given = () if reference.moments is None else ("the reference's moments are the given file's",)
     theirs = reference.moments or Moments.of(_some(reference.features).statistics)
-    value = _distance(theirs, ours)
-    interval = None
-    if min(counts.values()) > network.origin.dim:
-        sides = [(samples.pooled, ours, theirs)]
-        if reference.moments is None:
-            sides.append((_some(reference.features).pooled, theirs, ours))
-        interval = frechet_interval(value, sides)
-    described = {**common, "remarks": (*remarks, *given)}
-    found = [
-        Measurement(
-            metric="frechet",
-            value=value,
-            interval=interval,
-            interval_of="the pictures drawn, without the bias of their number" if interval else "",
-            **described,
-        )
-    ]
-    if len(samples.pooled) >= 2 * INFINITY_POINTS:
+    described, found = {**common, "remarks": (*remarks, *given)}, []
+    if "frechet" in metrics:
+        found.append(_with_interval(samples, reference, ours, theirs, described))
+    if "frechet_infinity" in metrics and len(samples.pooled) >= 2 * INFINITY_POINTS:
         found.append(Measurement(metric="frechet_infinity", **frechet_infinity(samples.pooled, theirs), **described))
+    if "spatial_frechet" not in metrics:
+        return found
     spatial = samples.spatial_statistics
     spatial_moments = reference.spatial_moments
     if spatial_moments is None and reference.features is not None and reference.features.spatial_statistics is not None:
@@ -116,6 +119,25 @@ def _frechet_metrics(
         value = _distance(spatial_moments, Moments.of(spatial))
         found.append(Measurement(metric="spatial_frechet", value=value, **described))
     return found
+
+
+def _with_interval(
+    samples: FeatureSet, reference: Reference, ours: Moments, theirs: Moments, described: Mapping
+) -> Measurement:
+    """frechet, with an interval where there are more pictures than features."""
+    value, interval = _distance(theirs, ours), None
+    if min(described["counts"].values()) > samples.pooled.shape[1]:
+        sides = [(samples.pooled, ours, theirs)]
+        if reference.moments is None:
+            sides.append((_some(reference.features).pooled, theirs, ours))
+        interval = frechet_interval(value, sides)
+    return Measurement(
+        metric="frechet",
+        value=value,
+        interval=interval,
+        interval_of="the pictures drawn, without the bias of their number" if interval else "",
+        **described,
+    )
 
 
 def frechet_interval(value: float, sides: Sequence[tuple[Tensor, Moments, Moments]]) -> tuple[float, float]:

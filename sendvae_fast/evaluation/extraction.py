@@ -75,7 +75,9 @@ def extract(
         raise UserError(f"{pictures.origin.path} has no pictures to take features of")
     if folder is not None:
         own, theirs = pictures.origin, network.origin
-        folder /= folder_name(theirs.name, network.protocol, theirs.sha256[:8], f"{own.image_size}px", own.sha256[:16])
+        folder /= folder_name(
+            theirs.name, network.protocol, theirs.sha256[:8], f"{own.image_size}px", pictures.identity[:16]
+        )
     with Progress(title, len(pictures), unit="picture") as progress:
 
         def compute(start: int, stop: int) -> Columns:

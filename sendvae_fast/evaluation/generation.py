@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
+from sendvae_fast import checks
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights, run_of
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.distribution_metrics import Moments, Reference, distribution_metrics
+from sendvae_fast.evaluation.distribution_metrics import (
+    METRICS,
+    MetricName,
+    Moments,
+    Reference,
+    distribution_metrics,
+)
 from sendvae_fast.evaluation.drawn import DrawnPictures, sampling_settings, weights_of_samples
 from sendvae_fast.evaluation.extraction import extract
 from sendvae_fast.evaluation.feature_config import FeaturesConfig
@@ -43,12 +51,15 @@ class GenerationConfig(EvaluationConfig):
     pictures or of Inception's moments, such as ADM's reference files, which have both."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """The feature network. FID, sFID, Inception score, precision and recall by the ADM protocol are Inception's."""
+    metrics: list[MetricName] = field(default_factory=lambda: list(METRICS))
+    """What to measure; the network's features, not the metrics, take the time, but for FID-infinity on a CPU."""
     features_dir: str | None = None
     """Folder to keep features in, so that a reference's are computed once. Without it they are kept beside the results
     until the evaluation is finished, so that an interrupted one goes on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        checks.choices(self)
         if (self.samples is None) == (self.generator is None):
             raise UserError("give --samples, or --generator and --autoencoder to draw them")
         if self.generator is not None and self.autoencoder is None:
@@ -74,7 +85,7 @@ def evaluate_generation(config: GenerationConfig, say: Say = print) -> list[Resu
     out = config.results_file(run)
     folder, is_kept = _features_folder(config, out)
     network = config.features.load(ranks.device)
-    measured = measure_generation(samples, pictures, network, config.batch_size, moments, ranks, folder)
+    measured = measure_generation(samples, pictures, network, config.batch_size, moments, ranks, folder, config.metrics)
     results = evaluation.finish(measured, out, say) if ranks.is_main else []
     ranks.barrier()
     if ranks.is_main and folder is not None and not is_kept:
@@ -90,6 +101,7 @@ def measure_generation(
     moments: tuple[Moments, Moments | None] | None = None,
     distributed: Distributed | None = None,
     folder: Path | None = None,
+    metrics: Collection[MetricName] = METRICS,
 ) -> list[Measurement]:
     """The metrics of samples against a reference. Collective where `folder` is given; rank 0 has them, the others none.
 
@@ -101,6 +113,7 @@ def measure_generation(
         moments: of pooled and spatial features of the reference, in place of those of its pictures.
         distributed: the ranks that share the work.
         folder: for features, as in `extract`.
+        metrics: those wanted.
     """
     ours = extract(samples, network, batch_size, distributed, folder, "features of samples")
     theirs = None
@@ -109,7 +122,7 @@ def measure_generation(
     if distributed is not None and not distributed.is_main:
         return []
     device = next(network.parameters()).device
-    return distribution_metrics(ours, Reference(theirs, *(moments or (None, None))), network, device)
+    return distribution_metrics(ours, Reference(theirs, *(moments or (None, None))), network, device, metrics)
 
 
 def open_reference(

@@ -5,6 +5,7 @@ Shape letters: B batch, S picture size.
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -35,6 +36,11 @@ class Pictures(ABC):
     def __len__(self) -> int:
         return self.origin.num_pictures
 
+    @property
+    def identity(self) -> str:
+        """What tells these pictures from all others on this machine: what is computed of them is kept under it."""
+        return self.origin.sha256
+
     @abstractmethod
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
         """Pictures start .. stop - 1 (default: all) in order: uint8 [<= batch_size, 3, S, S] each, any device."""
@@ -47,6 +53,17 @@ class CatalogPictures(Pictures):
         self.catalog, self.origin = catalog, catalog_origin(catalog, image_size)
         config = LoaderConfig(cache_mb=0, max_bad_fraction=0, num_threads=num_threads, decoder="pillow")
         self._loader = ImageLoader(catalog, image_size, config)
+
+    @property
+    def identity(self) -> str:
+        """Two folders may have the same names: without an index files are told by place, size and time."""
+        if self.origin.hash_of == "contents":
+            return self.origin.sha256
+        root = self.catalog.root.resolve()
+        is_folder = self.catalog.source.kind == "folder"
+        files = [root / name for name in self.catalog.names] if is_folder else sorted(root.iterdir())
+        facts = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return hashlib.sha256(f"{root} {self.origin.sha256} {facts}".encode(errors="surrogateescape")).hexdigest()
 
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
         for batch in self._loader.in_order(batch_size, start=start, stop=stop):

@@ -98,7 +98,7 @@ def evaluate_reconstruction(config: ReconstructionConfig, say: Say = print) -> l
     )
     folder = None
     if out is not None:
-        key = folder_name("reconstruction", evaluation.weights["autoencoder"].sha256[:16], data.origin.sha256[:16])
+        key = folder_name("reconstruction", evaluation.weights["autoencoder"].sha256[:16], data.identity[:16])
         settings = (config.protocol, data.origin.image_size, config.seed, network.origin.sha256[:8])
         net = None if perceptual is None else perceptual.net
         folder = out.with_name(f"{out.name}.{folder_name(key, *settings, net, config.pictures is not None)}")

@@ -91,6 +91,20 @@ def test_ranks_share_the_work_and_a_lost_file_is_made_again(folder, tmp_path):
         _ = extract(pictures, again, 4, folder=tmp_path).pooled
 
 
+def test_folders_of_the_same_names_are_told_apart(folder, tmp_path):
+    """And so is a folder from what it held before."""
+    root, expected = folder
+    (tmp_path / "png").mkdir()
+    for number in range(NUM):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "png" / f"{number:06d}.png")
+    for _ in range(2):
+        for source, first in ((root / "png", expected[0, 0]), (tmp_path / "png", 0.0)):
+            found = extract(open_pictures(source), Corners(), 4, folder=tmp_path / "features")
+            assert found.pooled[0, 0] == first
+    Image.new("RGB", (8, 8), (99, 0, 0)).save(tmp_path / "png" / "000000.png")
+    assert extract(open_pictures(tmp_path / "png"), Corners(), 4, folder=tmp_path / "features").pooled[0, 0] == 99
+
+
 def test_features_that_are_not_finite_name_their_pictures(folder):
     network = Corners()
     network.scale.data.fill_(torch.nan)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from random_inception import random_inception
 
+from bench.random_inception import random_inception
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.feature_config import FeaturesConfig
 from sendvae_fast.evaluation.inception import SHA256, InceptionFeatures

@@ -1,4 +1,4 @@
-"""Inception of FID's layout with random weights: torch-fidelity's own network, and its weight file."""
+"""torch-fidelity's own Inception of FID's layout, with random weights, which cost what the published ones do."""
 
 import io
 
