@@ -5,6 +5,8 @@ import os
 import numpy as np
 from PIL import Image
 
+from sendvae_fast.reading import open_regular
+
 
 def read_png(path: str | os.PathLike[str]) -> np.ndarray:
     """The picture as RGB, uint8 [H, W, 3].
@@ -13,7 +15,7 @@ def read_png(path: str | os.PathLike[str]) -> np.ndarray:
         OSError: the file is missing, no PNG, damaged, or has more pixels than Pillow takes for a picture.
     """
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with open_regular(path) as file, Image.open(file, formats=("PNG",)) as image:
             return np.array(image.convert("RGB"))
     except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's words for damaged chunks
         raise OSError(f"not a sound PNG: {error}") from error
@@ -22,7 +24,7 @@ def read_png(path: str | os.PathLike[str]) -> np.ndarray:
 def is_whole_png(path: str | os.PathLike[str]) -> bool:
     """Whether every chunk is there with its checksum, without decoding the picture."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with open_regular(path) as file, Image.open(file, formats=("PNG",)) as image:
             image.verify()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False

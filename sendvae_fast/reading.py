@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 from safetensors import SafetensorError
@@ -54,21 +54,27 @@ def _reason(error: Exception) -> str:
     return " ".join(words.split())[:200]
 
 
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file open for reading. OSError where it is missing, not readable, or no regular file: a FIFO waits for ever."""
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("not a regular file")
+    return file
+
+
 def read_text(path: str | os.PathLike[str]) -> str:
     """The content of a regular UTF-8 file.
 
     Raises:
-        OSError: it is missing, not readable, no regular file (a FIFO would wait for ever), or too large.
+        OSError: it is missing, not readable, no regular file, or too large.
         ValueError: it is not UTF-8.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, encoding="utf-8") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise OSError(f"{status.st_size} bytes are too many for a text file")
-        return file.read()
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise OSError(f"{size} bytes are too many for a text file")
+        return file.read().decode("utf-8")
 
 
 def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:

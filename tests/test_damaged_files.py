@@ -24,10 +24,13 @@ from sendvae_fast.engine.engine import Engine, EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.result import Result, append_results
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS, load_demo_vit
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.sit.storage import load_sit
+from sendvae_fast.report.load import load_report
+from sendvae_fast.report.page import write_report
 from sendvae_fast.train.vae.model_card import facts_of_checkpoint
 from sendvae_fast.train.vae.settings import VAETrainConfig
 
@@ -58,6 +61,16 @@ def folder(tmp_path):
     engine().save(folder / "state")
     run = RunDirectory(folder / "run", OptimizerConfig(), Distributed())
     Checkpointer(run.checkpoints, Distributed(), config_hash=run.config_hash).save(7, engine().save)
+    shutil.copy(folder / "run/environment.json", folder / "vae/environment.json")
+    variants = [{"name": name, "description": "", "evaluations": ["evaluation.jsonl"]} for name in ("one", "two")]
+    results = {"title": "two", "candidate": "one", "control": "two", "notes": ["a note"], "variants": variants}
+    (folder / "compared").mkdir()
+    (folder / "compared/results.json").write_text(json.dumps(results))
+    measured = [
+        Result(metric="psnr", value=20.0, interval=(19.0, 21.0), protocol="adm", counts={"pictures": 100}),
+        Result(metric="attribute_f1", value=0.5, protocol="probe", details={"f1": {"red": 0.5, "big": 0.6}}),
+    ]
+    append_results(folder / "compared/evaluation.jsonl", measured)
     return folder
 
 
@@ -84,6 +97,16 @@ def damaged_content(path, draw):
     return damaged_bytes(path.read_bytes(), draw)
 
 
+def damaged_lines(path, draw):
+    """Of JSON lines: half of the copies have one line of unsound values."""
+    lines = path.read_text().splitlines()
+    if draw.random() < 0.5:
+        return damaged_bytes(path.read_bytes(), draw)
+    number = draw.randrange(len(lines))
+    lines[number] = json.dumps(damaged_tree(json.loads(lines[number]), draw))
+    return "\n".join(lines).encode()
+
+
 def resealed(path, draw):
     manifest = damaged_tree(json.loads(path.read_text()), draw)
     if isinstance(manifest, dict):
@@ -102,6 +125,14 @@ def read_generator(folder):
 
 def read_facts(folder):
     facts_of_checkpoint(folder / "vae/checkpoints/step_00000003")
+
+
+def read_run_for_report(folder):
+    load_report(folder / "vae")
+
+
+def report_comparison(folder):
+    write_report(folder / "report.html", load_report(folder / "compared"))
 
 
 def read_engine_state(folder):
@@ -126,6 +157,11 @@ READERS = {
     "latents": Reader("latents/latents_00000.safetensors", damaged_content, read_latents),
     "counts of the engine": Reader("state/state.json", damaged_text, read_engine_state),
     "state of the engine": Reader("state/optimizer_rank0.safetensors", damaged_content, read_engine_state),
+    "report: metrics": Reader("vae/metrics.jsonl", damaged_lines, read_run_for_report),
+    "report: settings": Reader("vae/config.yaml", damaged_text, read_run_for_report),
+    "report: environment": Reader("vae/environment.json", damaged_text, read_run_for_report),
+    "report: results": Reader("compared/results.json", damaged_text, report_comparison),
+    "report: evaluations": Reader("compared/evaluation.jsonl", damaged_lines, report_comparison),
     "foundation model of the demo": Reader(
         "vit.safetensors",
         damaged_content,

@@ -11,6 +11,7 @@ from typing import Any
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic
+from sendvae_fast.reading import read_text, reading
 
 RESULTS_FILE = "evaluation.jsonl"
 """In a run: a line per result, the newest last."""
@@ -120,11 +121,11 @@ def read_results(path: Path) -> list[Result]:
     if not path.is_file():
         return []
     results = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
+    with reading(path, "remove it and evaluate again"):
+        lines = read_text(path).splitlines()
+    for number, line in enumerate(lines, start=1):
+        with reading(f"{path}, line {number}", "it is not a result of `sendvae evaluate`; remove it"):
             results.append(result_of(json.loads(line)))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}, line {number} is not a result of `sendvae evaluate`; remove it") from error
     return results
 
 

@@ -1,7 +1,5 @@
 """Report data from disk: one training run, or a comparison of variants with its `results.json`."""
 
-import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -9,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.result import RESULTS_FILE as EVALUATION_FILE
 from sendvae_fast.evaluation.result import read_results
 from sendvae_fast.png import read_png
+from sendvae_fast.reading import read_json, read_json_lines, read_yaml, reading
 from sendvae_fast.report.contents import Picture, ReportData, RunRecord, Step, Variant
 from sendvae_fast.report.summary import (
     comparison_headline,
@@ -26,6 +24,8 @@ from sendvae_fast.report.summary import (
 
 RESULTS_FILE = "results.json"
 NOT_SERIES = ("step", "time_s")
+MAX_STEP = 2**53
+MAX_VALUE = 1e300
 STAGE_WORDS = {"autoencoder": "Autoencoder training (stage 1)", "generator": "Generator training (stage 2)"}
 PREVIEW_CAPTIONS = {
     "reconstruction": "Top row: originals. Bottom row: what the autoencoder makes of them.",
@@ -35,7 +35,8 @@ PREVIEW_CAPTIONS = {
 
 def load_report(path: str | os.PathLike[str]) -> ReportData:
     """The comparison in `path` if it holds a `results.json`, else the training run. Raises UserError if neither."""
-    return load_comparison(path) if (Path(path) / RESULTS_FILE).is_file() else load_run(path)
+    with reading(path, "make it again, or repair what is in it"):
+        return load_comparison(path) if (Path(path) / RESULTS_FILE).is_file() else load_run(path)
 
 
 def load_run(path: str | os.PathLike[str]) -> ReportData:
@@ -85,7 +86,7 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
         Variant(
             name=entry["name"],
             description=entry.get("description", ""),
-            seeds=[read_results(path / file) for file in entry.get("evaluations", [])],
+            seeds=[read_results(_inside(path, file)) for file in entry.get("evaluations", [])],
         )
         for entry in entries
     ]
@@ -97,7 +98,7 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
         summary=results.get("notes", []),
         reconstructions=_reconstruction_strips(path, results),
         samples=_sample_sheets(path, entries),
-        runs=[read_run(path / run, entry["name"]) for entry in entries for run in entry.get("runs", [])],
+        runs=[read_run(_inside(path, run), entry["name"]) for entry in entries for run in entry.get("runs", [])],
     )
     if "candidate" in results and "control" in results:
         try:
@@ -120,16 +121,13 @@ def read_run(path: Path, name: str) -> RunRecord:
     for needed in ("config.yaml", "metrics.jsonl"):
         if not (path / needed).is_file():
             raise UserError(f"{path} is not a run directory ({needed} is missing); give the folder of a training run")
-    columns, times_s = _read_metrics(path / "metrics.jsonl")
+    with reading(path / "metrics.jsonl", "repair or remove it"):
+        columns, times_s = _read_metrics(path / "metrics.jsonl")
     if not columns:
         raise UserError(f"{path / 'metrics.jsonl'} has no numbers yet; let the run log a step first")
     environment_file = path / "environment.json"
-    try:
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
-        environment = json.loads(environment_file.read_text(encoding="utf-8")) if environment_file.is_file() else {}
-    except (yaml.YAMLError, ValueError) as error:
-        reason = _one_line(error)
-        raise UserError(f"{path}: config.yaml or environment.json is damaged ({reason}); restore it") from error
+    config = read_yaml(path / "config.yaml", "restore it")
+    environment = read_json(environment_file, "restore or remove it") if environment_file.is_file() else {}
     return RunRecord(
         name=name,
         stage="generator" if "velocity" in columns else "autoencoder",
@@ -143,30 +141,28 @@ def read_run(path: Path, name: str) -> RunRecord:
 def _read_metrics(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], list[float]]:
     columns: dict[str, tuple[list[int], list[float]]] = {}
     times_s = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-            step = int(entry["step"])
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that a crash cut off
-        if "time_s" in entry:
+    for entry in read_json_lines(path):
+        step = entry.get("step")
+        if not isinstance(step, int) or not 0 <= step <= MAX_STEP:
+            continue
+        if _is_number(entry.get("time_s")):
             times_s.append(float(entry["time_s"]))
         for key, value in entry.items():
-            if key not in NOT_SERIES and isinstance(value, (int, float)) and math.isfinite(value):
+            if key not in NOT_SERIES and _is_number(value):
                 steps, values = columns.setdefault(key, ([], []))
                 steps.append(step)
                 values.append(float(value))
     return columns, times_s
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a value of a log can be drawn: a finite number, within what a double holds."""
+    return isinstance(value, (int, float)) and -MAX_VALUE <= value <= MAX_VALUE
+
+
 def _read_results(path: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); give a folder with the results of a demo") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({_one_line(error)})") from error
-    entries = results.get("variants") if isinstance(results, dict) else None
+    results = read_json(path, "give a folder with the results of a demo")
+    entries = results.get("variants")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
         raise UserError(f"{path} needs `variants`, a list of objects with a `name` each")
     return results
@@ -177,7 +173,7 @@ def _reconstruction_strips(path: Path, results: Mapping[str, Any]) -> list[Pictu
     if results.get("originals"):
         strips.append(
             Picture(
-                image=_read_picture(path / results["originals"]),
+                image=_read_picture(_inside(path, results["originals"])),
                 title="Originals",
                 caption="",
                 alt="A row of pictures from the data.",
@@ -185,7 +181,7 @@ def _reconstruction_strips(path: Path, results: Mapping[str, Any]) -> list[Pictu
         )
     strips += [
         Picture(
-            image=_read_picture(path / entry["reconstructions"]),
+            image=_read_picture(_inside(path, entry["reconstructions"])),
             title=entry["name"],
             caption="",
             alt=f"The same pictures after {entry['name']} encoded and decoded them.",
@@ -199,7 +195,7 @@ def _reconstruction_strips(path: Path, results: Mapping[str, Any]) -> list[Pictu
 def _sample_sheets(path: Path, entries: list[Mapping[str, Any]]) -> list[Picture]:
     return [
         Picture(
-            image=_read_picture(path / entry["samples"]),
+            image=_read_picture(_inside(path, entry["samples"])),
             title=entry["name"],
             caption=f"Drawn from the generator that was trained on the latents of {entry['name']}.",
             alt=f"A sheet of generated pictures: {entry['name']}.",
@@ -226,6 +222,14 @@ def _previews(directory: Path, kind: str) -> list[Picture]:
         )
         for step in chosen
     ]
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file or folder that `results.json` names. UserError outside of its folder: a page shows what is in there."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder / RESULTS_FILE} names {name}, which is outside of its folder: copy it there")
+    return path
 
 
 def _read_picture(path: Path) -> np.ndarray:

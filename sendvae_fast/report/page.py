@@ -19,6 +19,7 @@ from PIL import Image
 
 from sendvae_fast.evaluation.result import Result
 from sendvae_fast.files import write_atomic
+from sendvae_fast.reading import reading
 from sendvae_fast.report.charts import line_chart
 from sendvae_fast.report.contents import ReportData, RunRecord, Variant
 from sendvae_fast.report.metric_names import EXACT, FAMILIES, metric_of
@@ -43,6 +44,8 @@ CURVES = {
     "grad_norm": "Gradient norm",
 }
 """Names of known curves, in the order of the page; others follow under their own names."""
+MAX_CURVES = 60
+"""Curves of a stage that the page shows."""
 STAGES = {"autoencoder": "Stage 1: autoencoder", "generator": "Stage 2: generator"}
 
 
@@ -84,8 +87,10 @@ def build_report(data: ReportData) -> str:
 def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
     """Write the page to `path`, whole or not at all; returns the path."""
     path = Path(path)
+    with reading(path.parent, "make the run again, or repair what is in it"):
+        page = build_report(data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, build_report(data))
+    write_atomic(path, page.encode("utf-8", "replace").decode("utf-8"))  # JSON can hold halves of characters
     return path
 
 
@@ -175,9 +180,9 @@ def training_stages(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
                 curves[name][run.name] = points
         known = [name for name in (*CURVES, *sorted(curves.keys() - CURVES.keys())) if name in curves]
         titles = {name: CURVES.get(name, name) for name in known if name != THROUGHPUT}
-        charts = [
-            {"title": title, "svg": _chart(curves[name], colours, f"{stage}-{name}", title)}
-            for name, title in titles.items()
+        charts = [  # numbered, because a name in a log may be anything, and ids of the page may not
+            {"title": title, "svg": _chart(curves[name], colours, f"{stage}-{number}", title)}
+            for number, (name, title) in enumerate(list(titles.items())[:MAX_CURVES])
         ]
         if own_runs:
             legend = [(run.name, colours[run.name]) for run in own_runs]

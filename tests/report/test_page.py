@@ -136,12 +136,12 @@ def test_chromium_draws_it_light_and_dark(demo_page, in_chromium, tmp_path):
 
 
 def test_a_phone_need_not_scroll_sideways(demo_page, in_chromium, tmp_path):
-    """Headless windows have a least width, so a frame of a phone's width asks the page how wide it is."""
+    """Headless windows have a least width, so the page lies in a frame of a phone's width; it runs no script itself."""
     wrapper = tmp_path / "phone.html"
-    page = demo_page.read_text()
-    probe = "<script>parent.document.title = document.documentElement.scrollWidth</script>"
-    escaped = (page + probe).replace("&", "&amp;").replace('"', "&quot;")
-    wrapper.write_text(f'<iframe style="width:360px;height:2000px;border:0" srcdoc="{escaped}"></iframe>')
+    escaped = demo_page.read_text().replace("&", "&amp;").replace('"', "&quot;")
+    measure = "document.title = this.contentDocument.documentElement.scrollWidth"
+    frame = f'<iframe onload="{measure}" style="width:360px;height:2000px;border:0" srcdoc="{escaped}"></iframe>'
+    wrapper.write_text(frame)
     dom = in_chromium("--dump-dom", wrapper.as_uri()).decode()
     assert re.search(r"<title>(\d+)</title>", dom)[1] == "360"
 

@@ -100,7 +100,7 @@ def change_results(demo, target: Path, **changes):
         ({"candidate": "Other"}, "no variant is named 'Other'"),
         (
             {"variants": [{"name": "A", "evaluations": ["results.json"]}]},
-            "line 1 is not a result",
+            "line 1 is damaged.*not a result",
         ),
         ({"originals": "absent.png"}, "absent.png"),
         ({"variants": [{"name": "A", "runs": ["absent"]}]}, "not a run directory"),
@@ -113,5 +113,5 @@ def test_what_is_wrong_with_results_is_named(demo, tmp_path, changes, said):
 
 def test_results_that_are_no_json_are_named(tmp_path):
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
+    with pytest.raises(UserError, match="results.json is damaged"):
         load_report(tmp_path)
