@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 from bench.kernel_cases.case import KernelCase, Work
 from bench.timing import Call, Timing, time_cuda_graph, time_interleaved
@@ -16,6 +17,7 @@ from sendvae_fast.ops.dispatch import OPS
 
 COPY = "copy"
 EAGER, COMPILED = "eager", "torch.compile"
+EAGER_NCHW = "eager NCHW"
 FORWARD, WITH_BACKWARD = "forward", "forward+backward"
 CACHES = 3
 """The input sets, and the outputs kept, are together this many times the last-level cache."""
@@ -46,6 +48,7 @@ class Form:
     work: Work
     backend: str | None = None  # forced around it
     checked: bool = True  # it must give what the eager form gives
+    contiguous: bool = False  # works on contiguous copies of channels-last inputs
     error: str | None = None
 
 
@@ -100,6 +103,7 @@ class CaseBench:
         self.expected = outputs_of(case.eager, case.inputs(0))
         self.upstream = [[torch.randn_like(x) for x in self.expected if x.requires_grad] for _ in range(num_sets)]
         self.expected = [x.detach() for x in self.expected]
+        self._contiguous: tuple[list[Any], list[Any]] | None = None
 
     def prepare(self, form: Form) -> None:
         """Run a form once, so that it is compiled, and compare it with the eager one; its error is kept in it."""
@@ -115,19 +119,26 @@ class CaseBench:
     def call(self, form: Form) -> Call:
         """The form's work on one input set; outputs live until the set's turn comes again, so that they rotate too."""
         kept: list[Any] = [None] * len(self.sets)
+        sets, upstream = self._contiguous_sets() if form.contiguous else (self.sets, self.upstream)
 
         def run(number: int) -> None:
-            tensors = self.sets[number]
+            tensors = sets[number]
             kept[number] = None
             with backend_context(form):
                 outputs = outputs_of(form.work, tensors)
                 if torch.is_grad_enabled():
                     roots = [x for x in outputs if x.requires_grad]
                     leaves = [x for x in tensors if isinstance(x, torch.Tensor) and x.requires_grad]
-                    outputs = torch.autograd.grad(roots, leaves, self.upstream[number])
+                    outputs = torch.autograd.grad(roots, leaves, upstream[number])
             kept[number] = outputs
 
         return run
+
+    def _contiguous_sets(self) -> tuple[list[Any], list[Any]]:
+        """The input sets and upstream gradients in contiguous copies, made once."""
+        if self._contiguous is None:
+            self._contiguous = tree_map(contiguous_copy, (self.sets, self.upstream))
+        return self._contiguous
 
     def _difference(self, outputs: tuple[torch.Tensor, ...]) -> str | None:
         """Why these outputs are not those of the eager form, or None."""
@@ -153,6 +164,8 @@ def forms_of(op: str, case: KernelCase, device: torch.device, effort: Effort) ->
         torch._dynamo.reset()  # lest earlier cases use up the limit of recompilations
         compiled = torch.compile(case.to_compile or case.eager, fullgraph=True, dynamic=False)
         forms.append(Form(COMPILED, compiled, checked=case.to_compile is None))
+    if case.nchw:
+        forms.append(Form(EAGER_NCHW, case.eager, checked=False, contiguous=True))
     forms += [Form(name, work, checked=False) for name, work in case.yardsticks.items()]
     if op not in OPS:
         return [*forms, Form(op, case.fused)]
@@ -181,6 +194,11 @@ def graph_result(call: Call, num_sets: int, least_bytes: int, repeats: int) -> d
         torch.cuda.synchronize()
         return {"graph_error": one_line(error)}
     return {"graph": {**rounded(timing), "gb_per_s": round(least_bytes / timing.median_us / 1e3, 2)}}
+
+
+def contiguous_copy(value: Any) -> Any:
+    """A leaf of the same numbers, contiguous in memory; what is no tensor stays."""
+    return value.detach().contiguous().requires_grad_(value.requires_grad) if torch.is_tensor(value) else value
 
 
 def backend_context(form: Form):

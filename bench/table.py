@@ -4,7 +4,6 @@ The tables stand between two marker comments; the rest of the page is left alone
 """
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,10 @@ from bench.host_table import host_cells
 from bench.kernel_rows import COMPILED, COPY, EAGER
 from bench.kernels import errors_of
 from bench.machine import ROOT
+from bench.markdown import duration, line, percent, times
+from bench.predicted_table import BEGIN as PREDICTED_BEGIN
+from bench.predicted_table import END as PREDICTED_END
+from bench.predicted_table import predicted_tables
 from bench.step_names import OURS
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops.dispatch import BACKENDS
@@ -42,6 +45,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     page = with_tables(options.page.read_text(), tables(options.results), BEGIN, END)
+    page = with_tables(page, predicted_tables(options.results), PREDICTED_BEGIN, PREDICTED_END)
     page = with_tables(page, host_tables(options.results), HOST_BEGIN, HOST_END)
     page = with_tables(page, data_tables(options.results), DATA_BEGIN, DATA_END)
     page = with_tables(page, sampling_tables(options.results), SAMPLING_BEGIN, SAMPLING_END)
@@ -256,10 +260,6 @@ def table(rows: list[dict[str, Any]], kind: str | None, *, goals: bool = True) -
     return lines
 
 
-def line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def title(row: dict[str, Any]) -> str:
     return ", ".join(part for part in (row["op"], row["case"], row["pass"]) if part)
 
@@ -279,21 +279,6 @@ def cell(row: dict[str, Any], form: str, kind: str | None) -> str:
     return f"**{text}**" if form == row["chosen"] else text
 
 
-def duration(microseconds: float) -> str:
-    """A time with three digits: "1.23 ms"."""
-    value, unit = (microseconds, "µs") if microseconds < 1000 else (microseconds / 1000, "ms")
-    digits = max(0, 2 - math.floor(math.log10(value)))
-    return f"{value:.{digits}f} {unit}"
-
-
 def rate(row: dict[str, Any], form: str, kind: str | None) -> str:
     median = median_us(row, form, kind)
     return "" if median is None else f"{row['bytes'] / median / 1e3:.0f}"
-
-
-def times(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}x"
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.0%}"

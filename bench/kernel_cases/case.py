@@ -36,6 +36,8 @@ class KernelCase:
     """Whether torch.compile is a yardstick (not where eager is Pillow, say)."""
     to_compile: Work | None = None
     """What torch.compile compiles, if not the eager form; what it returns is then not checked."""
+    nchw: bool = False
+    """Whether the eager form is timed as well on contiguous copies of its channels-last inputs."""
     yardsticks: Mapping[str, Work] = field(default_factory=dict)
     """Further forms to compare with, by name ("fused AdamW + foreach EMA + clip"); what they return is not checked."""
     tolerance: float = 2e-2

@@ -63,7 +63,7 @@ def stage_1(latent: str, batch: int, dtype: torch.dtype, device: torch.device, t
         fused=form(noise_inject),
         to_compile=form(plain),
         yardsticks={"torch.randn": form(plain)},
-        forward_bytes=4 * latent_bytes,  # mean, logvar -> z, z_t
+        forward_bytes=5 * latent_bytes,  # mean, logvar -> z, z_t, velocity: the op writes all three
         backward_bytes=5 * latent_bytes,  # grad z, grad z_t, logvar -> grad mean, grad logvar
     )
 
@@ -91,7 +91,8 @@ def stage_2(latent: str, batch: int, dtype: torch.dtype, device: torch.device, t
         fused=form(noise_inject),
         to_compile=form(plain),
         yardsticks={"torch.randn": form(plain)},
-        forward_bytes=4 * batch * channels * height * width * dtype.itemsize,  # mean, std -> z_t, velocity
+        # mean, std -> z, z_t, velocity: the op writes all three
+        forward_bytes=5 * batch * channels * height * width * dtype.itemsize,
     )
 
 

@@ -74,7 +74,7 @@ def test_every_commit_is_named():
 
 def test_only_the_text_between_the_markers_changes(tmp_path):
     page = tmp_path / "page.md"
-    names = ("HOST", "DATA", "SAMPLING", "EVALUATION", "STEP")
+    names = ("PREDICTED", "HOST", "DATA", "SAMPLING", "EVALUATION", "STEP")
     data = "\n".join(f"{getattr(table, f'{name}_BEGIN')}\nold\n{getattr(table, f'{name}_END')}" for name in names)
     page.write_text(f"above\n{table.BEGIN}\nold\n{table.END}\n{data}\nbelow\n")
     (tmp_path / "kernels_some_cpu.json").write_text(json.dumps([row()]))
@@ -92,6 +92,8 @@ def test_page_is_generated_from_the_results():
     """Nothing in the page's tables is typed: they are what the results in the repository give."""
     page = table.PAGE.read_text()
     assert page == table.with_tables(page, table.tables(table.RESULTS))
+    predicted = table.predicted_tables(table.RESULTS)
+    assert page == table.with_tables(page, predicted, table.PREDICTED_BEGIN, table.PREDICTED_END)
     assert page == table.with_tables(page, table.host_tables(table.RESULTS), table.HOST_BEGIN, table.HOST_END)
     assert page == table.with_tables(page, table.data_tables(table.RESULTS), table.DATA_BEGIN, table.DATA_END)
     sampling = table.sampling_tables(table.RESULTS)
