@@ -30,8 +30,9 @@ MANY_BYTES = 3 * 32 * 2**20
 NOT_SLOWER = (Goal(EAGER, 1.0),)
 GOALS: dict[tuple[str, str], tuple[Goal, ...]] = {
     **{(op, "cpu"): (Goal(EAGER, 1.5),) for op in ("noise_inject", "cosine_align", "adamw_ema", "group_norm_silu")},
-    # On an H200, in bf16. Against a copy 1 / 1.3 means: at most 1.3 times as long as the copy.
-    ("noise_inject", "cuda"): (Goal(COPY, 1 / 1.3), Goal(EAGER, 4.0)),
+    # On an H200, in bf16. Issuing the instructions that draw two normal numbers for each element takes longer than a
+    # copy of all that the op reads and writes; stage 1's latents are too few for a copy to be a yardstick at all.
+    ("noise_inject", "cuda"): (Goal(COPY, 0.5, from_bytes=16 * 2**20), Goal(EAGER, 4.0)),
     ("cosine_align", "cuda"): (Goal(COPY, 0.9), Goal(EAGER, 4.0), Goal(COMPILED, 1.3)),
     ("group_norm_silu", "cuda"): (
         # In both layouts: PyTorch's own GroupNorm is slower channels-last than it is in NCHW.

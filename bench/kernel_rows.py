@@ -137,7 +137,7 @@ class CaseBench:
     def _contiguous_sets(self) -> tuple[list[Any], list[Any]]:
         """The input sets and upstream gradients in contiguous copies, made once."""
         if self._contiguous is None:
-            self._contiguous = tree_map(contiguous_copy, (self.sets, self.upstream))
+            self._contiguous = tree_map(contiguous_copy, self.sets), tree_map(contiguous_copy, self.upstream)
         return self._contiguous
 
     def _difference(self, outputs: tuple[torch.Tensor, ...]) -> str | None:

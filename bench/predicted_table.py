@@ -28,7 +28,8 @@ def predicted_tables(results: Path) -> str:
     rows, measured = json.loads(path.read_text()), measured_times(results)
     commits = {(row["commit"], row["date"]) for row in rows}
     lines = [
-        f"- predicted, not measured: commit {(commit or 'unknown')[:10]}, {date}" for commit, date in sorted(commits)
+        f"- predicted, not measured: commit {(commit or 'unknown')[:10]}, {date}"
+        for commit, date in sorted(commits, key=str)
     ]
     heads = ["op", "case", "pass", "predicted", "a copy", "of copy", "goal", "PyTorch's own kernels in it"]
     if measured:

@@ -26,10 +26,14 @@ CONSTANT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """uint64 [32] of 32-bit (or 64-bit) numbers, and bool [32] whether each is known."""
+    """uint64 [32] of 32-bit (or 64-bit) numbers, and bool [32] whether each is known.
+
+    known_bits: uint64 [32], the bits that are known of numbers that are not, where some are (packed predicates).
+    """
 
     bits: np.ndarray
     known: np.ndarray
+    known_bits: np.ndarray | None = None
 
     @property
     def signed(self) -> np.ndarray:
@@ -60,10 +64,11 @@ class Registers:
         self.predicate_bits = np.zeros((16, LANES), bool)
         self.predicate_known = np.zeros((16, LANES), bool)
         self.predicate_bits[[TRUE, UNIFORM_TRUE]] = self.predicate_known[[TRUE, UNIFORM_TRUE]] = True
+        self.known_bits: dict[int, np.ndarray] = {}
         self.constants = constants
 
     def read(self, row: int) -> Value:
-        return Value(self.bits[row], self.known[row])
+        return Value(self.bits[row], self.known[row], self.known_bits.get(row))
 
     def read_pair(self, row: int) -> Value:
         if row in (ZERO, UNIFORM_ZERO):
@@ -76,6 +81,10 @@ class Registers:
             return
         np.copyto(self.bits[row], value.bits & MASK, where=active)
         np.copyto(self.known[row], value.known, where=active)
+        if value.known_bits is not None:
+            self.known_bits[row] = value.known_bits
+        else:
+            self.known_bits.pop(row, None)
 
     def write_pair(self, row: int, value: Value, active: np.ndarray) -> None:
         self.write(row, value, active)

@@ -207,13 +207,29 @@ def _lop3(one: Instruction) -> Effect:
     def apply(state: Registers, active: np.ndarray) -> None:
         values = [read(state) for read in readers]
         bits = _by_table(table, *(value.bits & MASK for value in values)) & MASK
-        is_known = np.logical_and.reduce([value.known for value in values])
-        write(state, Value(bits, is_known), active)
+        known_bits = _known_bits(table, values)
+        is_known = known_bits == MASK
+        write(state, Value(bits, is_known, None if is_known.all() else known_bits), active)
         for row in rows:
             if row is not None:
-                state.write_predicate(row, bits != 0, is_known, active)
+                state.write_predicate(row, bits != 0, is_known | (bits & known_bits > 0), active)
 
     return apply
+
+
+def _bits_known(value: Value) -> np.ndarray:
+    """The known bits of a 32-bit value."""
+    partly = value.known_bits if value.known_bits is not None else np.zeros(LANES, np.uint64)
+    return np.where(value.known, MASK, partly)
+
+
+def _known_bits(table: int, values: list[Value]) -> np.ndarray:
+    """The bits of the table's result that are the same whatever the unknown bits of its inputs are."""
+    if all(value.known.all() for value in values):
+        return np.full(LANES, MASK)
+    choices = [(value.bits & _bits_known(value), (value.bits | ~_bits_known(value)) & MASK) for value in values]
+    results = [_by_table(table, a, b, c) & MASK for a in choices[0] for b in choices[1] for c in choices[2]]
+    return ~(np.bitwise_or.reduce(results) ^ np.bitwise_and.reduce(results)) & MASK
 
 
 def _by_table(table: int, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -296,15 +312,16 @@ def _pack_predicates(one: Instruction) -> Effect:
     if one.opcode != "P2R":
         return _forget(one)
     read, mask, write = reader(one.operands[2]), int(one.operands[3], 0), _write_to(one, one.operands[0])
-    rows = [row for row in range(7) if mask >> row & 1]
+    rows = [row for row in range(7) if mask >> row]
 
     def apply(state: Registers, active: np.ndarray) -> None:
         value = read(state)
-        bits, is_known = value.bits & ~np.uint64(mask), value.known
+        bits, known_bits = value.bits & ~np.uint64(mask), _bits_known(value) & ~np.uint64(mask)
         for row in rows:
             bits = bits | state.predicate_bits[row].astype(np.uint64) << np.uint64(row)
-            is_known = is_known & state.predicate_known[row]
-        write(state, Value(bits, is_known), active)
+            known_bits = known_bits | state.predicate_known[row].astype(np.uint64) << np.uint64(row)
+        is_known = known_bits == MASK
+        write(state, Value(bits, is_known, None if is_known.all() else known_bits), active)
 
     return apply
 
@@ -319,7 +336,8 @@ def _unpack_predicates(one: Instruction) -> Effect:
         value = read(state)
         for row in range(7):
             if mask >> row & 1:
-                state.write_predicate(row, value.bits >> np.uint64(row) & np.uint64(1) > 0, value.known, active)
+                bit = np.uint64(1 << row)
+                state.write_predicate(row, value.bits & bit > 0, _bits_known(value) & bit > 0, active)
 
     return apply
 

@@ -13,7 +13,7 @@ from bench import kernels
 from bench.host_cost import RECORDED, host_rows
 from bench.kernel_cases import LIBRARY_OPS, available_ops, cases_of, nearly_empty_cases_of
 from bench.kernel_cases.case import KernelCase, random_normal
-from bench.kernel_rows import COPY, EAGER, FORWARD, WITH_BACKWARD, Effort, outputs_of, rows_of
+from bench.kernel_rows import COPY, EAGER, EAGER_NCHW, FORWARD, WITH_BACKWARD, Effort, outputs_of, rows_of
 from bench.result_file import write_rows
 from sendvae_fast.ops.dispatch import OPS
 
@@ -51,6 +51,30 @@ def test_rows_hold_every_form_and_pass():
             assert 0 < result["q1_us"] <= result["median_us"] <= result["q3_us"]
             assert result["gb_per_s"] == pytest.approx(row["bytes"] / result["median_us"] / 1e3, abs=0.01, rel=0.01)
     assert len(rows(tiny_case(backward_bytes=None))) == 1
+
+
+def test_eager_is_timed_in_nchw_too():
+    """On contiguous copies, and with contiguous gradients, where the case's tensors are channels-last."""
+    seen = set()
+
+    def inputs(number):
+        x = random_normal(2, 4, 3, 5, number=number, dtype=torch.float32, device=CPU)
+        return (x.to(memory_format=torch.channels_last).requires_grad_(),)
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            seen.add(("forward", x.is_contiguous()))
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.add(("backward", grad.is_contiguous()))
+            return 2 * grad
+
+    (_, row) = rows(tiny_case(inputs=inputs, eager=Double.apply, fused=lambda x: 2 * x, nchw=True))
+    assert row["forms"][EAGER_NCHW]["median_us"] > 0
+    assert seen == {(name, contiguous) for name in ("forward", "backward") for contiguous in (False, True)}
 
 
 def test_compiled_form_is_timed_and_compared():

@@ -1,0 +1,24 @@
+"""`bench kernels --predict` from sources to numbers, for one op."""
+
+import os
+import shutil
+
+import pytest
+
+from bench.prediction.rows import predicted_rows
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cuda_on_cpu")]
+
+
+def test_the_machine_code_moves_the_least_bytes(compiler):
+    """cosine_align reads each tensor once in whole sectors, by nvcc's code at the size of a training step."""
+    if os.environ.get("SENDVAE_CUDA_ON_CPU") != "all":
+        pytest.skip("compiles for a GPU, which takes a quarter of a minute: `make cuda-on-cpu` runs it")
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not here")
+    forward = next(iter(predicted_rows("cosine_align")))
+    (kernel,) = forward["kernels"]
+    assert 1.0 <= kernel["memory_bytes"] / forward["bytes"] < 1.01 and kernel["coalescing"] > 0.95
+    assert kernel["undecided_per_warp"] == kernel["unknown_accesses_per_warp"] == kernel["bank_conflicts"] == 0
+    assert kernel["spill_bytes"] == 0 and 0.5 < forward["of_copy"] < 1.0
+    assert kernel["us"] >= max(kernel["memory_us"], kernel["issue_us"], kernel["latency_us"])
