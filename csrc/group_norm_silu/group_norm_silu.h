@@ -15,6 +15,7 @@
 
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "../common/tensor.h"
 
@@ -22,17 +23,7 @@ namespace sendvae {
 
 // ---- The arithmetic of one element ----
 
-// e^-z, kept finite for z < -80, where sigmoid is 0 to fp32; NaN may be lost.
-SENDVAE_HD float exp_minus(float z) {
-#if defined(__CUDA_ARCH__)
-  // The hardware's 2^x: its error is relative to e^-z, so it hardly shows where the sigmoid is not close to 0.
-  return __expf(-fmaxf(z, -80.0f));
-#else
-  const float low = z < -80.0f ? -80.0f : z;
-  return exp_bounded(-(low > 80.0f ? 80.0f : low));
-#endif
-}
-
+// To one unit of rounding on a GPU.
 SENDVAE_HD float reciprocal(float x) {
 #if defined(__CUDA_ARCH__)
   return __fdividef(1.0f, x);
@@ -41,12 +32,30 @@ SENDVAE_HD float reciprocal(float x) {
 #endif
 }
 
-SENDVAE_HD float silu(float z) { return z * reciprocal(1.0f + exp_minus(z)); }
+// Of z of maps of T.
+template <typename T>
+SENDVAE_HD float sigmoid(float z) {
+#if defined(__CUDA_ARCH__)
+  const float e = __expf(-z);
+  if constexpr (!std::is_same_v<T, float>) return reciprocal(1.0f + e);  // e may be infinite: 0
+  // The reciprocal to half a unit, by a step of Newton's; of infinity it would make NaN.
+  const float sum = 1.0f + fminf(e, 0x1p125f), approximate = reciprocal(sum);
+  return approximate + approximate * (1.0f - sum * approximate);
+#else
+  const float low = z < -80.0f ? -80.0f : z;
+  return 1.0f / (1.0f + exp_bounded(-(low > 80.0f ? 80.0f : low)));
+#endif
+}
 
+template <typename T>
+SENDVAE_HD float silu(float z) {
+  return z * sigmoid<T>(z);
+}
+
+template <typename T>
 SENDVAE_HD float silu_slope(float z) {
-  const float e = exp_minus(z);
-  const float sigmoid = reciprocal(1.0f + e);
-  return sigmoid + z * (sigmoid * (e * sigmoid));  // e sigmoid is 1 - sigmoid without the cancellation
+  const float s = sigmoid<T>(z);
+  return s * (z * (1.0f - s) + 1.0f);
 }
 
 SENDVAE_HD float rstd_of(float variance, float eps) { return 1.0f / sqrtf(variance + eps); }
@@ -58,16 +67,16 @@ struct Normalisation {
 
 SENDVAE_HD float normalised(float x, const Normalisation& n) { return (x - n.mean) * n.scale + n.bias; }
 
-template <bool kSilu>
+template <typename T, bool kSilu>
 SENDVAE_HD float group_norm_silu(float x, const Normalisation& n) {
   const float z = normalised(x, n);
-  return kSilu ? silu(z) : z;
+  return kSilu ? silu<T>(z) : z;
 }
 
 // dz of an element, from its dy.
-template <bool kSilu>
+template <typename T, bool kSilu>
 SENDVAE_HD float pre_activation_grad(float grad, float x, const Normalisation& n) {
-  return kSilu ? grad * silu_slope(normalised(x, n)) : grad;
+  return kSilu ? grad * silu_slope<T>(normalised(x, n)) : grad;
 }
 
 // The numbers common to all gradients of one sample and group: ds = scale dz - constant - (s - mean) slope.

@@ -161,7 +161,7 @@ SENDVAE_CPU_CLONES void chunk_forward(const T* __restrict__ x, int64_t elements,
     const int64_t count = std::min(lanes, elements - begin);
     for (int64_t i = 0; i < count; ++i) {
       const Normalisation n = normalisation_at(table, lanes, i);
-      y[begin + i] = from_float<T>(group_norm_silu<kSilu>(to_float(x[begin + i]), n));
+      y[begin + i] = from_float<T>(group_norm_silu<T, kSilu>(to_float(x[begin + i]), n));
     }
   }
 }
@@ -185,7 +185,7 @@ SENDVAE_CPU_CLONES void chunk_parameter_grads(const T* __restrict__ grad_y, cons
     for (int64_t i = 0; i < count; ++i) {
       const Normalisation n = normalisation_at(table, lanes, i);
       const float value = to_float(x[begin + i]);
-      const float grad_z = pre_activation_grad<kSilu>(to_float(grad_y[begin + i]), value, n);
+      const float grad_z = pre_activation_grad<T, kSilu>(to_float(grad_y[begin + i]), value, n);
       bias_sums[i] += grad_z;
       weight_sums[i] += grad_z * (value - n.mean);
       if constexpr (kKeepsGradZ<T, kSilu>) grad_x[begin + i] = grad_z;
@@ -212,7 +212,7 @@ SENDVAE_CPU_CLONES void chunk_input_grad(const T* __restrict__ grad_y, const T* 
       if constexpr (kKeepsGradZ<T, kSilu>) {
         grad_z = grad_x[begin + i];
       } else {
-        grad_z = pre_activation_grad<kSilu>(to_float(grad_y[begin + i]), value, n);
+        grad_z = pre_activation_grad<T, kSilu>(to_float(grad_y[begin + i]), value, n);
       }
       float grad = input_grad(grad_z, value, n, GroupGrad{group_table[i], group_table[lanes + i]});
       if constexpr (kAddGradS) grad += to_float(grad_s[begin + i]);

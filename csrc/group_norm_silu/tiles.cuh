@@ -1,7 +1,9 @@
-// Tiles of maps in the CUDA kernels of group_norm_silu: cutting, reading, writing, and sums over a block.
+// Tiles of maps in the CUDA kernels of group_norm_silu: cutting, reading, writing, and the exchange of sums.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "../common/cuda.cuh"
 #include "group_norm_silu.h"
@@ -9,53 +11,57 @@
 namespace sendvae {
 
 constexpr int kWarp = 32;
-constexpr int kThreads = 256;      // of a tile's block, at most
-constexpr int kMaxColumns = 16;    // vectors of a tile side by side: 256 bytes of each pixel
-constexpr int kRows = 8;           // pixels of each thread
-constexpr int kBatch = 4;          // so many of them are loaded before the first is used
-constexpr int kResidualBatch = 2;  // likewise of a residual, beside all of x
-constexpr int kJoinThreads = 128;
+constexpr int kThreads = 256;         // of a tile's block, at most
+constexpr int kMaxColumns = 16;       // vectors of a tile side by side: 256 bytes of each pixel
+constexpr int kMaxBlockChunks = 64;   // CUDA's limit of blockDim.z
+constexpr int kMaxColumnTiles = 65535;  // and of gridDim.y
+constexpr int kThreadPixels = 16;     // of a chunk that is summed
+constexpr int kJoinThreads = 512;     // of a block that joins the sums of chunks, at most
 
-// The block of a tile is [rows, columns] threads; a thread has one vector of channels of kRows pixels.
+// Pixels that a thread loads before it uses the first.
+template <bool kAligned>
+constexpr int kBatch = kAligned ? 4 : 2;
+
+// A chunk is some consecutive pixels of a sample. As many rows of threads work on it as a vector has channels, each
+// row on every so-manieth pixel; a thread has one vector of each. blockDim is [columns, rows of a chunk, chunks].
 struct Tiling {
-  uint32_t columns, rows;          // blockDim.x, blockDim.y
-  uint32_t column_tiles, chunks;   // tiles of a sample: side by side, and one after the other
-  uint32_t blocks;
+  uint32_t columns, block_chunks;
+  uint32_t chunk_pixels, chunks;          // of a chunk, and of a sample
+  uint32_t sample_blocks, column_tiles;   // of a sample: one after the other, and side by side
+  uint32_t group_channels;                // C / G
 
-  __host__ __device__ int64_t chunk_pixels() const { return static_cast<int64_t>(rows) * kRows; }
+  dim3 block(int vector_width) const { return {columns, static_cast<uint32_t>(vector_width), block_chunks}; }
 };
 
-// Pixels of a chunk; the last may have fewer.
-__device__ __forceinline__ int64_t pixels_in(const GroupNormShape& shape, const Tiling& tiling, int64_t chunk) {
-  const int64_t left = shape.pixels - chunk * tiling.chunk_pixels();
-  return left < tiling.chunk_pixels() ? left : tiling.chunk_pixels();
+// Pixels of a chunk; the last may have fewer, and one behind it has none.
+__device__ __forceinline__ uint32_t pixels_in(const GroupNormShape& shape, const Tiling& tiling, uint32_t chunk) {
+  if (chunk + 1 < tiling.chunks) return tiling.chunk_pixels;
+  return chunk < tiling.chunks ? static_cast<uint32_t>(shape.pixels) - chunk * tiling.chunk_pixels : 0;
 }
 
 // The part of a map that a thread works on.
 template <int kWidth>
 struct Place {
-  int64_t sample, chunk;
-  int64_t channel;   // the first of its vector
-  int64_t count;     // channels from there on; not positive: this thread has none
-  int64_t pixels;    // of the chunk
-  int64_t offset;    // of its vector in the chunk's first pixel
+  uint32_t sample, chunk;
+  uint32_t pixels;      // of the chunk
+  int rows;             // of these, the thread's; 0 if it has no channels
+  int channel, count;   // the first of its vector, and how many there are from it on
+  int64_t begin, step;  // of its vector in its first pixel, and from there to its next
 
   __device__ Place(const GroupNormShape& shape, const Tiling& tiling, uint32_t block) {
-    const uint32_t tile = block / tiling.column_tiles;
-    sample = tile / tiling.chunks;
-    chunk = tile % tiling.chunks;
-    channel = static_cast<int64_t>(block % tiling.column_tiles * blockDim.x + threadIdx.x) * kWidth;
-    count = shape.channels - channel;
+    sample = block / tiling.sample_blocks;
+    chunk = block % tiling.sample_blocks * blockDim.z + threadIdx.z;
     pixels = pixels_in(shape, tiling, chunk);
-    offset = (sample * shape.pixels + chunk * tiling.chunk_pixels()) * shape.channels + channel;
+    channel = static_cast<int>((blockIdx.y * blockDim.x + threadIdx.x) * kWidth);
+    count = static_cast<int>(shape.channels) - channel;
+    rows = count > 0 ? rows_of(threadIdx.y) : 0;
+    const int64_t pixel = static_cast<int64_t>(chunk) * tiling.chunk_pixels + threadIdx.y;
+    begin = (sample * shape.pixels + pixel) * shape.channels + channel;
+    step = kWidth * shape.channels;
   }
 
-  // The thread's pixel of this row within the chunk, whether there is one, and where its vector is in a map.
-  __device__ int64_t pixel(int row) const { return row * static_cast<int64_t>(blockDim.y) + threadIdx.y; }
-  __device__ bool has(int row) const { return count > 0 && pixel(row) < pixels; }
-  __device__ int64_t element(const GroupNormShape& shape, int row) const {
-    return offset + pixel(row) * shape.channels;
-  }
+  // Pixels of a row of threads.
+  __device__ int rows_of(uint32_t row) const { return (pixels - row + kWidth - 1) / kWidth; }
 };
 
 // 16 bytes of a map as they are in memory: 16-bit numbers stay two to a register until they are used.
@@ -65,26 +71,34 @@ struct alignas(16) Packed {
 
 template <typename T>
 __device__ __forceinline__ void unpack(const Packed& packed, float (&out)[kVectorWidth<T>]) {
-  Vector<T> vector;
-  memcpy(&vector, &packed, sizeof packed);
   SENDVAE_UNROLL
-  for (int i = 0; i < kVectorWidth<T>; ++i) out[i] = to_float(vector.values[i]);
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(T) == 2) {
+      unpack_pair(packed.words[i], T{}, out + 2 * i);
+    } else {
+      out[i] = __uint_as_float(packed.words[i]);
+    }
+  }
 }
 
 template <typename T>
 __device__ __forceinline__ Packed pack(const float (&values)[kVectorWidth<T>]) {
-  Vector<T> vector;
-  SENDVAE_UNROLL
-  for (int i = 0; i < kVectorWidth<T>; ++i) vector.values[i] = from_float<T>(values[i]);
   Packed packed;
-  memcpy(&packed, &vector, sizeof packed);
+  SENDVAE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(T) == 2) {
+      packed.words[i] = pack_pair(values[2 * i], values[2 * i + 1], T{});
+    } else {
+      packed.words[i] = __float_as_uint(values[i]);
+    }
+  }
   return packed;
 }
 
 // kAligned: all vectors are full and can be read and written as 16 bytes. A constant, because loads behind a choice
 // made for each of them would wait for one another.
 template <bool kAligned, typename T>
-__device__ __forceinline__ Packed load_packed(const T* data, int64_t count) {
+__device__ __forceinline__ Packed load_packed(const T* data, int count) {
   if constexpr (kAligned) {
     return *reinterpret_cast<const Packed*>(data);
   } else {
@@ -98,7 +112,7 @@ __device__ __forceinline__ Packed load_packed(const T* data, int64_t count) {
 }
 
 template <bool kAligned, typename T>
-__device__ __forceinline__ void store_packed(T* data, int64_t count, const Packed& packed) {
+__device__ __forceinline__ void store_packed(T* data, int count, const Packed& packed) {
   if constexpr (kAligned) {
     *reinterpret_cast<Packed*>(data) = packed;
   } else {
@@ -111,101 +125,141 @@ __device__ __forceinline__ void store_packed(T* data, int64_t count, const Packe
   }
 }
 
-// The thread's vectors in kNum rows of a map, as far as it has them.
+// Calls body(offset, rows) for a thread's pixels, kNum of them at a time; `offset` is that of the first. Inlined,
+// `rows` is a constant for whole batches, so that their code has no conditions.
+template <int kNum, int kWidth, typename Body>
+__device__ __forceinline__ void for_batches(const Place<kWidth>& place, const Body& body) {
+  int64_t offset = place.begin;
+  int left = place.rows;
+#pragma unroll 1
+  for (; left >= kNum; left -= kNum, offset += kNum * place.step) body(offset, kNum);
+  if (left > 0) body(offset, left);
+}
+
+// The vectors of `rows` pixels of a thread, from `first` on.
 template <bool kAligned, typename T, int kNum>
-__device__ __forceinline__ void load_rows(const T* map, const GroupNormShape& shape,
-                                          const Place<kVectorWidth<T>>& place, int first_row, Packed (&out)[kNum]) {
+__device__ __forceinline__ void load_rows(const T* first, const Place<kVectorWidth<T>>& place, int rows,
+                                          Packed (&out)[kNum]) {
   SENDVAE_UNROLL
   for (int i = 0; i < kNum; ++i) {
-    if (place.has(first_row + i)) {
-      out[i] = load_packed<kAligned>(map + place.element(shape, first_row + i), place.count);
-    }
+    if (i < rows) out[i] = load_packed<kAligned>(first + i * place.step, place.count);
   }
 }
 
-// Adds up each thread column of a block, in every thread of it. All threads of the block must call it.
-template <int kWidth>
-__device__ __forceinline__ void sum_rows(float (&values)[kWidth]) {
-  __shared__ float shared[kWidth][kThreads];
-  const uint32_t thread = threadIdx.y * blockDim.x + threadIdx.x;
-  SENDVAE_UNROLL
-  for (int i = 0; i < kWidth; ++i) shared[i][thread] = values[i];
-  __syncthreads();
-  for (uint32_t active = blockDim.y; active > 1;) {
-    const uint32_t half = (active + 1) / 2;
-    if (threadIdx.y + half < active) {
-      SENDVAE_UNROLL
-      for (int i = 0; i < kWidth; ++i) shared[i][thread] += shared[i][thread + half * blockDim.x];
-    }
-    __syncthreads();
-    active = half;
+// Gives each thread what compute(channel, group) returns for the channels of its vector, a struct of floats; groups are
+// counted through the batch. One thread computes for each channel of the block. All threads of the block must call it.
+template <typename Numbers, int kWidth, typename Compute>
+__device__ __forceinline__ void for_channels(const GroupNormShape& shape, const Tiling& tiling,
+                                             const Place<kWidth>& place, const Compute& compute,
+                                             Numbers (&out)[kWidth]) {
+  constexpr int kFloats = sizeof(Numbers) / sizeof(float);
+  __shared__ float shared[kFloats][kWidth][kMaxColumns];  // neighbours' in neighbouring banks
+  float floats[kFloats];
+  if (threadIdx.z == 0) {
+    const uint32_t channel = place.channel + threadIdx.y;
+    const int64_t group = place.sample * shape.groups + channel / tiling.group_channels;
+    const Numbers numbers = channel < shape.channels ? compute(channel, group) : Numbers{};
+    memcpy(floats, &numbers, sizeof numbers);
+    SENDVAE_UNROLL
+    for (int f = 0; f < kFloats; ++f) shared[f][threadIdx.y][threadIdx.x] = floats[f];
   }
-  SENDVAE_UNROLL
-  for (int i = 0; i < kWidth; ++i) values[i] = shared[i][threadIdx.x];
   __syncthreads();
-}
-
-// The sum over a block of whole warps, in every thread. All threads of the block must call it.
-__device__ __forceinline__ float sum_threads(float value) {
-  __shared__ float shared[kJoinThreads / kWarp];
-  const uint32_t thread = threadIdx.y * blockDim.x + threadIdx.x;
-  value = warp_sum(value);
-  if (thread % kWarp == 0) shared[thread / kWarp] = value;
-  __syncthreads();
-  float sum = 0.0f;
-  SENDVAE_UNROLL
-  for (int i = 0; i < kJoinThreads / kWarp; ++i) sum += shared[i];
-  __syncthreads();
-  return sum;
-}
-
-// The index of consecutive channels' group, with one division at the start.
-struct GroupCursor {
-  int64_t group;
-  uint32_t left, width;
-  __device__ GroupCursor(int64_t channel, const GroupNormShape& shape)
-      : width(static_cast<uint32_t>(shape.channels_per_group())) {
-    const uint32_t index = static_cast<uint32_t>(channel);
-    group = index / width;
-    left = width - index % width;
-  }
-  __device__ void advance() {
-    if (--left == 0) {
-      ++group;
-      left = width;
-    }
-  }
-};
-
-template <int kWidth, typename Args>
-__device__ __forceinline__ void load_normalisation(const Args& args, const Place<kWidth>& place,
-                                                   Normalisation (&out)[kWidth]) {
-  const float* mean = args.mean + place.sample * args.shape.groups;
-  const float* rstd = args.rstd + place.sample * args.shape.groups;
-  GroupCursor cursor(place.channel, args.shape);
   SENDVAE_UNROLL
   for (int i = 0; i < kWidth; ++i) {
-    if (i < place.count) {
-      out[i] = {mean[cursor.group], rstd[cursor.group] * args.weight[place.channel + i], args.bias[place.channel + i]};
-    }
-    cursor.advance();
+    SENDVAE_UNROLL
+    for (int f = 0; f < kFloats; ++f) floats[f] = shared[f][i][threadIdx.x];
+    memcpy(&out[i], floats, sizeof out[i]);
   }
 }
 
-// Writes a chunk's two numbers for each channel to `parts` [B, chunks, 2, C].
+template <typename Args>
+__device__ __forceinline__ Normalisation normalisation_of(const Args& args, uint32_t channel, int64_t group) {
+  return {args.mean[group], args.rstd[group] * args.weight[channel], args.bias[channel]};
+}
+
+// The threads of a chunk's column exchange kNum numbers: a thread comes with those of its row and kWidth channels, and
+// leaves with those of kWidth rows and one channel, `exchanged_channel`. All threads of the block must call it.
+template <int kNum, int kWidth>
+__device__ __forceinline__ void exchange(float (&values)[kNum][kWidth]) {
+  // Longer by what lets 32 neighbours, who read kWidth channels of 32 / kWidth columns, find them in 32 banks.
+  __shared__ float shared[kNum][kWidth][kThreads + kWarp / kWidth];
+  const uint32_t first = threadIdx.z * kWidth * blockDim.x;
+  const uint32_t thread = threadIdx.y * blockDim.x + threadIdx.x;
+  SENDVAE_UNROLL
+  for (int number = 0; number < kNum; ++number) {
+    SENDVAE_UNROLL
+    for (int i = 0; i < kWidth; ++i) shared[number][i][first + thread] = values[number][i];
+  }
+  __syncthreads();
+  SENDVAE_UNROLL
+  for (int number = 0; number < kNum; ++number) {
+    SENDVAE_UNROLL
+    for (int row = 0; row < kWidth; ++row) {
+      values[number][row] = shared[number][thread % kWidth][first + row * blockDim.x + thread / kWidth];
+    }
+  }
+}
+
+// Neighbouring threads have neighbouring channels.
+template <int kWidth>
+__device__ __forceinline__ uint32_t exchanged_channel() {
+  return (blockIdx.y * kWidth + threadIdx.y) * blockDim.x + threadIdx.x;
+}
+
+// Writes a chunk's two numbers for the exchanged channel to `parts` [B, chunks, 2, C].
 template <int kWidth>
 __device__ __forceinline__ void store_parts(const GroupNormShape& shape, const Tiling& tiling,
-                                            const Place<kWidth>& place, const float (&first)[kWidth],
-                                            const float (&second)[kWidth], float* parts) {
-  if (threadIdx.y != 0) return;
-  float* out = parts + (place.sample * tiling.chunks + place.chunk) * 2 * shape.channels + place.channel;
-  SENDVAE_UNROLL
-  for (int i = 0; i < kWidth; ++i) {
-    if (i < place.count) {
-      out[i] = first[i];
-      out[shape.channels + i] = second[i];
-    }
-  }
+                                            const Place<kWidth>& place, float first, float second, float* parts) {
+  const uint32_t channel = exchanged_channel<kWidth>();
+  if (place.pixels == 0 || channel >= shape.channels) return;
+  const int64_t chunk = static_cast<int64_t>(place.sample) * tiling.chunks + place.chunk;
+  parts[2 * chunk * shape.channels + channel] = first;
+  parts[(2 * chunk + 1) * shape.channels + channel] = second;
+}
+
+// ---- Launches ----
+
+inline uint32_t checked_blocks(const char* op, int64_t blocks) {
+  STD_TORCH_CHECK(blocks < (int64_t{1} << 31), op, ": too large for one launch: ", blocks, " blocks");
+  return static_cast<uint32_t>(blocks);
+}
+
+// thread_pixels: of a thread in a chunk. Sums depend on it, so theirs does not depend on the batch.
+inline Tiling tiling_for(const char* op, const GroupNormShape& shape, int vector_width, int thread_pixels) {
+  const int64_t vectors = (shape.channels + vector_width - 1) / vector_width;
+  Tiling tiling;
+  tiling.columns = static_cast<uint32_t>(std::min<int64_t>(vectors, kMaxColumns));
+  tiling.block_chunks = std::min<uint32_t>(kThreads / (tiling.columns * vector_width), kMaxBlockChunks);
+  tiling.chunk_pixels = static_cast<uint32_t>(thread_pixels * vector_width);
+  tiling.chunks = checked_blocks(op, (shape.pixels + tiling.chunk_pixels - 1) / tiling.chunk_pixels);
+  tiling.sample_blocks = (tiling.chunks + tiling.block_chunks - 1) / tiling.block_chunks;
+  const int64_t column_tiles = (vectors + tiling.columns - 1) / tiling.columns;
+  STD_TORCH_CHECK(column_tiles <= kMaxColumnTiles, op, ": too many channels for one launch: ", shape.channels);
+  tiling.column_tiles = static_cast<uint32_t>(column_tiles);
+  tiling.group_channels = static_cast<uint32_t>(shape.channels_per_group());
+  return tiling;
+}
+
+// [rows, columns] threads to go through a group: columns for its channels, rows for the chunks.
+inline dim3 join_threads(const GroupNormShape& shape, const Tiling& tiling) {
+  uint32_t columns = 1, rows = 1;
+  while (columns < shape.channels_per_group() && columns < kWarp) columns *= 2;
+  while (rows < tiling.chunks && columns * rows < kJoinThreads) rows *= 2;
+  while (columns * rows < kWarp) rows *= 2;
+  return {columns, rows};
+}
+
+inline Tensor workspace(const Tensor& like, int64_t size) {
+  return torch::stable::new_empty(like, {size}, ScalarType::Float);
+}
+
+// Calls function(kSilu, kAligned) with two integral constants.
+template <typename Function>
+void dispatch_flags(bool silu, bool aligned, const Function& function) {
+  const auto with_silu = [&](auto silu_constant) {
+    aligned ? function(silu_constant, std::true_type{}) : function(silu_constant, std::false_type{});
+  };
+  silu ? with_silu(std::true_type{}) : with_silu(std::false_type{});
 }
 
 }  // namespace sendvae

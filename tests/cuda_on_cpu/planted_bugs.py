@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 GROUP_NORM = "csrc/group_norm_silu/tiles.cuh"
+GROUP_NORM_BACKWARD = "csrc/group_norm_silu/group_norm_silu_backward_cuda.cu"
 COSINE = "csrc/cosine_align/cosine_align_cuda.cu"
 COMMON = "csrc/common/cuda.cuh"
 ADALN_FORWARD = "csrc/adaln/adaln_forward_cuda.cu"
@@ -53,19 +54,19 @@ class Bug:
 BUGS = [
     # Barriers
     Bug(
-        "no_barrier_before_the_tree", "group_norm_silu", "3x6x5x7-2groups-contiguous-residual", GROUP_NORM,
-        "shared[i][thread] = values[i];\n  __syncthreads();", "shared[i][thread] = values[i];",
+        "no_barrier_before_the_exchange", "group_norm_silu", "3x6x5x7-2groups-contiguous-residual", GROUP_NORM,
+        "first + thread] = values[number][i];\n  }\n  __syncthreads();", "first + thread] = values[number][i];\n  }",
         "undefined shared memory",
     ),
     Bug(
-        "no_barrier_in_the_tree", "group_norm_silu", "3x6x5x7-2groups-contiguous-residual", GROUP_NORM,
-        "    __syncthreads();\n    active = half;", "    active = half;",
+        "no_barrier_in_the_tree", "group_norm_silu", "3x6x5x7-2groups-contiguous-residual", GROUP_NORM_BACKWARD,
+        "    __syncthreads();\n  }\n  SENDVAE_UNROLL", "  }\n  SENDVAE_UNROLL",
         "races in shared memory",
     ),
     Bug(
-        "no_barrier_before_shared_memory_is_used_again", "group_norm_silu", "3x6x5x7-2groups-contiguous-residual",
-        GROUP_NORM, "values[i] = shared[i][threadIdx.x];\n  __syncthreads();", "values[i] = shared[i][threadIdx.x];",
-        "races in shared memory",
+        "no_barrier_before_the_channels_are_read", "group_norm_silu", "2x33x9x4-1groups-channels_last-norm", GROUP_NORM,
+        "[threadIdx.x] = floats[f];\n  }\n  __syncthreads();", "[threadIdx.x] = floats[f];\n  }",
+        "undefined shared memory",
     ),
     Bug(
         "one_buffer_in_place_of_two", "adaln", "5x31x96-contiguous-chunk", ADALN_BACKWARD,
@@ -101,7 +102,7 @@ BUGS = [
     # Bounds, alignment and what a kernel may write
     Bug(
         "one_pixel_too_many", "group_norm_silu", "2x33x9x4-1groups-channels_last-norm", GROUP_NORM,
-        "pixel(row) < pixels", "pixel(row) <= pixels",
+        "(pixels - row + kWidth - 1) / kWidth", "(pixels - row + kWidth) / kWidth",
         "reads .* out of bounds, .* behind the end",
     ),
     Bug(

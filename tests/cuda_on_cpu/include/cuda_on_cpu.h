@@ -86,9 +86,14 @@ inline float __log2f(float x) {
 // By two units in the last place, as the guide allows.
 inline float rsqrtf(float x) { return (1.0f + 0x1p-22f) / std::sqrt(x); }
 
-// As the CUDA programming guide has them: 2^(x log2 e), whose product is rounded; 0 for divisors above 2^126.
-inline float __expf(float x) { return std::exp2(x * 1.44269504f); }
-inline float __fdividef(float x, float y) { return std::fabs(y) > 0x1p126f ? x * 0.0f : x / y; }
+// As far off as the CUDA programming guide (__expf) and the PTX ISA (rcp.approx, of which __fdividef is made) allow, up
+// or down by chance of the argument's last bit.
+inline float off_by(float exact, uint32_t ulps, float argument) {
+  if (!std::isnormal(exact)) return exact;
+  return __uint_as_float(__float_as_uint(exact) + (__float_as_uint(argument) & 1 ? ulps : -ulps));
+}
+inline float __expf(float x) { return off_by(std::exp(x), 2 + static_cast<uint32_t>(std::fabs(1.173f * x)), x); }
+inline float __fdividef(float x, float y) { return x * (std::fabs(y) > 0x1p126f ? 0.0f : off_by(1.0f / y, 1, y)); }
 
 // ---- What translate.py makes of launches, shared variables and tensors ----
 
