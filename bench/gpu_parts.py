@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from bench.parts import FAILED, PASSED, SKIPPED, Part, Runner
 
 ATTENTION_TABLES = "sendvae_fast"
@@ -72,10 +74,16 @@ def build(runner: Runner, limit_s: float) -> Part:
     """Build for this machine's GPU only; a failing build fails here instead of falling back."""
     environment = {
         "SENDVAE_BUILD": "require", "SENDVAE_BUILD_CUDA": "1",
-        "SENDVAE_CUDA_ARCHITECTURES": os.environ.get("SENDVAE_CUDA_ARCHITECTURES", "native"),
+        "SENDVAE_CUDA_ARCHITECTURES": os.environ.get("SENDVAE_CUDA_ARCHITECTURES") or architecture(),
     }  # fmt: skip
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     return runner.run("build", command, limit_s, environment)[0]
+
+
+def architecture() -> str:
+    """This GPU's architecture for CMake, with its own instructions from Hopper on and without PTX: 90a-real."""
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}{minor}{'a' if major >= 9 else ''}-real"
 
 
 def tune_attention(place: Place, name: str, limit_s: float) -> Part:

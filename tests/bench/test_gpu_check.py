@@ -237,6 +237,21 @@ def test_results_of_earlier_calls_are_brought_along(tmp_path, monkeypatch):
     assert (out / kept[0]).read_text() == "newer"
 
 
+@pytest.mark.parametrize(("capability", "wanted"), [((9, 0), "90a-real"), ((8, 6), "86-real"), ((12, 0), "120a-real")])
+def test_it_builds_for_this_gpu_alone(runner, monkeypatch, capability, wanted):
+    seen = {}
+
+    def run(self, name, command, limit_s, environment):
+        seen.update(environment)
+        return Part(name, PASSED), ""
+
+    monkeypatch.delenv("SENDVAE_CUDA_ARCHITECTURES", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(Runner, "run", run)
+    gpu_parts.build(runner, 9)
+    assert seen == {"SENDVAE_BUILD": "require", "SENDVAE_BUILD_CUDA": "1", "SENDVAE_CUDA_ARCHITECTURES": wanted}
+
+
 def test_attention_is_tuned_once_for_all_calls(runner, tmp_path, monkeypatch):
     """Its table goes to the results, but not what other packages keep in a cache directory."""
     places = [Place(runner, tmp_path / "out", tmp_path / name, "a_gpu") for name in ("first", "second")]
