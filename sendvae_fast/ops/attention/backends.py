@@ -100,6 +100,8 @@ def unsupported(name: str, device_type: str, dtype: torch.dtype, head_dim: int) 
 
 
 def _sdpa(kernel: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if q.numel() == 0:  # some versions have no fused kernel for nothing
+        return F.scaled_dot_product_attention(q, k, v)
     with sdpa_kernel([kernel]):
         return F.scaled_dot_product_attention(_packed(q), _packed(k), _packed(v))
 
