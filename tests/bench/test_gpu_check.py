@@ -129,7 +129,15 @@ def test_missing_sanitizer_is_said_and_no_failure(place, tmp_path, monkeypatch):
 def test_rows_of_the_benchmark(place, monkeypatch):
     timing = {"median_us": 100.0, "q1_us": 99.0, "q3_us": 101.0}
     forms = {name: {**timing, "graph": timing} for name in ("eager", "torch.compile", "cuda", "copy")}
-    row = {"op": "anything", "case": "", "pass": "forward", "device": "cuda", "chosen": "cuda", "forms": forms}
+    row = {
+        "op": "anything",
+        "case": "",
+        "pass": "forward",
+        "device": "cuda",
+        "chosen": "cuda",
+        "bytes": 8,
+        "forms": forms,
+    }
     failed = {"op": "other", "case": "", "pass": "", "error": "its process ended with exit code -11"}
     (place.out / "kernels_a_gpu.json").write_text(json.dumps([row, failed]))
     monkeypatch.setattr(Runner, "run", lambda self, name, *_: (Part(name, PASSED), ""))
