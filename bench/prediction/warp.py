@@ -7,22 +7,19 @@ how often that was done is counted.
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from bench.prediction import h200
-from bench.prediction.registers import ALL, LANES, UNKNOWN, Registers, Value, known, predicate_row, reader, row_of
-from bench.prediction.sass import NO_BARRIER, Instruction, pipe_of
+from bench.prediction.accesses import GLOBAL, SHARED, WIDTHS, Access, address_reader, shared_turns
+from bench.prediction.clock import Clock
+from bench.prediction.registers import ALL, LANES, UNKNOWN, Registers, Value, predicate_row, row_of
+from bench.prediction.sass import Instruction, pipe_of
 from bench.prediction.semantics import Effect, effect_of
 from sendvae_fast.errors import UserError
 
 MAX_STEPS = 200_000  # of a warp
 PARAMETERS = 0x210  # where they lie in constant bank 0, after launch sizes and pointers of the driver
-GLOBAL = ("LDG", "STG", "LD", "ST", "ATOMG", "RED", "LDGSTS")
-SHARED = ("LDS", "STS", "ATOMS")
-WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 FINISHED = 1 << 40
 OUT_OF_RANGE = ("slowpath", "mediumpath", "f64_full")  # in names of subroutines
 
@@ -38,24 +35,6 @@ class Launch:
     def constants(self) -> bytes:
         sizes = np.array([*self.block, *self.grid], "<u4").tobytes()
         return sizes + bytes(PARAMETERS - len(sizes)) + self.parameters
-
-
-@dataclass
-class Access:
-    """One access of a warp to global memory: the first byte of each lane that takes part."""
-
-    addresses: np.ndarray
-    width: int
-    is_write: bool
-
-    def sectors(self) -> np.ndarray:
-        """The numbers of the sectors of 32 bytes that are touched, each once."""
-        first, last = self.addresses // h200.SECTOR_BYTES, (self.addresses + self.width - 1) // h200.SECTOR_BYTES
-        return np.unique(np.concatenate([first, last]))
-
-    def used_bytes(self) -> int:
-        """Distinct bytes that the lanes want."""
-        return len(np.unique(self.addresses)) * self.width
 
 
 @dataclass
@@ -84,7 +63,7 @@ class Code:
         self.effects: list[Effect] = [effect_of(one) for one in code]
         self.pipes = [pipe_of(one) for one in code]
         self.guards = [(predicate_row(one.predicate), one.predicate.startswith("!")) for one in code]
-        self.memory = [_address_reader(one) if one.base in GLOBAL + SHARED else None for one in code]
+        self.memory = [address_reader(one) if one.base in GLOBAL + SHARED else None for one in code]
         self.is_cold = [self._is_cold(index) for index in range(len(code))]
 
     def _is_cold(self, index: int) -> bool:
@@ -120,7 +99,7 @@ class Follower:
 
     def follow(self, latencies: tuple[float, ...]) -> Trace:
         """Go to the end. latencies: cycles of a load from global memory, for each of which the way is timed."""
-        clocks = [_Clock(latency) for latency in latencies]
+        clocks = [Clock(latency) for latency in latencies]
         for _ in range(MAX_STEPS):
             ready = np.where(self.waiting, FINISHED, self.pc)
             at = int(ready.min())
@@ -261,81 +240,3 @@ class Follower:
             turns = shared_turns(addresses, width)
             self.trace.shared_turns += sum(turns)
             self.trace.bank_conflicts += sum(turn - 1 for turn in turns)
-
-
-def shared_turns(addresses: np.ndarray, width: int) -> list[int]:
-    """Turns of the 32 banks of 4 bytes that each part of a warp takes; lanes that want one word share it.
-
-    Accesses of 8 and 16 bytes are served in halves and quarters of the warp.
-    """
-    words = max(1, width // 4)
-    turns = []
-    for part in np.array_split(addresses, words):
-        if len(part):
-            wanted = np.unique((part[:, None] // 4 + np.arange(words)).ravel())
-            turns.append(int(np.bincount(wanted % 32).max()))
-    return turns
-
-
-def _address_reader(one: Instruction) -> Callable[[Registers], Value]:
-    """What adds up the parts of an address such as desc[UR6][R10.64+0x4] or [R5+UR4+0x20]."""
-    operand = next(text for text in one.operands if text.endswith("]") and not text.startswith("c["))
-    parts = operand[operand.rindex("[") + 1 : -1].replace("+-", "+~").split("+")
-    is_global = one.base in GLOBAL
-    readers = []
-    for part in parts:
-        if row_of(part.split(".X")[0]) is not None:
-            name, _, scale = part.partition(".X")
-            read = reader(name, 8 if is_global and (".64" in name or name.startswith("UR")) else 4)
-            readers.append(_scaled(read, int(scale)) if scale else read)
-        else:
-            readers.append(_constant(int(part.replace("~", "-"), 0)))
-
-    def add(state: Registers) -> Value:
-        values = [read(state) for read in readers]
-        total = np.add.reduce([value.bits for value in values])
-        return Value(total, np.logical_and.reduce([value.known for value in values]))
-
-    return add
-
-
-def _constant(number: int) -> Callable[[Registers], Value]:
-    value = known(number)
-    return lambda _: value
-
-
-def _scaled(read: Callable[[Registers], Value], scale: int) -> Callable[[Registers], Value]:
-    def scaled(state: Registers) -> Value:
-        value = read(state)
-        return Value(value.bits * np.uint64(scale), value.known)
-
-    return scaled
-
-
-# ---- Time ----
-
-
-class _Clock:
-    """Cycles of a warp that has its scheduler to itself, by the scheduling that ptxas wrote into the code."""
-
-    def __init__(self, global_latency: float):
-        self.now = 0.0
-        self.released = [0.0] * 6
-        self.global_latency = global_latency
-
-    def issue(self, one: Instruction) -> None:
-        for barrier in range(6):
-            if one.waits >> barrier & 1:
-                self.now = max(self.now, self.released[barrier])
-        if one.write_barrier != NO_BARRIER:
-            latency = self._latency(one)
-            self.released[one.write_barrier] = max(self.released[one.write_barrier], self.now + latency)
-        if one.read_barrier != NO_BARRIER:
-            held = self.now + h200.OPERAND_CYCLES
-            self.released[one.read_barrier] = max(self.released[one.read_barrier], held)
-        self.now += max(1, one.stall)
-
-    def _latency(self, one: Instruction) -> float:
-        if one.base in GLOBAL:
-            return self.global_latency
-        return h200.LATENCIES.get(one.base, h200.OTHER_LATENCY)

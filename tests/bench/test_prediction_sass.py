@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from bench.prediction import warp
+from bench.prediction.accesses import shared_turns
 from bench.prediction.registers import LANES, Registers, Value, immediate, predicate_row, row_of
 from bench.prediction.sass import loops, parse, pipe_of
 from bench.prediction.semantics import effect_of
-from bench.prediction.warp import Code, Follower, Launch, shared_turns
+from bench.prediction.warp import Code, Follower, Launch
 from sendvae_fast.errors import UserError
 
 WORD = 1 << 32
