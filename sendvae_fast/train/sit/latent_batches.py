@@ -128,7 +128,7 @@ class TrainingLatents:
                 flips = philox.uniform(key, philox.Stream.FLIP, ids, 1)[:, 0] < 0.5
                 if images is not None:
                     mirrored = flips.to(images.device)[:, None, None, None]
-                    images = torch.where(mirrored, images.flip(-1), images)
+                    torch.where(mirrored, images.flip(-1), images, out=images)  # where they lie, which may be pinned
             yield ids, None if flips is None else flips.long(), (ids, images)
 
     def _ids(self, step: int) -> tuple[int, Tensor]:
