@@ -209,10 +209,10 @@ class ImageLoader:
             crops = self._dali.crops(list(data.values())) if data and not self._dali.has_given_up else None
         place = {} if crops is None else {sample_id: place for place, sample_id in enumerate(data)}
         rest = [sample_id for sample_id in dict.fromkeys(ids) if sample_id not in place]
-        by_pillow = self._empty(len(rest))
-        used = dict(zip(rest, map(self._put, rest, by_pillow), strict=True))
         place |= {sample_id: len(place) + number for number, sample_id in enumerate(rest)}
         with stream.active():
+            by_pillow = self._empty(len(rest))
+            used = dict(zip(rest, map(self._put, rest, by_pillow), strict=True))
             if crops is None:
                 crops = by_pillow.to(self._device, non_blocking=True)
             else:
