@@ -265,5 +265,5 @@ def test_steps_are_in_order(tmp_path, monkeypatch):
 
 def test_a_norm_that_is_read_too_early_is_seen(cuda, tmp_path, monkeypatch):
     plant(monkeypatch, ToHost, "wait", "self._arrived.synchronize()", "pass")
-    train(CUDA, tmp_path, monkeypatch, num_steps=1)
+    train(CUDA, tmp_path, monkeypatch, num_steps=2)
     assert_order(cuda, "read before it is written: by thread")
