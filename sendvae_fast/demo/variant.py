@@ -34,6 +34,9 @@ from sendvae_fast.evaluation.generation import measure_generation
 from sendvae_fast.evaluation.job import Evaluation
 from sendvae_fast.evaluation.origins import weights_origin
 from sendvae_fast.evaluation.pictures import CatalogPictures, open_pictures
+from sendvae_fast.evaluation.probing.benchmarks import csv_data
+from sendvae_fast.evaluation.probing.encoding import posterior_means
+from sendvae_fast.evaluation.probing.linear_fit import ProbeConfig
 from sendvae_fast.evaluation.reconstruction import ReconstructionJob
 from sendvae_fast.evaluation.reconstruction_protocols import PROTOCOLS
 from sendvae_fast.evaluation.result import RESULTS_FILE
@@ -127,7 +130,10 @@ class VariantJob:
         )
         measured = reconstruction.measure(test)
         if train.catalog.attributes is not None and test.catalog.attributes is not None:
-            measured += measure_attributes(autoencoder, train, test, BATCH_SIZE)
+            data = csv_data(train, test, None, config.seed)
+            identity = evaluation.weights["autoencoder"].sha256
+            encode, features = posterior_means(autoencoder), folder / "features"
+            measured += measure_attributes(encode, identity, data, BATCH_SIZE, features, distributed, ProbeConfig())
         measured += measure_generation(samples, train, network, BATCH_SIZE)
         evaluation.finish(measured, results_path(self.root, self.plan), say=lambda line: None)
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from sendvae_fast import checks
-from sendvae_fast.data.attributes import Attributes
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.engine.distributed import init_distributed
+from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights, run_of
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.attribute_probe import probe_attributes
 from sendvae_fast.evaluation.job import Evaluation, EvaluationConfig, Say
 from sendvae_fast.evaluation.origins import crop_size, weights_origin
-from sendvae_fast.evaluation.pictures import CatalogPictures, Pictures
+from sendvae_fast.evaluation.pictures import CatalogPictures
+from sendvae_fast.evaluation.probing.attribute_probe import Labelled, ProbeScores, probe_attributes
+from sendvae_fast.evaluation.probing.benchmarks import Benchmark, ProbeData, Splitting, csv_data, open_benchmark
+from sendvae_fast.evaluation.probing.encoding import Encode, encoded_rows, feature_folder, posterior_means
+from sendvae_fast.evaluation.probing.linear_fit import ProbeConfig
+from sendvae_fast.evaluation.probing.rows import Rows, noise_rows
+from sendvae_fast.evaluation.probing.scores import Estimate
 from sendvae_fast.evaluation.result import Measurement, Result
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Posterior
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
-from sendvae_fast.models.pixels import to_model_range
-from sendvae_fast.progress import Progress
 
 
 @dataclass(kw_only=True)
@@ -30,16 +33,48 @@ class AttributesConfig(EvaluationConfig):
 
     autoencoder: str
     """Autoencoder folder or run."""
-    train_data: str
-    """Pictures with an attributes.csv that the probes are trained on."""
     data: str
-    """Pictures with an attributes.csv that the probes are scored on."""
+    """The benchmark's folder; with `benchmark=csv` pictures with an attributes.csv, to score the probes on."""
+    benchmark: Benchmark = "csv"
+    """Where attributes and splits come from."""
+    train_data: str | None = None
+    """With `benchmark=csv`: pictures with an attributes.csv that the probes are fitted to."""
+    validation_data: str | None = None
+    """With `benchmark=csv`: pictures with an attributes.csv that thresholds are tuned on; by default a tenth of the
+    training pictures, which then are not fitted to."""
+    split: Splitting = "official"
+    """Split of a benchmark: `official`, or `random` for a part of one."""
     image_size: int | None = None
     """Side of the ADM centre crop in pixels; by default that of the autoencoder's run."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """How the probes are fitted."""
+    control: bool = False
+    """Probe random numbers in the place of latents as well: what the protocol gives where nothing is known."""
+    cache: str | None = None
+    """Folder that latents are kept in, 2 bytes a number: an interrupted job goes on, a second one is fast. By default
+    it is a temporary one."""
+    seed: int = 0
+    """Of splits and resamples."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.at_least(1, self, "image_size")
+        checks.seeds(self, "seed")
+        checks.choices(self)
+        checks.paths(self, "cache")
+        if (self.benchmark == "csv") != (self.train_data is not None):
+            raise UserError("train_data goes with benchmark=csv, and only with it: a benchmark has a split of its own")
+
+    def open(self, image_size: int) -> ProbeData:
+        """The pictures with their attributes. Raises UserError where they are missing or do not match."""
+        if self.benchmark != "csv":
+            return open_benchmark(self.benchmark, Path(self.data), image_size, self.split, self.seed)
+        train, validation, test = (
+            None if where is None else CatalogPictures(Catalog.open(where), image_size)
+            for where in (self.train_data, self.validation_data, self.data)
+        )
+        assert train is not None and test is not None  # for type checkers: __post_init__ saw to it
+        return csv_data(train, test, validation, self.seed)
 
 
 def evaluate_attributes(config: AttributesConfig, say: Say = print) -> list[Result]:
@@ -49,52 +84,114 @@ def evaluate_attributes(config: AttributesConfig, say: Say = print) -> list[Resu
         UserError: pictures, attributes or weights are missing or broken.
     """
     weights = resolve_weights(config.autoencoder)
-    size = crop_size(config.image_size, weights)
-    train, test = (CatalogPictures(Catalog.open(root), size) for root in (config.train_data, config.data))
-    for pictures in (train, test):
-        attributes_of(pictures)
+    data = config.open(crop_size(config.image_size, weights))
     out = config.results_file(run_of(weights))
-    autoencoder = load_autoencoder(weights).autoencoder.to(init_distributed().device)
+    distributed = init_distributed()
+    autoencoder = load_autoencoder(weights).autoencoder.to(distributed.device)
+    origin = weights_origin(weights, autoencoder)
     evaluation = Evaluation(
-        weights={"autoencoder": weights_origin(weights, autoencoder)},
-        pictures={"train": train.origin, "test": test.origin},
+        weights={"autoencoder": origin},
+        pictures={"train": data.train.pictures.origin, "test": data.test.pictures.origin},
     )
-    return evaluation.finish(measure_attributes(autoencoder, train, test, config.batch_size), out, say)
+    with feature_folder(config.cache, distributed) as folder:
+        measured = measure_attributes(
+            posterior_means(autoencoder), origin.sha256, data, config.batch_size, folder, distributed,
+            config.probe, seed=config.seed, control=config.control,
+        )  # fmt: skip
+    return evaluation.finish(measured, out, say) if distributed.is_main else []
 
 
 def measure_attributes(
-    autoencoder: Autoencoder, train: CatalogPictures, test: CatalogPictures, batch_size: int
+    encode: Encode,
+    identity: str,
+    data: ProbeData,
+    batch_size: int,
+    folder: Path,
+    distributed: Distributed,
+    config: ProbeConfig,
+    *,
+    seed: int = 0,
+    control: bool = False,
 ) -> list[Measurement]:
-    """Mean F1 of linear probes from flattened posterior means to the catalogs' attributes, and each one's."""
-    tables = [attributes_of(pictures) for pictures in (train, test)]
-    latents = [flat_latents(autoencoder, pictures, batch_size) for pictures in (train, test)]
-    values = [torch.from_numpy(table.values).to(latents[0].device) for table in tables]
-    probe = probe_attributes(latents[0], values[0], latents[1], values[1], tables[0].names)
+    """F1 of linear probes of features, macro and micro, at 0.5 and at tuned thresholds.
+
+    Args:
+        encode: pictures to features, of any network.
+        identity: what tells these features from others, such as the hash of the network's weights.
+        data: the pictures, their attributes and the split.
+        batch_size: pictures encoded at once.
+        folder: where features are kept, see `encoded_rows`.
+        distributed: the ranks; all must call.
+        config: how probes are fitted.
+        seed: of resamples and of the control's numbers.
+        control: probe random numbers as well.
+
+    Raises:
+        UserError: features are not finite, or there is no room for them.
+    """
+    features = encoded_parts(encode, identity, data, batch_size, folder, distributed)
+    measured = _measurements(fit_probes(features, data, config, seed, distributed), data, config)
+    if control:
+        noise = [noise_rows(rows, seed + number) for number, rows in enumerate(features)]
+        measured += _measurements(fit_probes(noise, data, config, seed, distributed), data, config, of="_control")
+    return measured
+
+
+def encoded_parts(
+    encode: Encode, identity: str, data: ProbeData, batch_size: int, folder: Path, distributed: Distributed
+) -> list[Rows]:
+    """The features of the training, the validation and the test pictures; arguments as for `measure_attributes`."""
     return [
-        Measurement(
-            metric="attribute_f1",
-            value=probe.mean_f1,
-            protocol="logistic regression on posterior means, macro F1 at 0.5",
-            counts={"train": len(train), "test": len(test)},
-            details={"f1": dict(zip(probe.names, probe.f1, strict=True))},
-        )
+        encoded_rows(encode, identity, part.pictures, folder, batch_size, distributed).take(part.ids)
+        for part in (data.train, data.validation, data.test)
     ]
 
 
-def attributes_of(pictures: CatalogPictures) -> Attributes:
-    """The attributes of pictures. Raises UserError if there are none."""
-    if pictures.catalog.attributes is None:
-        raise UserError(f"{pictures.catalog.root} has no attributes.csv; probing needs one in both folders")
-    return pictures.catalog.attributes
+def fit_probes(
+    features: Sequence[Rows], data: ProbeData, config: ProbeConfig, seed: int, distributed: Distributed
+) -> ProbeScores:
+    """Probes of features of the training, validation and test pictures."""
+    parts = (data.train, data.validation, data.test)
+    train, validation, test = (
+        Labelled(rows, torch.from_numpy(part.values)) for rows, part in zip(features, parts, strict=True)
+    )
+    return probe_attributes(
+        train, validation, test, data.names, config, top_k=data.top_k, seed=seed, distributed=distributed
+    )
 
 
-@torch.no_grad()
-def flat_latents(autoencoder: Autoencoder, pictures: Pictures, batch_size: int) -> Tensor:
-    """Flattened posterior means [N, C H W] of pictures, on the autoencoder's device."""
-    device, means = next(autoencoder.parameters()).device, []
-    with Progress("encoding", len(pictures), unit="picture") as progress:
-        for images in pictures.batches(batch_size):
-            moments = autoencoder.encode(to_model_range(images.to(device)))
-            means.append(Posterior.from_moments(moments).mean.flatten(1))
-            progress.advance(len(images))
-    return torch.cat(means)
+def _measurements(scores: ProbeScores, data: ProbeData, config: ProbeConfig, of: str = "") -> list[Measurement]:
+    """The records of a probe; `of` is added to their names."""
+    counts = {"train": len(data.train.ids), "validation": len(data.validation.ids), "test": len(data.test.ids)}
+    fit = "random numbers" if of else "flattened posterior means"
+    protocol = f"logistic regression (C={config.inverse_penalty:g}) on {fit}, split {data.split}"
+
+    def record(metric: str, estimate: Estimate, how: str, details: Mapping[str, Any] | None = None) -> Measurement:
+        return Measurement(
+            metric=f"{metric}{of}",
+            value=estimate.value,
+            interval=estimate.interval,
+            interval_of="test pictures",
+            protocol=f"{protocol}, {how}",
+            counts=counts,
+            details=details or {},
+        )
+
+    def by_name(values: Sequence[float]) -> dict[str, float]:
+        return dict(zip(scores.names, values, strict=True))
+
+    thresholds = by_name(scores.thresholds)
+    records = [
+        record("attribute_f1", scores.at_half.macro, "macro F1 at 0.5", {"f1": by_name(scores.at_half.each)}),
+        record("attribute_f1_micro", scores.at_half.micro, "micro F1 at 0.5"),
+        record(
+            "attribute_f1_tuned",
+            scores.tuned.macro,
+            "macro F1 at tuned thresholds",
+            {"f1": by_name(scores.tuned.each), "thresholds": thresholds},
+        ),
+        record("attribute_f1_tuned_micro", scores.tuned.micro, "micro F1 at tuned thresholds"),
+    ]
+    if scores.top_recall is not None:
+        records.append(record(f"attribute_recall_top{data.top_k}", scores.top_recall, "share of all attributes found"))
+    return records

@@ -25,6 +25,11 @@ EXACT = {
     "psnr": Metric("PSNR, dB", "pixel error of reconstructions", "higher", 2),
     "ssim": Metric("SSIM", "local structure of reconstructions", "higher", 3),
     "attribute_f1": Metric("Attribute F1", "attributes that a linear probe reads off the latents", "higher", 3),
+    "attribute_f1_micro": Metric("Attribute F1, micro", "the same, of all decisions", "higher", 3),
+    "attribute_f1_tuned": Metric("Attribute F1, tuned", "the same, at the best thresholds", "higher", 3),
+    "attribute_f1_tuned_micro": Metric("Attribute F1, tuned, micro", "both", "higher", 3),
+    "attribute_recall_top5": Metric("Attribute recall, top 5", "attributes among five guesses", "higher", 3),
+    "attribute_f1_control": Metric("Attribute F1 of random numbers", "what a probe gives that knows nothing", None, 3),
 }
 FAMILIES = {
     "fid_infinity": Metric("FID∞", "FID, extrapolated to any number of pictures", "lower", 2),

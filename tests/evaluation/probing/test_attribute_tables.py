@@ -1,7 +1,7 @@
 import pytest
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.attribute_tables import read_awa2_attributes, read_celeba_attributes
+from sendvae_fast.evaluation.probing.attribute_tables import read_awa2_attributes, read_celeba_attributes
 
 
 def test_celeba(test_data):

@@ -1,0 +1,120 @@
+"""Features of pictures as half-precision files on disk, made on any number of ranks, and gone on with after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.pictures import Pictures
+from sendvae_fast.evaluation.probing.rows import Rows, share
+from sendvae_fast.files import write_atomic
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Posterior
+from sendvae_fast.models.pixels import to_model_range
+from sendvae_fast.progress import Progress
+
+NOTE_EVERY_BATCHES = 50
+"""Batches of pictures after which a file of features says how far it is."""
+
+Encode = Callable[[Tensor], Tensor]
+"""uint8 pictures [B, 3, S, S] on any device to features [B, ...]."""
+
+
+def posterior_means(autoencoder: Autoencoder) -> Encode:
+    """Pictures to posterior means [B, C, H, W]."""
+
+    def encode(images: Tensor) -> Tensor:
+        return Posterior.from_moments(autoencoder.encode(to_model_range(images))).mean
+
+    return encode
+
+
+@contextmanager
+def feature_folder(given: str | None, distributed: Distributed) -> Iterator[Path]:
+    """The folder that is given, else a temporary one that all ranks of this machine share."""
+    if given is not None:
+        yield Path(given)
+        return
+    with tempfile.TemporaryDirectory(prefix="sendvae-features-") as own:
+        yield Path(distributed.broadcast_object(own))
+        distributed.barrier()
+
+
+@torch.no_grad()
+def encoded_rows(
+    encode: Encode, identity: str, pictures: Pictures, folder: Path, batch_size: int, distributed: Distributed
+) -> Rows:
+    """The features of pictures as a float16 file in `folder`, made now or, where it is there already, taken.
+
+    Every rank encodes its share. A call that was interrupted goes on where it was, on the same number of ranks.
+
+    Args:
+        encode: pictures to features; runs on the distributed's device.
+        identity: what tells these features from others of the same pictures, such as the hash of the weights.
+        pictures: what is encoded.
+        folder: on a disk that all ranks see; holds any number of such files.
+        batch_size: pictures at once.
+        distributed: the ranks.
+
+    Raises:
+        UserError: a feature is not finite in half precision, or the disk is full.
+    """
+    key = f"{identity} {pictures.origin.sha256} {pictures.origin.image_size} {len(pictures)}"
+    path = folder / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    finished = path.with_suffix(".finished")
+    note = path.with_suffix(f".rank{distributed.rank}of{distributed.world_size}")
+    start, stop = share(len(pictures), distributed)
+    if not distributed.broadcast_object(finished.is_file() and path.is_file()):
+        done = _done(note, path)
+        if not any(distributed.gather_objects(done > 0)):
+            _make(path, encode, pictures, distributed)
+        distributed.barrier()
+        file = np.load(path, mmap_mode="r+")
+        with Progress("encoding", stop - start, unit="picture", start=done) as progress:
+            for number, images in enumerate(pictures.batches(batch_size, start + done, stop), start=1):
+                features = encode(images.to(distributed.device)).flatten(1).to(torch.float16)
+                if not features.isfinite().all():
+                    raise UserError("latents are not finite in half precision; the autoencoder's checkpoint is broken")
+                file[start + done : start + done + len(images)] = features.cpu().numpy()
+                done += len(images)
+                if number % NOTE_EVERY_BATCHES == 0 or done == stop - start:
+                    file.flush()
+                    write_atomic(note, json.dumps({"done": done}))
+                progress.advance(len(images))
+        distributed.barrier()
+        if distributed.is_main:
+            finished.touch()
+        distributed.barrier()
+    return Rows(np.load(path, mmap_mode="r"), distributed.device)
+
+
+def _done(note: Path, path: Path) -> int:
+    """Pictures that this rank has encoded before."""
+    try:
+        return int(json.loads(note.read_text(encoding="utf-8"))["done"]) if path.is_file() else 0
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _make(path: Path, encode: Encode, pictures: Pictures, distributed: Distributed) -> None:
+    """An empty file of the right shape, by rank 0; how many features there are the first picture tells."""
+    if not distributed.is_main:
+        return
+    first = next(iter(pictures.batches(1, 0, 1)))
+    dim = encode(first.to(distributed.device)).flatten(1).shape[1]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for note in path.parent.glob(f"{path.stem}.rank*"):
+            note.unlink()  # of another number of ranks
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(len(pictures), dim)).flush()
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): give a --cache on a disk with room") from error
