@@ -36,6 +36,8 @@ VERBS = {
     "evaluate generation": "measure how far generated pictures are from real ones",
     "evaluate reconstruction": "measure what an autoencoder loses of held-out pictures",
     "evaluate attributes": "measure how well linear probes read attributes off latents",
+    "evaluate latents": "measure how learnable a latent space is, without a generator",
+    "evaluate correlation": "draw how measures of autoencoders go with how well they generate",
     "report": "write a run's offline HTML report",
     "config list": "list the configs that come with the package",
     "config show": "print a fully resolved config",

@@ -30,6 +30,13 @@ EXACT = {
     "attribute_f1_tuned_micro": Metric("Attribute F1, tuned, micro", "both", "higher", 3),
     "attribute_recall_top5": Metric("Attribute recall, top 5", "attributes among five guesses", "higher", 3),
     "attribute_f1_control": Metric("Attribute F1 of random numbers", "what a probe gives that knows nothing", None, 3),
+    "class_probe_accuracy": Metric("Class probe", "classes that a linear probe reads off the latents", "higher", 3),
+    "uniformity_cv": Metric("Uniformity, variation", "of the density of latents", "lower", 3),
+    "uniformity_gini": Metric("Uniformity, Gini", "of the density of latents", "lower", 3),
+    "uniformity_entropy": Metric("Uniformity, entropy", "of the density of latents", "higher", 4),
+    "latent_high_frequency": Metric("High frequencies", "share of the latents' power", None, 3),
+    "decoder_sensitivity": Metric("Decoder sensitivity", "change of pictures by noise in latents", "lower", 3),
+    "small_sit_velocity_loss": Metric("Velocity loss", "of a small SiT after a few steps", "lower", 3),
 }
 FAMILIES = {
     "fid_infinity": Metric("FID∞", "FID, extrapolated to any number of pictures", "lower", 2),
@@ -39,6 +46,7 @@ FAMILIES = {
     "kid": Metric("KID", "generated pictures from real ones, by a kernel", "lower", 4),
     "precision": Metric("Precision", "generated pictures that are among real ones", "higher", 3),
     "recall": Metric("Recall", "real pictures that are among generated ones", "higher", 3),
+    "gmm_nll": Metric("Discrimination", "negative log-likelihood of a mixture of Gaussians", "lower", 2),
     "lpips": Metric("LPIPS", "perceptual distance of reconstructions", "lower", 3),
 }
 """By the beginning of a name, whose rest is the network's: ``frechet_dinov2_l``, ``lpips_vgg``."""

@@ -57,6 +57,7 @@ TINY_SIT = [
 ]
 
 ATTRIBUTE_METRICS = ["attribute_f1", "attribute_f1_micro", "attribute_f1_tuned", "attribute_f1_tuned_micro"]
+LATENT_METRICS = ["class_probe_accuracy", "latent_high_frequency", "decoder_sensitivity"]
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
@@ -98,6 +99,14 @@ def house(tmp_path_factory):
         ],
         ["evaluate", "reconstruction", f"--autoencoder={vae}", f"--data={images}", "--features.name=demo"],
         ["evaluate", "attributes", f"--autoencoder={vae}", f"--data={images}", f"--train_data={images}"],
+        [
+            "evaluate",
+            "latents",
+            f"--autoencoder={vae}",
+            f"--data={images}",
+            f"--train_data={images}",
+            "--measures=[classes,spectrum,sensitivity]",
+        ],
         ["report", vae],
         ["report", sit],
     ]
@@ -114,7 +123,7 @@ def test_every_verb_leaves_what_it_promises(house):
     assert len(list((house / "samples").glob("*.png"))) == 6
     assert np.load(house / "samples.npz")["arr_0"].shape == (6, 32, 32, 3)
     drawn = ["frechet_demo", "precision_demo", "recall_demo", "kid_demo", "mind_demo"]
-    measured = {"vae": ["rfrechet_demo", "psnr", "ssim", *ATTRIBUTE_METRICS], "sit": drawn}
+    measured = {"vae": ["rfrechet_demo", "psnr", "ssim", *ATTRIBUTE_METRICS, *LATENT_METRICS], "sit": drawn}
     for run, names in measured.items():
         assert [result.metric for result in read_results(house / run / "evaluation.jsonl")] == names
         page = (house / run / "report.html").read_text()

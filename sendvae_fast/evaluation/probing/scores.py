@@ -85,6 +85,12 @@ def top_recall(logits: Tensor, actual: Tensor, k: int, seed: int = 0) -> Estimat
     return _estimate(recall(counts.sum(dim=0, keepdim=True).double())[0], recall(resampled_sums(counts, seed)))
 
 
+def mean_with_interval(values: Tensor, seed: int = 0) -> Estimate:
+    """The mean of a value of each picture [n]."""
+    values = values.float()[:, None]
+    return _estimate(values.double().mean(), resampled_sums(values, seed)[:, 0] / len(values))
+
+
 def resampled_sums(counts: Tensor, seed: int, num_resamples: int = NUM_RESAMPLES) -> Tensor:
     """Column sums of counts [n, k] over bootstrap resamples of their rows: float64 [R, k]."""
     rng, num, sums = np.random.default_rng(seed), len(counts), []
@@ -93,7 +99,7 @@ def resampled_sums(counts: Tensor, seed: int, num_resamples: int = NUM_RESAMPLES
         size = min(50, num_resamples - sum(map(len, sums)))
         drawn = torch.from_numpy(rng.integers(num, size=(size, num))).to(counts.device)
         times = torch.zeros(size, num, device=counts.device).scatter_add_(1, drawn, torch.ones_like(drawn).float())
-        sums.append((times @ counts).double())  # exact: whole numbers below 2^24
+        sums.append((times @ counts).double())  # exact for counts, which are below 2^24
     return torch.cat(sums)
 
 

@@ -1,0 +1,17 @@
+"""Measure an autoencoder's latent space without a generator: what is said to tell how well one will learn it.
+
+    sendvae evaluate latents --autoencoder=runs/send --train_data=imagenet/train --data=imagenet/val
+
+Class probe, uniformity, discrimination (Fig. 2 of the paper), power spectrum, sensitivity of the decoder to noise,
+velocity loss of a small SiT. Results are added to `evaluation.jsonl` in the autoencoder's run.
+"""
+
+from sendvae_fast.evaluation.latents import LatentsConfig, evaluate_latents
+
+Config = LatentsConfig
+MAIN_OPTIONS = ("measures", "image_size", "num_decoded", "cache", "out")
+
+
+def run(config: LatentsConfig) -> None:
+    """Measure and print."""
+    evaluate_latents(config)
