@@ -172,10 +172,9 @@ struct Adaln {
       branch = checked_tokens(kName, "branch", *branch_, x_);
       gate = checked_modulation(kName, "gate", *gate_, x_, modulation);
     }
-    y = torch::stable::new_empty(x_, x_.sizes(), x_.scalar_type());
-    s = branch.has_value() ? torch::stable::new_empty(x_, x_.sizes(), x_.scalar_type())
-                           : torch::stable::new_empty(x_, {0}, x_.scalar_type());
-    stats = torch::stable::new_empty(x_, {x_.size(0), x_.size(1), 2}, ScalarType::Float);
+    y = empty_on(x_, x_.sizes(), x_.scalar_type());
+    s = branch.has_value() ? empty_on(x_, x_.sizes(), x_.scalar_type()) : empty_on(x_, {0}, x_.scalar_type());
+    stats = empty_on(x_, {x_.size(0), x_.size(1), 2}, ScalarType::Float);
   }
 
   template <typename T, typename M>
@@ -223,21 +222,19 @@ struct AdalnBackward {
     check_same_device(kName, "stats", stats_, s_);
     check_dtype(kName, "stats", stats_, ScalarType::Float);
     check_shape(kName, "stats", stats_, {batch, tokens, 2});
-    stats = torch::stable::contiguous(stats_);
+    stats = packed(stats_);
     const bool has_branch = branch_.has_value();
     if (has_branch) {
       branch = checked_tokens(kName, "branch", *branch_, s_);
       gate = checked_modulation(kName, "gate", *gate_, s_, modulation);
     }
-    grad_x = torch::stable::new_empty(s_, s_.sizes(), s_.scalar_type());
-    grad_branch = has_branch ? torch::stable::new_empty(s_, s_.sizes(), s_.scalar_type())
-                             : torch::stable::new_empty(s_, {0}, s_.scalar_type());
-    grad_gate = has_branch ? torch::stable::new_empty(scale_, {batch, width}, modulation)
-                           : torch::stable::new_empty(scale_, {0}, modulation);
-    grad_shift = torch::stable::new_empty(scale_, {batch, width}, modulation);
-    grad_scale = torch::stable::new_empty(scale_, {batch, width}, modulation);
+    grad_x = empty_on(s_, s_.sizes(), s_.scalar_type());
+    grad_branch = has_branch ? empty_on(s_, s_.sizes(), s_.scalar_type()) : empty_on(s_, {0}, s_.scalar_type());
+    grad_gate = has_branch ? empty_on(scale_, {batch, width}, modulation) : empty_on(scale_, {0}, modulation);
+    grad_shift = empty_on(scale_, {batch, width}, modulation);
+    grad_scale = empty_on(scale_, {batch, width}, modulation);
     chunks = std::max<int64_t>(1, (tokens + chunk_tokens - 1) / chunk_tokens);  // without tokens the sums are 0
-    partials = torch::stable::new_empty(s_, {batch, chunks, kPartials, width}, ScalarType::Float);
+    partials = empty_on(s_, {batch, chunks, kPartials, width}, ScalarType::Float);
   }
 
   template <typename T, typename M>

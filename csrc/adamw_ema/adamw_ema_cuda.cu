@@ -112,7 +112,7 @@ void adamw_ema_cuda(const std::vector<Tensor>& params, const std::vector<Tensor>
   const cudaStream_t stream = current_stream(params[0]);
   const auto count = static_cast<int64_t>(steps.size());
   constexpr auto kFloats = static_cast<int64_t>(sizeof(StepFactors) / sizeof(float));
-  const Tensor buffer = torch::stable::new_empty(params[0], {count, kFloats}, ScalarType::Float);
+  const Tensor buffer = empty_on(params[0], {count, kFloats}, ScalarType::Float);
   StepFactors* factors = mutable_data<StepFactors>(buffer);
   launch_steps(call, factors, stream);
   dispatch_float(grads[0].scalar_type(), [&](auto type) {

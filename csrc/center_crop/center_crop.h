@@ -79,17 +79,17 @@ struct CenterCrop {
     const Tensor& first = images[0];
     if (dtype == ScalarType::Byte) {
       STD_TORCH_CHECK(!has_normalised, kName, ": uint8 crops cannot be normalised");
-      pixels = torch::stable::new_empty(first, {count(), kChannels, size, size}, dtype);
+      pixels = empty_on(first, {count(), kChannels, size, size}, dtype);
     } else {
-      pixels = torch::stable::new_empty(first, {count(), size, size, kChannels}, dtype);
+      pixels = empty_on(first, {count(), size, size, kChannels}, dtype);
       check_float_dtype(kName, "the output", pixels);
     }
     if (has_normalised) {
       mean = checked_statistic("mean", *mean_);
       std = checked_statistic("std", *std_);
-      normalised = torch::stable::new_empty(first, {count(), size, size, kChannels}, dtype);
+      normalised = empty_on(first, {count(), size, size, kChannels}, dtype);
     } else {
-      normalised = torch::stable::new_empty(first, {0}, dtype);
+      normalised = empty_on(first, {0}, dtype);
     }
   }
 

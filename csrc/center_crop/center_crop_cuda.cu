@@ -71,7 +71,7 @@ dim3 grid_for(int64_t pixels, int64_t pictures) {
 template <typename T>
 Tensor upload(const std::vector<T>& values, const Tensor& like, cudaStream_t stream) {
   const size_t bytes = values.size() * sizeof(T);
-  const Tensor tensor = torch::stable::new_empty(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
+  const Tensor tensor = empty_on(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
   if (bytes == 0) return tensor;
   const cudaError_t error =
       cudaMemcpyAsync(mutable_data<uint8_t>(tensor), values.data(), bytes, cudaMemcpyHostToDevice, stream);
@@ -99,7 +99,7 @@ struct DevicePlans {
       }
     }
     taps = upload(values, call.images[0], stream);
-    scratch = torch::stable::new_empty(call.images[0], {scratch_bytes}, ScalarType::Byte);
+    scratch = empty_on(call.images[0], {scratch_bytes}, ScalarType::Byte);
     passes.resize(num_passes * call.plans.size());
 
     // In the order in which the taps were laid out.

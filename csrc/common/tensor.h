@@ -2,6 +2,7 @@
 // those of the Python functions; messages begin with the op's name.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <sstream>
@@ -59,17 +60,70 @@ inline void check_sample_shape(const char* op, const Tensor& tensor) {
   STD_TORCH_CHECK(elements < (int64_t{1} << 31), op, ": a sample must have fewer than 2^31 elements, got ", elements);
 }
 
+// Packed, copied only if it is not: torch::stable::contiguous goes through the dispatcher to find that out.
+inline Tensor packed(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// Whether [B, C, H, W] lies channels-last without gaps; strides along sizes of 1 do not count.
+inline bool is_packed_channels_last(const Tensor& tensor) {
+  int64_t expected = 1;
+  for (const int64_t i : {1, 3, 2, 0}) {
+    if (tensor.size(i) != 1 && tensor.stride(i) != expected) return false;
+    expected *= tensor.size(i);
+  }
+  return true;
+}
+
+// [B, C, H, W] channels-last, copied only if it is not.
+inline Tensor packed_channels_last(const Tensor& tensor) {
+  if (is_packed_channels_last(tensor)) return tensor;
+  return torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
 // Checks a vector on the first argument's device and returns it packed.
 inline Tensor checked_vector(const char* op, const char* name, const Tensor& tensor, const Tensor& first,
                              ScalarType dtype, int64_t length) {
   check_same_device(op, name, tensor, first);
   check_dtype(op, name, tensor, dtype);
   check_shape(op, name, tensor, {length});
-  return torch::stable::contiguous(tensor);
+  return packed(tensor);
 }
 
-inline Tensor empty_packed(const Tensor& like) {
-  return torch::stable::new_empty(like, like.sizes(), like.scalar_type());
+// A new tensor on the device of `like`. By the shim for this one purpose: torch::stable::new_empty looks its operator
+// up by name at every call and takes three times as long.
+inline Tensor empty_strided_on(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                               const int64_t* strides, ScalarType dtype) {
+  int32_t device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides,
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type, device_index, &made));
+  return Tensor(made);
+}
+
+constexpr size_t kMaxDims = 8;
+
+// Contiguous, of up to `kMaxDims` dimensions.
+inline Tensor empty_on(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
+  STD_TORCH_CHECK(sizes.size() <= kMaxDims, "empty_on: at most ", kMaxDims, " dimensions, got ", sizes.size());
+  int64_t strides[kMaxDims], stride = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(sizes[i], 1);  // as PyTorch counts around a size of 0
+  }
+  return empty_strided_on(like, sizes, strides, dtype);
+}
+
+inline Tensor empty_packed(const Tensor& like) { return empty_on(like, like.sizes(), like.scalar_type()); }
+
+// Channels-last, of the sizes [B, C, H, W] and the type of `like`.
+inline Tensor empty_channels_last(const Tensor& like) {
+  const int64_t channels = like.size(1), row = like.size(3) * channels;
+  const int64_t strides[] = {like.size(2) * row, 1, row, channels};
+  return empty_strided_on(like, like.sizes(), strides, like.scalar_type());
 }
 
 // A list whose tensors are packed, of one dtype, on the device of `like` and as large as its tensors.

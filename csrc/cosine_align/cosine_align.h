@@ -130,8 +130,8 @@ struct CosineAlign {
     features = inner_contiguous(features_);
     target = inner_contiguous(target_);
     const int64_t count = features_.size(0);
-    distance = torch::stable::new_empty(features_, {count}, ScalarType::Float);
-    stats = torch::stable::new_empty(features_, {count, 3}, ScalarType::Float);
+    distance = empty_on(features_, {count}, ScalarType::Float);
+    stats = empty_on(features_, {count, 3}, ScalarType::Float);
   }
 
   template <typename T>
@@ -169,13 +169,13 @@ struct CosineAlignBackward {
     check_same_device(kName, "stats", stats_, features_);
     check_dtype(kName, "stats", stats_, ScalarType::Float);
     check_shape(kName, "stats", stats_, {count, 3});
-    grad = torch::stable::contiguous(grad_);
+    grad = packed(grad_);
     features = inner_contiguous(features_);
     target = inner_contiguous(target_);
-    stats = torch::stable::contiguous(stats_);
-    grad_features = torch::stable::new_empty(features_, {count, width}, features_.scalar_type());
-    grad_target = need_target ? torch::stable::new_empty(target_, {count, width}, target_.scalar_type())
-                              : torch::stable::new_empty(target_, {0}, target_.scalar_type());
+    stats = packed(stats_);
+    grad_features = empty_on(features_, {count, width}, features_.scalar_type());
+    grad_target = need_target ? empty_on(target_, {count, width}, target_.scalar_type())
+                              : empty_on(target_, {0}, target_.scalar_type());
   }
 
   template <typename T>

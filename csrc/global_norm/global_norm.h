@@ -40,7 +40,7 @@ struct GlobalNorm {
     check_float_dtype(kName, "tensors", tensors[0]);
     check_list_like(kName, "tensors", tensors, tensors[0].scalar_type(), tensors);
     for (const Tensor& tensor : tensors) num_chunks += (tensor.numel() + kNormChunk - 1) / kNormChunk;
-    norm = torch::stable::new_empty(tensors[0], {}, ScalarType::Float);
+    norm = empty_on(tensors[0], {}, ScalarType::Float);
   }
 
   template <typename T>

@@ -45,7 +45,7 @@ Tensor global_norm_cuda(const std::vector<Tensor>& tensors) {
   const GlobalNorm call(tensors);
   const torch::stable::accelerator::DeviceGuard guard(tensors[0].get_device_index());
   const cudaStream_t stream = current_stream(tensors[0]);
-  const Tensor sums = torch::stable::new_empty(tensors[0], {call.num_chunks}, ScalarType::Double);
+  const Tensor sums = empty_on(tensors[0], {call.num_chunks}, ScalarType::Double);
   double* next = mutable_data<double>(sums);
   dispatch_float(tensors[0].scalar_type(), [&](auto type) {
     using T = decltype(type);

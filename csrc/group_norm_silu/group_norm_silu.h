@@ -143,21 +143,12 @@ inline GroupNormShape checked_shape(const char* op, const Tensor& x, int64_t num
   return shape;
 }
 
-inline Tensor channels_last(const Tensor& tensor) {
-  return torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
-inline Tensor empty_channels_last(const Tensor& like) {
-  return torch::stable::empty(like.sizes(), like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
 // Checks `tensor` against the first [B, C, H, W] argument and returns it channels-last, copied only if it is not.
 inline Tensor checked_map(const char* op, const char* name, const Tensor& tensor, const Tensor& first) {
   check_same_device(op, name, tensor, first);
   check_dtype(op, name, tensor, first.scalar_type());
   check_shape(op, name, tensor, {first.size(0), first.size(1), first.size(2), first.size(3)});
-  return channels_last(tensor);
+  return packed_channels_last(tensor);
 }
 
 inline Tensor checked_statistic(const char* op, const char* name, const Tensor& tensor, const Tensor& first,
@@ -165,11 +156,11 @@ inline Tensor checked_statistic(const char* op, const char* name, const Tensor& 
   check_same_device(op, name, tensor, first);
   check_dtype(op, name, tensor, ScalarType::Float);
   check_shape(op, name, tensor, {shape.batch, shape.groups});
-  return torch::stable::contiguous(tensor);
+  return packed(tensor);
 }
 
 inline Tensor empty_floats(const Tensor& like, std::initializer_list<int64_t> shape) {
-  return torch::stable::new_empty(like, shape, ScalarType::Float);
+  return empty_on(like, shape, ScalarType::Float);
 }
 
 // Holds the checked inputs and fresh outputs of one forward call.
@@ -184,12 +175,12 @@ struct GroupNormSilu {
   GroupNormSilu(const Tensor& x_, const std::optional<Tensor>& residual_, const Tensor& weight_, const Tensor& bias_,
                 int64_t num_groups, double eps_)
       : shape(checked_shape(kName, x_, num_groups)), eps(static_cast<float>(eps_)) {
-    x = channels_last(x_);
+    x = packed_channels_last(x_);
     if (residual_.has_value()) residual = checked_map(kName, "residual", *residual_, x_);
     weight = checked_vector(kName, "weight", weight_, x_, ScalarType::Float, shape.channels);
     bias = checked_vector(kName, "bias", bias_, x_, ScalarType::Float, shape.channels);
     y = empty_channels_last(x_);
-    s = residual ? empty_channels_last(x_) : torch::stable::new_empty(x_, {0}, x_.scalar_type());
+    s = residual ? empty_channels_last(x_) : empty_on(x_, {0}, x_.scalar_type());
     mean = empty_floats(x_, {shape.batch, shape.groups});
     rstd = empty_floats(x_, {shape.batch, shape.groups});
   }
@@ -223,7 +214,7 @@ struct GroupNormSiluBackward {
                         const Tensor& mean_, const Tensor& rstd_, const Tensor& weight_, const Tensor& bias_,
                         int64_t num_groups)
       : shape(checked_shape(kName, s_, num_groups)) {
-    s = channels_last(s_);
+    s = packed_channels_last(s_);
     grad_y = checked_map(kName, "grad_y", grad_y_, s_);
     if (grad_s_.has_value()) grad_s = checked_map(kName, "grad_s", *grad_s_, s_);
     mean = checked_statistic(kName, "mean", mean_, s_, shape);

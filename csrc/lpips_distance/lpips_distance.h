@@ -111,9 +111,9 @@ struct LpipsDistance {
     channels_last = is_channels_last(f0_, f1_);
     f0 = with_unit_stride(f0_, channels_last);
     f1 = with_unit_stride(f1_, channels_last);
-    weight = torch::stable::contiguous(weight_);
-    distance = torch::stable::new_empty(f0_, {f0.size(0)}, ScalarType::Float);
-    stats = torch::stable::new_empty(f0_, {f0.size(0), kNumStatistics, f0.size(2) * f0.size(3)}, ScalarType::Float);
+    weight = packed(weight_);
+    distance = empty_on(f0_, {f0.size(0)}, ScalarType::Float);
+    stats = empty_on(f0_, {f0.size(0), kNumStatistics, f0.size(2) * f0.size(3)}, ScalarType::Float);
   }
 
   template <typename T>
@@ -139,12 +139,12 @@ struct LpipsDistanceBackward {
     channels_last = is_channels_last(f0_, f1_);
     f0 = with_unit_stride(f0_, channels_last);
     f1 = with_unit_stride(f1_, channels_last);
-    weight = torch::stable::contiguous(weight_);
+    weight = packed(weight_);
     grad = checked_vector(kName, "grad", grad_, f0_, ScalarType::Float, f0.size(0));
     check_same_device(kName, "stats", stats_, f0_);
     check_dtype(kName, "stats", stats_, ScalarType::Float);
     check_shape(kName, "stats", stats_, {f0.size(0), kNumStatistics, f0.size(2) * f0.size(3)});
-    stats = torch::stable::contiguous(stats_);
+    stats = packed(stats_);
     grad0 = empty_grad(need0);
     grad1 = empty_grad(need1);
   }
@@ -168,10 +168,8 @@ struct LpipsDistanceBackward {
 
  private:
   Tensor empty_grad(bool needed) const {
-    if (!needed) return torch::stable::new_empty(f0, {0}, f0.scalar_type());
-    return torch::stable::empty(
-        f0.sizes(), f0.scalar_type(), std::nullopt, f0.device(), std::nullopt,
-        channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
+    if (!needed) return empty_on(f0, {0}, f0.scalar_type());
+    return channels_last ? empty_channels_last(f0) : empty_packed(f0);
   }
 };
 

@@ -181,11 +181,10 @@ struct NoiseInject {
     sample_ids = checked_vector(kName, "sample_ids", sample_ids_, mean_, ScalarType::Long, batch);
     if (t_.has_value()) given_t = checked_vector(kName, "t", *t_, mean_, ScalarType::Float, batch);
     z = empty_packed(mean_);
-    z_t = grid.patch
-              ? torch::stable::new_empty(mean_, {batch, num_tokens(mean_, grid), grid.features}, mean_.scalar_type())
-              : empty_packed(mean_);
+    z_t = grid.patch ? empty_on(mean_, {batch, num_tokens(mean_, grid), grid.features}, mean_.scalar_type())
+                     : empty_packed(mean_);
     velocity = empty_packed(mean_);
-    t = torch::stable::new_empty(latent_mean, {batch}, ScalarType::Float);
+    t = empty_on(latent_mean, {batch}, ScalarType::Float);
   }
 
   template <typename T>

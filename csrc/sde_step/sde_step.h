@@ -89,7 +89,7 @@ struct SdeStep {
     key = checked_vector(kName, "key", key_, x_, ScalarType::Long, 2);
     sample_ids = checked_vector(kName, "sample_ids", sample_ids_, x_, ScalarType::Long, batch);
     x_next = empty_packed(x_);
-    network_input = torch::stable::new_empty(x_, x_.sizes(), velocity_.scalar_type());
+    network_input = empty_on(x_, x_.sizes(), velocity_.scalar_type());
   }
 
   template <typename S, typename T>
