@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sendvae_fast.ops.dispatch import backend_for
-from sendvae_fast.ops.registration import op_of, register
+from sendvae_fast.ops.registration import register
 
 
 def adaln(
@@ -59,8 +59,11 @@ def adaln(
     backend = backend_for("adaln", x)
     if backend == "reference":
         return adaln_reference(x, shift, scale, branch=branch, gate=gate, eps=eps)
-    y, s, _ = op_of("adaln", backend)(x, branch, gate, shift, scale, eps)
-    return y, x if branch is None else s
+    if branch is None:
+        (y,) = _op.with_gradient(backend, 1, x, None, None, shift, scale, eps)
+        return y, x
+    y, s = _op.with_gradient(backend, 2, x, branch, gate, shift, scale, eps)
+    return y, s
 
 
 def adaln_reference(
@@ -91,28 +94,30 @@ def _check(
     gate: torch.Tensor | None,
     eps: float,
 ) -> None:
-    if x.dim() != 3 or x.shape[2] == 0:
-        raise ValueError(f"x must be [B, N, D] with D > 0, got {list(x.shape)}")
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ValueError(f"x must be float32, bfloat16, float16 or float64, got {x.dtype}")
-    if shift.dtype not in (x.dtype, torch.float32):
-        raise ValueError(f"shift must be {x.dtype} like x, or float32, got {shift.dtype}")
+    shape, dtype, device = x.shape, x.dtype, x.device
+    if len(shape) != 3 or shape[2] == 0:
+        raise ValueError(f"x must be [B, N, D] with D > 0, got {list(shape)}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"x must be float32, bfloat16, float16 or float64, got {dtype}")
+    modulation = shift.dtype
+    if modulation not in (dtype, torch.float32):
+        raise ValueError(f"shift must be {dtype} like x, or float32, got {modulation}")
     if (branch is None) != (gate is None):
         raise ValueError("branch and gate go together: give both or neither")
     if not eps >= 0:
         raise ValueError(f"eps must not be negative, got {eps}")
-    row = (x.shape[0], x.shape[2])
-    expected = [("shift", shift, row, shift.dtype), ("scale", scale, row, shift.dtype)]
+    row = (shape[0], shape[2])
+    expected = [("shift", shift, row, modulation), ("scale", scale, row, modulation)]
     if branch is not None:
-        expected += [("branch", branch, tuple(x.shape), x.dtype), ("gate", gate, row, shift.dtype)]
-    for name, tensor, shape, dtype in expected:
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        expected += [("branch", branch, shape, dtype), ("gate", gate, row, modulation)]
+    for name, tensor, its_shape, its_dtype in expected:
+        if tensor.shape != its_shape or tensor.dtype != its_dtype:
             raise ValueError(
-                f"{name} must be {dtype} {list(shape)} for x {list(x.shape)} and shift {shift.dtype}, "
+                f"{name} must be {its_dtype} {list(its_shape)} for x {list(shape)} and shift {modulation}, "
                 f"got {tensor.dtype} {list(tensor.shape)}"
             )
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}: put all on one device")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {device}: put all on one device")
 
 
 def _packed_like(x: torch.Tensor) -> torch.Tensor:
@@ -153,4 +158,4 @@ def _backward(op, ctx, grad_y, grad_s, _grad_stats):
     return grad_x, grad_branch, grad_gate, grad_shift, grad_scale, None
 
 
-register("adaln", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward)
+_op = register("adaln", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward)

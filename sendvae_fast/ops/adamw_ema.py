@@ -6,7 +6,7 @@ import torch
 
 from sendvae_fast.ops.dispatch import backend_for
 from sendvae_fast.ops.layout import is_channels_last
-from sendvae_fast.ops.registration import op_of, register
+from sendvae_fast.ops.registration import register
 
 Tensors = Sequence[torch.Tensor]
 SCALAR = torch.Size()
@@ -91,7 +91,7 @@ def adamw_ema_(
     params, grads, *others = _in_memory_order(*lists)
     packed, strided = _split(params, [grad.contiguous() for grad in grads], *others)
     if packed[0]:
-        op_of("adamw_ema", backend)(*packed, *settings)
+        _op(backend, *packed, *settings)
         if not torch.compiler.is_compiling():
             # So that autograd notices a graph that still needs the old values, as after any in-place operation.
             torch.autograd.graph.increment_version([*packed[0], *packed[4]])
@@ -206,4 +206,4 @@ def _fake(*arguments):
     return None
 
 
-register("adamw_ema", fake=_fake)
+_op = register("adamw_ema", fake=_fake)

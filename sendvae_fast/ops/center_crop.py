@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sendvae_fast.ops.dispatch import backend_for
-from sendvae_fast.ops.registration import op_of, register
+from sendvae_fast.ops.registration import register
 
 MAX_SIZE = 2**16 - 1
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -83,7 +83,7 @@ def center_crops(images: Sequence[torch.Tensor], size: int, flips: Sequence[bool
     if backend == "reference":
         crops = [center_crop_reference(image, size, flip) for image, flip in zip(images, flips, strict=True)]
         return torch.stack(crops)
-    pixels, _ = op_of("center_crop", backend)(images, size, flips, torch.uint8, None, None)
+    pixels, _ = _op(backend, images, size, flips, torch.uint8, None, None)
     return pixels
 
 
@@ -126,7 +126,7 @@ def center_crop_batch(
     backend = backend_for("center_crop", images[0]) if images and dtype != torch.float64 else "reference"
     if backend == "reference":
         return center_crop_batch_reference(images, size, flips, dtype=dtype, mean=mean, std=std)
-    pixels, normalised = op_of("center_crop", backend)(images, size, flips, dtype, mean, std)
+    pixels, normalised = _op(backend, images, size, flips, dtype, mean, std)
     return CenterCropBatch(pixels, None if mean is None else normalised)
 
 
@@ -216,4 +216,4 @@ def _fake(images, size, flips, dtype, mean, std):
     return pixels, torch.empty_like(pixels) if mean is not None else pixels.new_empty(0)
 
 
-register("center_crop", fake=_fake)
+_op = register("center_crop", fake=_fake)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from sendvae_fast.ops.dispatch import backend_for
-from sendvae_fast.ops.registration import op_of, register
+from sendvae_fast.ops.registration import register
 
 
 def cosine_align(
@@ -61,7 +61,8 @@ def cosine_align(
     if backend == "reference":
         return cosine_align_reference(features, target, reduction=reduction, eps=eps, margin=margin)
     width = features.shape[-1]
-    distance, _ = op_of("cosine_align", backend)(features.reshape(-1, width), target.reshape(-1, width), eps, margin)
+    rows = features.reshape(-1, width), target.reshape(-1, width)
+    (distance,) = _op.with_gradient(backend, 1, *rows, eps, margin)
     return _reduce(distance.view(features.shape[:-1]), reduction)
 
 
@@ -132,4 +133,6 @@ def _backward(op, ctx, grad, _grad_stats):
     return grad_features, grad_target if need_target else None, None, None
 
 
-register("cosine_align", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward)
+_op = register(
+    "cosine_align", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
+)

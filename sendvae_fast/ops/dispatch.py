@@ -42,6 +42,11 @@ ENVIRONMENT_VARIABLE = "SENDVAE_BACKEND"
 # Device type: backends in order of preference.
 _AUTOMATIC = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 _forced = ForcedChoice(ENVIRONMENT_VARIABLE, "use_backend", "backend", BACKENDS)
+# The dictionary behind os.environ. Asking that for a variable that is not set costs a microsecond, a tenth of a call.
+_environment: dict[bytes, bytes] = os.environ._data  # pyright: ignore[reportAttributeAccessIssue]
+_VARIABLE = os.fsencode(ENVIRONMENT_VARIABLE)
+_choices: dict[tuple[str, torch.device, str | None, bytes | None], str] = {}
+"""Choices made: by op, device, and what is forced by a `use_backend` block and by the environment."""
 
 
 def use_backend(name: str) -> AbstractContextManager[None]:
@@ -83,14 +88,14 @@ def chosen_backend(op: str, device: torch.device | str) -> str:
 
 
 def backend_for(op: str, tensor: torch.Tensor) -> str:
-    """`chosen_backend` for one tensor's device and dtype.
+    """`chosen_backend` for one tensor's device and dtype, remembered.
 
     Under torch.compile the choice is made while tracing, and made again when `use_backend` has changed it; an error
     then comes wrapped in one of Dynamo's.
     """
     if tensor.dtype == torch.float64:
         return "reference"
-    return _choose(op, tensor.device.type, _forced.name)
+    return _remembered(op, tensor.device, _forced.name)
 
 
 def compiled_op_is_defined(op: str) -> bool:
@@ -105,6 +110,14 @@ def has_triton() -> bool:
 
 # Dynamo calls this while tracing and burns the answer into the graph; `forced` is an argument so that it is guarded.
 @constant_when_traced
+def _remembered(op: str, device: torch.device, forced: str | None) -> str:
+    made_for = (op, device, forced, _environment.get(_VARIABLE))
+    choice = _choices.get(made_for)
+    if choice is None:
+        choice = _choices[made_for] = _choose(op, device.type, forced)
+    return choice
+
+
 def _choose(op: str, device_type: str, forced: str | None) -> str:
     forced, source = _forced.resolve(forced)
     reasons = available_backends(op)

@@ -6,7 +6,7 @@ import torch
 
 from sendvae_fast.ops.dispatch import backend_for
 from sendvae_fast.ops.layout import is_channels_last
-from sendvae_fast.ops.registration import op_of, register
+from sendvae_fast.ops.registration import register
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def global_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     if backend == "reference":
         return global_norm_reference(tensors)
     in_memory_order = [x.permute(0, 2, 3, 1) if is_channels_last(x) else x for x in tensors]
-    return op_of("global_norm", backend)([x.contiguous() for x in in_memory_order])
+    return _op(backend, [x.contiguous() for x in in_memory_order])
 
 
 def global_norm_reference(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -65,4 +65,4 @@ def _fake(tensors):
     return tensors[0].new_empty((), dtype=torch.float32)
 
 
-register("global_norm", fake=_fake)
+_op = register("global_norm", fake=_fake)

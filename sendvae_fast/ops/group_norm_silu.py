@@ -6,7 +6,7 @@ B batch, C channels, H W height and width, G groups.
 import torch
 
 from sendvae_fast.ops.dispatch import backend_for
-from sendvae_fast.ops.registration import op_of, register
+from sendvae_fast.ops.registration import register
 
 
 def group_norm_silu(
@@ -57,9 +57,12 @@ def group_norm_silu(
     backend = backend_for("group_norm_silu", x)
     if backend == "reference":
         return group_norm_silu_reference(x, weight, bias, num_groups, eps, residual=residual, silu=silu)
-    op = op_of("group_norm_silu", backend)
-    y, s, _, _ = op(x, residual, weight.float(), bias.float(), num_groups, eps, silu)
-    return y if residual is None else (y, s)
+    if weight.dtype != torch.float32 or bias.dtype != torch.float32:
+        weight, bias = weight.float(), bias.float()
+    if residual is None:
+        return _op.with_gradient(backend, 1, x, None, weight, bias, num_groups, eps, silu)[0]
+    y, s = _op.with_gradient(backend, 2, x, residual, weight, bias, num_groups, eps, silu)
+    return y, s
 
 
 def group_norm_silu_reference(
@@ -90,25 +93,28 @@ def _check(
     eps: float,
     residual: torch.Tensor | None,
 ) -> None:
-    if x.dim() != 4 or 0 in x.shape[1:]:
-        raise ValueError(f"x must be [B, C, H, W] with C, H and W > 0, got {list(x.shape)}")
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ValueError(f"x must be float32, bfloat16, float16 or float64, got {x.dtype}")
-    channels = x.shape[1]
+    shape, dtype, device = x.shape, x.dtype, x.device
+    if len(shape) != 4 or (0 in shape and 0 in shape[1:]):
+        raise ValueError(f"x must be [B, C, H, W] with C, H and W > 0, got {list(shape)}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"x must be float32, bfloat16, float16 or float64, got {dtype}")
+    channels = shape[1]
     if num_groups < 1 or channels % num_groups:
         raise ValueError(f"num_groups must divide the {channels} channels of x, got {num_groups}")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor.shape != (channels,):
             raise ValueError(f"{name} must be [{channels}] like the channels of x, got {list(tensor.shape)}")
-        if tensor.dtype not in (torch.float32, x.dtype):
-            raise ValueError(f"{name} must be float32 or {x.dtype} like x, got {tensor.dtype}")
-    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-        raise ValueError(
-            f"residual must be {list(x.shape)} and {x.dtype} like x, got {list(residual.shape)} and {residual.dtype}"
-        )
-    for name, tensor in (("weight", weight), ("bias", bias), ("residual", residual)):
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}: put both on one device")
+        if tensor.dtype not in (torch.float32, dtype):
+            raise ValueError(f"{name} must be float32 or {dtype} like x, got {tensor.dtype}")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {device}: put both on one device")
+    if residual is not None:
+        if residual.shape != shape or residual.dtype != dtype:
+            raise ValueError(
+                f"residual must be {list(shape)} and {dtype} like x, got {list(residual.shape)} and {residual.dtype}"
+            )
+        if residual.device != device:
+            raise ValueError(f"residual is on {residual.device}, x on {device}: put both on one device")
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
 
@@ -140,4 +146,6 @@ def _backward(op, ctx, grad_y, grad_s, _grad_mean, _grad_rstd):
     return grad_x, grad_x if ctx.needs_input_grad[1] else None, grad_weight, grad_bias, None, None, None
 
 
-register("group_norm_silu", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward)
+_op = register(
+    "group_norm_silu", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
+)

@@ -7,7 +7,7 @@ import torch
 
 from sendvae_fast.ops.dispatch import backend_for
 from sendvae_fast.ops.layout import common_memory_format
-from sendvae_fast.ops.registration import op_of, register
+from sendvae_fast.ops.registration import register
 
 EPS = 1e-10
 """Added to every norm, as the lpips package does."""
@@ -51,7 +51,7 @@ def lpips_distance(f0: torch.Tensor, f1: torch.Tensor, weight: torch.Tensor) -> 
     backend = backend_for("lpips_distance", f0)
     if backend == "reference":
         return lpips_distance_reference(f0, f1, weight)
-    distance, _ = op_of("lpips_distance", backend)(f0, f1, weight.detach().float())
+    (distance,) = _op.with_gradient(backend, 1, f0, f1, weight.detach().float())
     return distance
 
 
@@ -102,4 +102,6 @@ def _backward(op, ctx, grad, _grad_stats):
     return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None
 
 
-register("lpips_distance", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward)
+_op = register(
+    "lpips_distance", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
+)

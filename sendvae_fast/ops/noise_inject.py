@@ -11,7 +11,7 @@ import torch
 from sendvae_fast.ops import philox
 from sendvae_fast.ops.dispatch import backend_for
 from sendvae_fast.ops.philox import Stream
-from sendvae_fast.ops.registration import op_of, register
+from sendvae_fast.ops.registration import register
 
 LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0
 
@@ -89,8 +89,10 @@ def noise_inject(
             mean, spread, latent_mean, latent_std, key, sample_ids, t,
             spread_is_std=spread_is_std, patch_size=patch_size,
         )  # fmt: skip
-    op = op_of("noise_inject", backend)
-    return NoiseInjectOutput(*op(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size))
+    outputs = _op.with_gradient(
+        backend, 4, mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size
+    )
+    return NoiseInjectOutput(*outputs)
 
 
 def noise_inject_reference(
@@ -206,4 +208,6 @@ def _backward(op, ctx, grad_z, grad_z_t, grad_velocity, _grad_t):
     return grad_mean, grad_spread, None, None, None, None, None, None, None
 
 
-register("noise_inject", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward)
+_op = register(
+    "noise_inject", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
+)

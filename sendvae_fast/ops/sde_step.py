@@ -11,7 +11,7 @@ import torch
 from sendvae_fast.ops import philox
 from sendvae_fast.ops.dispatch import backend_for
 from sendvae_fast.ops.philox import Stream
-from sendvae_fast.ops.registration import op_of, register
+from sendvae_fast.ops.registration import register
 
 
 class SdeStepOutput(NamedTuple):
@@ -73,7 +73,7 @@ def sde_step(
     with torch.no_grad():
         if backend == "reference":
             return sde_step_reference(x, velocity, times, key, sample_ids, guidance_scale=guidance_scale, last=last)
-        return SdeStepOutput(*op_of("sde_step", backend)(x, velocity, times, key, sample_ids, guidance_scale, last))
+        return SdeStepOutput(*_op(backend, x, velocity, times, key, sample_ids, guidance_scale, last))
 
 
 def sde_step_reference(
@@ -138,4 +138,4 @@ def _fake(x, velocity, times, key, sample_ids, guidance_scale, last):
     return x_next, torch.empty_like(x_next, dtype=velocity.dtype)
 
 
-register("sde_step", fake=_fake)
+_op = register("sde_step", fake=_fake)

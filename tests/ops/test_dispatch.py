@@ -12,6 +12,7 @@ from sendvae_fast.ops import available_backends, chosen_backend, cosine_align, d
 def built(monkeypatch):
     """Set which backends can run, whatever this machine has."""
     monkeypatch.delenv("SENDVAE_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_choices", {})
 
     def set_reasons(cpu=None, triton=None, cuda=None):
         monkeypatch.setattr(library, "status", lambda: {"cpu": cpu, "cuda": cuda, "host": None})
