@@ -3,8 +3,8 @@
 The compiled libraries define `torch.ops.sendvae.<op>`, the Triton modules `torch.ops.sendvae_triton.<op>`. These are
 imported, and Triton with them, when the first op runs on Triton.
 
-An op is registered with PyTorch for those who trace programs: torch.compile, torch.export, torch.func. A call that
-nobody traces does not go that way, on which PyTorch's Python code takes longer than a small kernel runs: `FusedOp`
+An op is registered with PyTorch for those who trace programs: torch.compile, torch.export. A call that nobody
+traces does not go that way, on which PyTorch's Python code takes longer than a small kernel runs: `FusedOp`
 calls the kernel below autograd, within an `autograd.Function` where a gradient may be wanted.
 """
 
@@ -23,7 +23,6 @@ from sendvae_fast.ops.tracing import constant_when_traced
 
 # As torch.library itself calls an op below its autograd formula.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
-_is_transformed = torch._C._are_functorch_transforms_active
 
 _register_triton: dict[str, Callable[[], None]] = {}  # by op; gone once it has run
 _one_at_a_time = Lock()
@@ -57,7 +56,7 @@ class FusedOp:
 
     def __call__(self, backend: str, *arguments: Any) -> Any:
         """The outputs of the op for the arguments of its schema, without a gradient."""
-        if torch.compiler.is_compiling() or _is_transformed():
+        if torch.compiler.is_compiling():
             return op_of(self.name, backend)(*arguments)
         kernel = self._kernels.get(backend) or self._find_kernel(backend)
         with _below_autograd():
@@ -65,7 +64,7 @@ class FusedOp:
 
     def with_gradient(self, backend: str, num_outputs: int, *arguments: Any) -> tuple[torch.Tensor, ...]:
         """The first `num_outputs` outputs of the op, through which gradients go."""
-        if torch.compiler.is_compiling() or _is_transformed():
+        if torch.compiler.is_compiling():
             return op_of(self.name, backend)(*arguments)[:num_outputs]
         if torch.is_grad_enabled():
             function = self._functions.get((backend, num_outputs)) or self._make_function(backend, num_outputs)

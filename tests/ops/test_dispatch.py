@@ -97,6 +97,23 @@ def test_environment_forces(built, monkeypatch):
     assert chosen_backend("noise_inject", "cpu") == "reference"
 
 
+def test_calls_follow_the_environment_and_the_block(built, monkeypatch):
+    """A call's choice is remembered, but not beyond a change of what it was made for."""
+    built(cpu="not built")
+    x = torch.randn(3, 4)
+    cosine_align(x, x)
+    for _ in range(2):
+        monkeypatch.setenv("SENDVAE_BACKEND", "cpu")
+        with pytest.raises(UserError, match="forced by SENDVAE_BACKEND"):
+            cosine_align(x, x)
+        with use_backend("reference"):
+            cosine_align(x, x)
+        monkeypatch.delenv("SENDVAE_BACKEND")
+        with use_backend("cpu"), pytest.raises(UserError, match="forced by use_backend"):
+            cosine_align(x, x)
+        cosine_align(x, x)
+
+
 def test_unknown_backend(built, monkeypatch):
     built()
     with pytest.raises(UserError, match="unknown backend 'gpu'.*reference, cpu, triton, cuda"), use_backend("gpu"):
