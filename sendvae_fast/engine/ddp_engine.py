@@ -42,10 +42,11 @@ class DDPEngine(Engine):
     def _backward(self, loss: Tensor) -> None:
         (loss / self.config.accumulation_steps).backward()
 
-    def _apply_gradients(self) -> float:
+    def _apply_gradients(self) -> Tensor | float:
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return self.optimizer.wait_for_grad_norm()
+        assert self.optimizer.grad_norm is not None
+        return self.optimizer.grad_norm
 
     def gather(self, name: str, kind: str) -> Tensor:
         param = self.module.get_parameter(name)

@@ -87,10 +87,11 @@ class DeepSpeedEngine(Engine):
             # Only counts the micro-batch.
             self._engine.step()
 
-    def _apply_gradients(self) -> float:
+    def _apply_gradients(self) -> Tensor | float:
         self._engine.step()
         if self.config.zero_stage == 0:
-            return self.optimizer.wait_for_grad_norm()
+            assert self.optimizer.grad_norm is not None
+            return self.optimizer.grad_norm
         # The norm before clipping; inf for a skipped step.
         return float(self._engine.get_global_grad_norm())
 

@@ -106,6 +106,7 @@ class Engine(TrainingState):
         for buffer in self.module.buffers():
             distributed.broadcast(buffer)
         self._num_backward = 0
+        self._unread: Tensor | float | None = None  # the norm of a queued step that the host has not looked at
         self._running_statistics = RunningStatistics(self.module, distributed)
 
     @abstractmethod
@@ -117,8 +118,11 @@ class Engine(TrainingState):
         """Add the gradients of `loss` / `accumulation_steps`, averaged over ranks by the last of a step."""
 
     @abstractmethod
-    def _apply_gradients(self) -> float:
-        """Clip and update unless the averaged gradients are not finite, drop them, return their norm."""
+    def _apply_gradients(self) -> Tensor | float:
+        """Clip and update unless the averaged gradients are not finite, drop them, return their norm.
+
+        As a tensor it is the optimizer's, still on its way to the host.
+        """
 
     @property
     def _accumulates(self) -> bool:
@@ -135,11 +139,21 @@ class Engine(TrainingState):
 
         Non-finite gradients on any rank skip the update on all ranks: nothing is raised, `skipped` is True and
         `num_skipped` counts. Batch-norm running statistics return to their values after the last good step. The host
-        waits for the norm once, as DeepSpeed does in any case; the update is under way by then, unless it is
-        DeepSpeed's at ZeRO 1 to 3.
+        waits for the norm; the update is under way by then, unless it is DeepSpeed's at ZeRO 1 to 3.
 
         Raises:
             RuntimeError: `backward` was not called `accumulation_steps` times.
+        """
+        self.queue_step()
+        result = self._read()
+        assert result is not None
+        return result
+
+    def queue_step(self) -> Tensor | float:
+        """`step`, but the host does not wait: whether the step is skipped is decided on the device.
+
+        Returns the norm where it is: a scalar on the device, or a number at ZeRO 1 to 3, where DeepSpeed reads it in
+        any case. `num_skipped` waits for it.
         """
         if self._num_backward != self.config.accumulation_steps:
             raise RuntimeError(
@@ -147,13 +161,30 @@ class Engine(TrainingState):
                 f"{self.config.accumulation_steps}"
             )
         self._num_backward = 0
-        grad_norm = self._apply_gradients()
+        self._read()
+        norm = self._apply_gradients()
+        self._running_statistics.commit(norm.isfinite() if isinstance(norm, Tensor) else math.isfinite(norm))
+        self._unread = norm
+        return norm
+
+    @property
+    def num_skipped(self) -> int:
+        """Steps skipped so far; the host waits for the norm of the last."""
+        self._read()
+        return self._num_skipped
+
+    @num_skipped.setter
+    def num_skipped(self, value: int) -> None:
+        self._unread, self._num_skipped = None, value
+
+    def _read(self) -> StepResult | None:
+        """The result of the last step, if the host has not looked at it yet."""
+        norm, self._unread = self._unread, None
+        if norm is None:
+            return None
+        grad_norm = self.optimizer.wait_for_grad_norm() if isinstance(norm, Tensor) else norm
         skipped = not math.isfinite(grad_norm)
-        if skipped:
-            self.num_skipped += 1
-            self._running_statistics.restore()
-        else:
-            self._running_statistics.commit()
+        self._num_skipped += skipped
         return StepResult(grad_norm, skipped)
 
     def autocast(self) -> torch.autocast:

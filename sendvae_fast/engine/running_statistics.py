@@ -28,8 +28,15 @@ class RunningStatistics:
         return [getattr(part, name) for part in self._modules for name in STATISTICS]
 
     @torch.no_grad()
-    def commit(self) -> None:
-        """Average the statistics over ranks, where a training forward may have moved them apart, and keep them."""
+    def commit(self, good: Tensor | bool = True) -> None:
+        """Average the statistics over ranks, where a training forward may have moved them apart, and keep them.
+
+        good: False, or a scalar tensor of it on the device, restores those that the last `commit` kept.
+        """
+        if good is False:
+            if self._kept:
+                torch._foreach_copy_(self._buffers(), self._kept)
+            return
         moving = [
             getattr(part, name)
             for part in self._modules
@@ -39,11 +46,10 @@ class RunningStatistics:
         if moving and self._distributed.world_size > 1:
             flat = self._distributed.all_reduce_mean(torch.cat(moving))
             torch._foreach_copy_(moving, list(flat.split([buffer.numel() for buffer in moving])))
-        if self._kept:
-            torch._foreach_copy_(self._kept, self._buffers())
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Restore the statistics that the last `commit` kept."""
-        if self._kept:
-            torch._foreach_copy_(self._buffers(), self._kept)
+        if not self._kept:
+            return
+        buffers = self._buffers()
+        if isinstance(good, Tensor):
+            chosen = [torch.where(good, new, old) for new, old in zip(buffers, self._kept, strict=True)]
+            torch._foreach_copy_(buffers, chosen)
+        torch._foreach_copy_(self._kept, buffers)

@@ -17,6 +17,7 @@ from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.metrics import MetricsLogger
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.signals import EXIT_REQUEUE, StopOnSignal
+from sendvae_fast.engine.streams import ToHost
 from sendvae_fast.engine.watchdog import Watchdog
 from sendvae_fast.errors import UserError
 from sendvae_fast.progress import Progress
@@ -99,7 +100,7 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
             of_step = stage.train_step(step, next(batches))
             window.add(of_step)
             step += 1
-            skipped.see(step, float(of_step["grad_norm"]))
+            skipped.see(step, of_step["grad_norm"])
             stopping, last = stop.requested(), step == config.num_steps
             if last or stopping or step % config.log_every == 0:
                 values = window.mean(distributed)
@@ -108,6 +109,7 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
             progress.advance(1, **shown)
             watchdog.finished(step)
             if last or stopping or step % config.save_every == 0:
+                skipped.read()
                 with watchdog.pausing("saving"):
                     saved = checkpointer.save(step, stage.save)
                 if saved is None and (last or stopping):
@@ -143,13 +145,29 @@ def _lost(step: int, checkpointer: Checkpointer) -> UserError:
 
 
 class SkippedSteps:
-    """Counts steps in a row whose gradients were not finite, and says so when they are too many."""
+    """Counts steps in a row whose gradients were not finite, and says so when they are too many.
+
+    A norm that is on the device is read a step late: by then the device has the next step to do while the host waits.
+    """
 
     def __init__(self) -> None:
         self._in_a_row = 0
+        self._unread: tuple[int, ToHost | float] | None = None
 
-    def see(self, step: int, grad_norm: float) -> None:
-        """Take note of the step; UserError at the `MAX_SKIPPED_STEPS`-th in a row."""
+    def see(self, step: int, grad_norm: Tensor | float) -> None:
+        """Take note of the step and read the one before; UserError at the `MAX_SKIPPED_STEPS`-th in a row."""
+        norm = ToHost(grad_norm) if isinstance(grad_norm, Tensor) else grad_norm
+        self.read()
+        self._unread = step, norm
+        if not isinstance(norm, ToHost):
+            self.read()
+
+    def read(self) -> None:
+        """Read what is still to be read; UserError like `see`."""
+        if self._unread is None:
+            return
+        (step, norm), self._unread = self._unread, None
+        grad_norm = norm.wait() if isinstance(norm, ToHost) else norm
         self._in_a_row = 0 if math.isfinite(grad_norm) else self._in_a_row + 1
         if self._in_a_row == MAX_SKIPPED_STEPS:
             raise UserError(

@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+import torch
 
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.engine.optimizer import OptimizerConfig
@@ -68,6 +69,16 @@ def test_a_full_disk_at_the_end_is_an_error(ending, tmp_path, capsys):
         train(FullDisk(lambda step: 1.0), tmp_path / "run", 80)
     assert "No space left on device" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000050"]
+
+
+@pytest.mark.parametrize(("first", "num_made"), [(50, 150), (60, 161)])
+def test_norms_on_the_device_are_read_a_step_late_but_before_a_checkpoint(first, num_made, tmp_path):
+    stage = IdleStage(lambda step: torch.tensor(math.nan if step >= first else 1.0))
+    with pytest.raises(UserError, match=f"gradients of 100 steps in a row, up to step {first + MAX_SKIPPED_STEPS},"):
+        train(stage, tmp_path / "run", 1000)
+    assert len(stage.steps) == num_made
+    saved = max(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == ("step_00000100" if first == 50 else "step_00000150")
 
 
 def test_single_skipped_steps_stop_nothing(tmp_path):

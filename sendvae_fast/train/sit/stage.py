@@ -86,7 +86,7 @@ class SiTStage:
             losses = self._losses(micro, key, t, target)
             self.engine.backward(losses["loss"])
             means.add(losses)
-        return {**means.values, "grad_norm": self.engine.step().grad_norm}
+        return {**means.values, "grad_norm": self.engine.queue_step()}
 
     def _losses(self, batch: LatentBatch, key: Tensor, t: Tensor | None, target: Tensor | None) -> dict[str, Tensor]:
         noised = noise_inject(

@@ -83,7 +83,7 @@ class PictureJudge:
     def update_discriminator(self, step: int) -> None:
         """Update the discriminator, from its first step on, after the backward passes of all micro-batches."""
         if self.discriminator is not None and self._discriminates(step):
-            self.discriminator.step()
+            self.discriminator.queue_step()
 
     def _discriminates(self, step: int) -> bool:
         return self.discriminator is not None and step >= self.config.discriminator_first_step

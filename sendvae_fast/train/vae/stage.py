@@ -72,7 +72,7 @@ class VAEStage:
                 loss = loss + alignment
             self.engine.backward(loss)
             means.add({"loss": loss, **pictures.logged, "kl": kl, **aligned})
-        grad_norm = self.engine.step().grad_norm
+        grad_norm = self.engine.queue_step()
         self.judge.update_discriminator(step)
         return {**means.values, "grad_norm": grad_norm}
 
