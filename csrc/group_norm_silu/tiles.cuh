@@ -250,7 +250,7 @@ inline dim3 join_threads(const GroupNormShape& shape, const Tiling& tiling) {
 }
 
 inline Tensor workspace(const Tensor& like, int64_t size) {
-  return torch::stable::new_empty(like, {size}, ScalarType::Float);
+  return empty_on(like, {size}, ScalarType::Float);
 }
 
 // Calls function(kSilu, kAligned) with two integral constants.
