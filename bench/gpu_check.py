@@ -123,8 +123,9 @@ def main(arguments: list[str] | None = None) -> int:
     gpu = slug(facts["machine"]["name"])
     bring_results(gpu, options.out)
     record = Record(options.out / f"gpu_check_{gpu}.json", facts)
+    items = [item for item in ITEMS if item.part in options.parts]
     if options.again:
-        record.parts = {}
+        record.forget(items)
     runner = Runner(options.out / "gpu_check.log", options.seconds)
     if options.wheels is not None:
         record.note(gpu_parts.install_wheels(runner, options.wheels, INSTALL_S))
@@ -133,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         place = Place(runner, options.out, Path(scratch), gpu)
         place.copy_tables(back=False)
-        work_through([item for item in ITEMS if item.part in options.parts], record, place)
+        work_through(items, record, place)
     print(f"\n{facts['machine']['name']} (sm_{facts['machine']['capability']}), commit {facts['commit']}")
     parts = list(record.parts.values())
     print(table(parts))
@@ -163,6 +164,11 @@ class Record:
             before = json.loads(path.read_text())
             if before["versions"] == facts["versions"]:  # of other libraries nothing is known yet
                 self.parts = {part["name"]: Part(**part) for part in before["parts"]}
+
+    def forget(self, items: list[Item]) -> None:
+        """Take these for not reached yet."""
+        for item in items:
+            self.parts.pop(item.name, None)
 
     def note(self, part: Part) -> None:
         """Keep a part, with the commit it was run at."""

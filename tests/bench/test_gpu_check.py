@@ -210,6 +210,35 @@ def test_a_second_and_a_third_call_go_on_where_the_first_stopped(tmp_path):
     assert call(tmp_path, items, facts=other)["one"] == PASSED and ran[0] == "one"  # another torch: all again
 
 
+def test_the_whole_command(tmp_path, monkeypatch, capsys):
+    """Twice, into a folder that is empty each time; what came back of the first call lies in bench/results by then."""
+    ran, results = [], tmp_path / "results"
+    results.mkdir()
+    items = (stand_in("first", 0, ran, limit_s=1), stand_in("second", 0, ran, [FAILED, PASSED], limit_s=1))
+    facts = {"name": "A GPU", "capability": "90"}
+    monkeypatch.setattr(gpu_check, "ITEMS", items)
+    monkeypatch.setattr(gpu_check, "RESULTS", results)
+    monkeypatch.setattr(gpu_check, "machine_facts", lambda device: facts)
+    monkeypatch.setattr(gpu_parts, "build", lambda runner, limit_s: ran.append("build") or Part("build", PASSED))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_check, "Runner", lambda log, seconds: Clock(seconds))
+    assert gpu_check.main(["--out", str(tmp_path / "first")]) == 1
+    assert ran == ["build", "first", "second"] and "FAILED" in capsys.readouterr().out
+    (tmp_path / "first" / "gpu_check_a_gpu.json").rename(results / "gpu_check_a_gpu.json")
+    ran.clear()
+    assert gpu_check.main(["--out", str(tmp_path / "second")]) == 0
+    assert ran == ["build", "second"] and "A GPU (sm_90), commit" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "second" / "gpu_check_a_gpu.json").read_text())
+    assert {part["name"]: part["outcome"] for part in kept["parts"]} == dict.fromkeys(
+        ("build", "first", "second"), PASSED
+    )
+    assert kept["machine"] == facts
+    ran.clear()
+    assert gpu_check.main(["--out", str(tmp_path / "second"), "--again", "--parts", "step"]) == 0
+    assert ran == ["first", "second"]
+    assert "build" in (tmp_path / "second" / "gpu_check_a_gpu.json").read_text()
+
+
 def test_a_call_that_is_killed_keeps_what_it_had_done(tmp_path):
     ran = []
 
