@@ -21,6 +21,7 @@ GLOBAL = re.compile(r"\b__global__\b")
 LAUNCH_BOUNDS = re.compile(r"__launch_bounds__\s*\(")
 DATA_POINTER = re.compile(r"\b(?P<tensor>\w+)\.(?P<function>(?:const|mutable)_data_ptr)\(\)")
 RENAMED = {
+    "aoti_torch_empty_strided": "cuda_on_cpu::empty_strided",
     "torch::stable::new_empty": "cuda_on_cpu::new_empty",
     "torch::stable::empty": "cuda_on_cpu::empty",
     "torch::stable::accelerator::DeviceGuard": "cuda_on_cpu::Op",
@@ -34,7 +35,10 @@ CUDA_WORD = re.compile(
 )
 OF_THE_COMPILER = {"__attribute__", "__restrict__", "__FILE__", "__LINE__"}
 STABLE_NAME = re.compile(r"\btorch::stable::[\w:]+")
-STABLE_NAMES = {"torch::stable::Tensor", "torch::stable::contiguous", "torch::stable::transpose", *RENAMED}
+STABLE_NAMES = {
+    "torch::stable::Tensor", "torch::stable::contiguous", "torch::stable::detail::from", "torch::stable::detail::to",
+    "torch::stable::transpose", *RENAMED,
+}  # fmt: skip
 ASM = re.compile(r"\basm\b(?:\s+volatile)?\s*\(\s*(?P<template>\"[^\"]*\")?")
 EXTERN_SHARED = re.compile(r"\bextern\s+__shared__")
 INCLUDED = re.compile(r"^[ \t]*#[ \t]*include[ \t]*(?P<name>[<\"][^>\"]+[>\"])", re.MULTILINE)

@@ -77,7 +77,8 @@ inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
   return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
 }
 
-// As inexact as the CUDA programming guide allows: by 2^-22 between 1/2 and 2, by two units in the last place elsewhere.
+// As inexact as the CUDA programming guide allows: by 2^-22 between 1/2 and 2, by two units in the last place
+// elsewhere.
 inline float __log2f(float x) {
   const float exact = std::log2(x);
   return exact + (x >= 0.5f && x <= 2.0f ? 0x1p-22f : 0x1p-22f * exact);
@@ -163,6 +164,16 @@ inline Tensor as_new(Tensor tensor) {
   std::memset(tensor.mutable_data_ptr(), 0xff, bytes);
   if (kChecked) note_new(tensor.const_data_ptr(), bytes);
   return tensor;
+}
+
+inline AOTITorchError empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
+                                    int32_t device_type, int32_t device_index, AtenTensorHandle* made) {
+  const AOTITorchError error = aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type, device_index, made);
+  AtenTensorHandle same;
+  if (error == AOTI_TORCH_SUCCESS && aoti_torch_new_tensor_handle(*made, &same) == AOTI_TORCH_SUCCESS) {
+    as_new(Tensor(same));
+  }
+  return error;
 }
 
 inline Tensor new_empty(const Tensor& self, IntHeaderOnlyArrayRef size,
