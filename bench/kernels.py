@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     if options.predict:
+        if options.device or options.threads or options.quick or options.host:
+            raise UserError("--predict measures nothing: it goes with --ops and --out alone")
         return predict(options.ops, options.out or ROOT / "bench" / "results")
     if os.environ.get(ENVIRONMENT_VARIABLE):
         raise UserError(f"{ENVIRONMENT_VARIABLE} is set: unset it, every backend is forced in its turn")

@@ -116,7 +116,7 @@ def _tool(name: str) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     found = shutil.which(os.environ.get("CUDACXX", name) if name == "nvcc" else name, path=path)
     if found is None:
-        raise UserError(f"{name} was not found: predictions need CUDA's compiler, cmake, ninja and nvdisasm")
+        raise UserError(f"{name} was not found: predictions need nvcc, cmake, ninja, c++filt (binutils) and nvdisasm")
     return found
 
 
@@ -167,7 +167,7 @@ def _attributes(text: str, mangled: str) -> dict:
 
 def _demangled(names: Sequence[str]) -> dict[str, str]:
     """Short names: forward_kernel<BFloat16, 4>."""
-    lines = _output("c++filt", *names).splitlines()
+    lines = _output(_tool("c++filt"), *names).splitlines()
     found = {}
     for mangled, line in zip(names, lines, strict=True):
         name = line.replace("(anonymous namespace)::", "").replace("sendvae::", "")
@@ -191,4 +191,7 @@ def _hash(*parts: str) -> str:
 
 
 def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise UserError(f"{command[0]}: {_first_error(result.stderr)}")
+    return result.stdout

@@ -4,14 +4,16 @@ import json
 
 import pytest
 
-from bench import goals, predicted_table
+from bench import goals, kernels, predicted_table
 from bench.kernel_rows import COPY, FORWARD
-from bench.prediction import h200
+from bench.machine import ROOT
+from bench.prediction import cubin, h200
 from bench.prediction.cache import L2Cache, Touch
 from bench.prediction.model import WarpWork, copy_seconds, predict, throughput
 from bench.prediction.occupancy import resident_blocks
 from bench.prediction.rows import FILE, write
 from bench.prediction.tensors import Tensors
+from sendvae_fast.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,17 @@ def test_pointers_are_known_by_their_tensors():
     pointer, number = (2008).to_bytes(8, "little").hex(), (7).to_bytes(4, "little").hex()
     words, addresses = tensors.without_addresses([pointer + number, pointer])
     assert words == [["tensor 0 + 8", number], ["tensor 0 + 8"]] and addresses == [2000]
+
+
+def test_what_is_missing_is_named(monkeypatch, tmp_path):
+    """Each failure before any work: one line that says what to do."""
+    monkeypatch.setenv("CUDACXX", str(tmp_path / "no_nvcc"))
+    with pytest.raises(UserError, match="nvcc was not found"):
+        cubin.kernels_of(ROOT / "csrc" / "global_norm" / "global_norm_cuda.cu")
+    with pytest.raises(UserError, match="no predictions of attention; there are adaln, "):
+        kernels.main(["--predict", "--ops", "attention"])
+    with pytest.raises(UserError, match="--predict measures nothing"):
+        kernels.main(["--predict", "--quick"])
 
 
 def predicted_row(**changes) -> dict:
