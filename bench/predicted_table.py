@@ -26,11 +26,7 @@ def predicted_tables(results: Path) -> str:
     if not path.exists():
         return ""
     rows, measured = json.loads(path.read_text()), measured_times(results)
-    commits = {(row["commit"], row["date"]) for row in rows}
-    lines = [
-        f"- predicted, not measured: commit {(commit or 'unknown')[:10]}, {date}"
-        for commit, date in sorted(commits, key=str)
-    ]
+    lines = [f"- predicted, not measured: {source}" for source in sorted({source_of(row) for row in rows})]
     heads = ["op", "case", "pass", "predicted", "a copy", "of copy", "goal", "PyTorch's own kernels in it"]
     if measured:
         heads += ["measured", "model's error"]
@@ -38,6 +34,12 @@ def predicted_tables(results: Path) -> str:
     lines += [line(KERNEL_HEADS), line(["---"] * len(KERNEL_HEADS))]
     lines += [line(cells) for row in longest_passes(rows) for cells in kernel_cells(row)]
     return "\n".join([*lines, ""])
+
+
+def source_of(row: dict[str, Any]) -> str:
+    """The commit that a row is of, and whether it is all of it."""
+    tree = {True: "", False: " with uncommitted changes", None: " (tree not checked)"}[row["clean"]]
+    return f"commit {(row['commit'] or 'unknown')[:10]}{tree}, {row['date']}"
 
 
 def measured_times(results: Path) -> dict[tuple[str, str, str], float]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from bench.prediction import comparisons, floats, integers, moves
 from bench.prediction.effects import Effect, forget_results
 from bench.prediction.sass import Instruction
+from sendvae_fast.errors import UserError
 
 BUILDERS: dict[str, Callable[[Instruction], Effect]] = {
     "IMAD": integers.imad,
@@ -45,5 +46,12 @@ BUILDERS: dict[str, Callable[[Instruction], Effect]] = {
 
 
 def effect_of(one: Instruction) -> Effect:
-    """What the instruction does, its predicate left aside; uniform instructions are like those of lanes."""
-    return BUILDERS.get(one.base.removeprefix("U"), forget_results)(one)
+    """What the instruction does, its predicate left aside; uniform instructions are like those of lanes.
+
+    Raises:
+        UserError: operands of a form that is not known here.
+    """
+    try:
+        return BUILDERS.get(one.base.removeprefix("U"), forget_results)(one)
+    except (AssertionError, IndexError, KeyError, StopIteration, ValueError) as error:
+        raise UserError(f"machine code that predictions cannot read: {one.opcode} {', '.join(one.operands)}") from error

@@ -144,6 +144,12 @@ def test_what_is_unknown_stays_unknown():
     assert state.predicate_known[4].all() and state.predicate_bits[4].all() and not state.predicate_known[5].any()
 
 
+def test_what_cannot_be_read_is_an_error():
+    (one,) = assembled("LOP3.LUT R0, R1, R2, R3, [R4], !PT")
+    with pytest.raises(UserError, match="cannot read: LOP3.LUT R0, R1, R2, R3"):
+        effect_of(one)
+
+
 def test_operands():
     assert (row_of("R12.64"), row_of("URZ"), row_of("UR4"), row_of("0x4")) == (12, 319, 260, None)
     assert (predicate_row("!P3"), predicate_row("UPT"), predicate_row("R3")) == (3, 15, None)
