@@ -14,7 +14,7 @@ from bench.prediction.warp import Code, Follower, Launch, Trace
 
 BLOCKS, WARPS = 5, 4
 """Of a launch and of a block, followed at most: the first, the last, and some evenly between."""
-MIXED_BLOCKS, MIXED_WARPS = 25, 2
+MIXED_BLOCKS, MIXED_WARPS = 17, 1
 """The same where blocks work on many tensors, some of which end within a block's part."""
 LATENCIES = (h200.L2_LATENCY, h200.MEMORY_LATENCY)
 

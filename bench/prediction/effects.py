@@ -88,9 +88,18 @@ def simple_effect(
     compute: Callable[..., np.ndarray],
     sizes: tuple[int, ...] = (),
     pair: bool = False,
+    high: bool = False,
     floating: bool = False,
 ) -> Effect:
-    """compute(bits of each source) gives the result's bits."""
+    """compute(bits of each source) gives the result's bits, and those beyond them as carries.
+
+    Of two predicates written the first says that there is a carry, the second that there are two.
+
+    Args:
+        sizes: bytes of the sources, 4 each where it ends.
+        pair: the result has 64 bits and goes to two registers; it carries if it is less than its last source.
+        high: as pair, but only the upper word is kept.
+    """
     result, outs, sources, carries = split_operands(one)
     readers = [reader(text, sizes[i] if i < len(sizes) else 4, floating) for i, text in enumerate(sources)]
     write, carry_row = writer(one, result, pair), [predicate_row(text) for text in outs]
@@ -104,11 +113,11 @@ def simple_effect(
             carry, carry_known = read(state)
             bits = bits + carry.astype(np.uint64)
             is_known = is_known & carry_known
-        for row in carry_row:
+        carries_out = (bits < values[-1].bits) if pair or high else bits >> TWO_32
+        for number, row in enumerate(carry_row):
             if row is not None:
-                overflow = bits < values[-1].bits if pair else bits >> TWO_32 > 0
-                state.write_predicate(row, overflow, is_known, active)
-        write(state, Value(bits, is_known), active)
+                state.write_predicate(row, carries_out > number, is_known, active)
+        write(state, Value(bits >> TWO_32 if high else bits, is_known), active)
 
     return apply
 

@@ -25,13 +25,15 @@ def imad(one: Instruction) -> Effect:
     if "WIDE" in words or "HI" in words:
         extend = (lambda x: x & MASK) if unsigned else sign_extended
 
-        def wide(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-            total = extend(a) * extend(b) + c
-            return total if "WIDE" in words else total >> TWO_32
-
         if "HI" in words and not unsigned:
             return forget_results(one)  # the high word of a signed product does not fit what is computed here
-        return simple_effect(one, wide, (4, 4, 8), pair="WIDE" in words)
+        return simple_effect(
+            one,
+            lambda a, b, c: extend(a) * extend(b) + c,
+            (4, 4, 8),
+            pair="WIDE" in words,
+            high="HI" in words,
+        )
     return simple_effect(one, lambda a, b, c: (a & MASK) * (b & MASK) + (c if "X" in words else c & MASK))
 
 

@@ -92,6 +92,7 @@ def test_sums_and_comparisons_of_64_bits():
     for one in assembled(
         "IADD3 R4, P0, R0, -R2, RZ", "IADD3.X R5, R1, ~R3, RZ, P0, !PT", "IMAD.WIDE.U32 R6, P2, R0, R2, R0",
         "ISETP.GE.U32.AND P1, PT, R0, R2, PT", "ISETP.GE.AND.EX P1, PT, R1, R3, PT, P1",
+        "IADD3 R10, P4, P5, -R0, R2, R1", "IMAD.HI.U32 R11, P6, R0, R2, R0",
         "LEA R8, P3, R0, R2, 0x3", "LEA.HI.X R9, R0, R3, R1, 0x3, P3",
     ):  # fmt: skip
         effect_of(one)(state, ALL)
@@ -104,6 +105,12 @@ def test_sums_and_comparisons_of_64_bits():
     products = [a * b + c for a, b, c in zip(low, other_low, first, strict=True)]
     assert state.read_pair(6).bits.tolist() == [product % WORD**2 for product in products]
     assert state.predicate_bits[2].tolist() == [product >= WORD**2 for product in products]
+
+    assert state.bits[11].tolist() == [product % WORD**2 >> 32 for product in products]
+    assert state.predicate_bits[6].tolist() == [product >= WORD**2 for product in products]
+    carried = [(WORD - a + b + c) // WORD for a, b, c in zip(low, other_low, high, strict=True)]
+    assert (state.predicate_bits[4].astype(int) + state.predicate_bits[5]).tolist() == carried
+    assert {0, 1, 2} == set(carried)
 
     def long(x: int) -> int:
         return x - WORD**2 if x >= WORD**2 // 2 else x
