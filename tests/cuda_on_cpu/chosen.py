@@ -75,6 +75,7 @@ CHOSEN = {
         "4x4x8x8-chunk-contiguous-std",
         "2x3x9x6-chunk-transposed-patch3",
         "2x2x6x10-channels_last-offset-std-patch2",
+        "1x6x24x16-chunk-contiguous-patch2",
     ],
     "sde_step": [
         "0x4x8x8-contiguous-torch.float64",

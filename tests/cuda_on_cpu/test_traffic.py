@@ -71,8 +71,15 @@ CASES = [
     Case(
         "noise_inject", "1x4x16x16-contiguous", "bfloat16",
         (
-            Claim("forward_kernel<BFloat16, true>", 4 * 256 * 2, 2, 3),
-            Claim("backward_kernel<BFloat16, true>", 4 * 256 * 2, 4, 2),
+            Claim("forward_kernel<BFloat16, (Access)1>", 4 * 256 * 2, 2, 3),
+            Claim("backward_kernel<BFloat16, (Access)1>", 4 * 256 * 2, 4, 2),
+        ),
+    ),
+    Case(
+        "noise_inject", "1x32x16x16-contiguous-patch1", "bfloat16",
+        (
+            Claim("forward_kernel<BFloat16, (Access)2>", 32 * 256 * 2, 2, 3),
+            Claim("backward_kernel<BFloat16, (Access)2>", 32 * 256 * 2, 4, 2),
         ),
     ),
     Case(

@@ -92,6 +92,8 @@ CASES = [
     NoiseCase((3, 7, 34, 38), "offset", "transposed", "chunk", patch_size=2),  # tiles that begin inside a row
     NoiseCase((4, 4, 32, 32), "chunk", "chunk", patch_size=2),
     NoiseCase((4, 32, 16, 16), "chunk", "chunk", patch_size=1),
+    NoiseCase((1, 32, 16, 16), patch_size=1),  # four of CUDA's tiles
+    NoiseCase((1, 6, 24, 16), "chunk", "chunk", patch_size=2),  # the last tile is not full
 ]
 FEW_CASES = [
     NoiseCase((0, 4, 8, 8)),
