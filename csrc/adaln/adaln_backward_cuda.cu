@@ -293,9 +293,8 @@ BlockShape block_shape(int64_t width, int64_t vector_width) {
   return {vectors, std::min<int64_t>((width + warp_width - 1) / warp_width * kWarp, kMaxThreads)};
 }
 
-// Tokens of a chunk, such that as few waves of blocks as can be make the whole: a last wave of a few blocks leaves most
-// multiprocessors idle. A chunk takes the time of a few tokens besides, for its partial sums. This depends on sizes
-// alone, and so does the order of every sum.
+// Tokens of a chunk. A chunk takes the time of a few tokens besides, for its partial sums; at the end, while the last
+// blocks run out, about half a chunk's time is lost. This depends on sizes alone, and so does the order of every sum.
 int64_t chunk_tokens_for(int64_t batch, int64_t tokens, const BlockShape& shape) {
   constexpr int64_t kOverhead = 4;  // tokens
   const int64_t resident_threads = kMaxThreads * (shape.vectors == 1 ? 2 : 1);  // as the kernel's bounds have it
@@ -303,7 +302,7 @@ int64_t chunk_tokens_for(int64_t batch, int64_t tokens, const BlockShape& shape)
   int64_t best = kMaxChunkTokens, best_cost = INT64_MAX;
   for (int64_t chunk_tokens = kMinChunkTokens; chunk_tokens <= kMaxChunkTokens; chunk_tokens += 2) {
     const int64_t blocks = batch * ((tokens + chunk_tokens - 1) / chunk_tokens);
-    const int64_t cost = (blocks + resident_blocks - 1) / resident_blocks * (chunk_tokens + kOverhead);
+    const int64_t cost = (2 * blocks + resident_blocks) * (chunk_tokens + kOverhead);
     if (cost < best_cost) {
       best = chunk_tokens;
       best_cost = cost;

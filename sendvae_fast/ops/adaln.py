@@ -36,7 +36,7 @@ def adaln(
 
     Memory traffic of the compiled and Triton backends, with e the bytes of an element of x: 4 e B N D forward (2 e
     without a branch); 6 e B N D backward (3 e without a branch), and 24 B N D / c for the sums over N, which are made
-    over chunks of c = 16 or 32 tokens (CUDA: down to 4 when the batch is small) and then over the chunks. Tokens and
+    over chunks of c = 16 or 32 tokens (CUDA: 4 to 128, by the sizes) and then over the chunks. Tokens and
     modulation are read in place when their stride along D is 1, else they are copied first. On CUDA tokens wider than
     4096 are read several times, and those that are not 16-byte aligned element by element.
 
