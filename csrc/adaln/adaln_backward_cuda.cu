@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
+constexpr int kSumThreads = 64;  // a row of the usual widths takes few: more blocks, fewer idle threads
 constexpr int64_t kMaxChunkTokens = 128, kMinChunkTokens = 4;
 constexpr int64_t kMultiprocessors = 132;  // of an H200; on others the choice of chunks is a little worse
 
@@ -53,15 +54,6 @@ template <typename T>
 struct GradInputs {
   Vector<T> grad_y, s, grad_s, branch;
 };
-
-// Has the compiler convert the vector to fp32 anew where it is used next, in place of keeping twice the registers.
-template <typename T>
-__device__ __forceinline__ void keep_packed(Vector<T>& vector) {
-  uint4 bits;
-  memcpy(&bits, &vector, sizeof bits);
-  asm volatile("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
-  memcpy(&vector, &bits, sizeof bits);
-}
 
 // 0 from `count` elements on and for what is absent, so that nothing there adds to a sum.
 template <bool kWhole, typename T, typename M>
@@ -214,7 +206,7 @@ __global__ void __launch_bounds__(kMaxThreads, kVectors == 1 ? 2 : 1) backward_k
       const LayerNormGradMeans means = grad_means(sums[t], stats[t].rstd, args.inverse_width);
       SENDVAE_UNROLL
       for (int i = 0; i < kVectors; ++i) {
-        keep_packed(in[t][i].grad_y);
+        keep_packed(in[t][i].grad_y);  // converted to fp32 anew: keeping the numbers takes twice the registers
         keep_packed(in[t][i].s);
         const int column = i * column_step;
         finish_vector<true>(args, in[t][i], stats[t], means, row * args.width + first_column + column,
@@ -262,20 +254,31 @@ __global__ void __launch_bounds__(kMaxThreads, 1) wide_backward_kernel(AdalnBack
   }
 }
 
-// A thread adds up the chunks of one element of one of the modulation's gradients; a block stays within one row.
+// A thread adds up the chunks of a vector of one of the modulation's gradients; a block stays within one row.
 template <typename T, typename M>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kSumThreads)
     sum_chunks_kernel(AdalnBackwardArgs<T, M> args, uint32_t blocks_per_row) {
+  constexpr int kWidth = kVectorWidth<M>, kPart = kVectorWidth<float>;
   const uint32_t row = blockIdx.x / blocks_per_row, gradients = args.has_branch ? 3 : 2;
-  const int64_t column = static_cast<int64_t>(blockIdx.x % blocks_per_row) * kMaxThreads + threadIdx.x;
-  if (column >= args.width) return;
+  const int64_t column = (static_cast<int64_t>(blockIdx.x % blocks_per_row) * kSumThreads + threadIdx.x) * kWidth;
+  const int64_t count = args.width - column;
+  if (count <= 0) return;
   const int64_t sample = row / gradients;
   const int which = static_cast<int>(row % gradients);
   const float* partial = args.partials + (sample * args.chunks * kPartials + which) * args.width + column;
-  float sum = 0.0f;
-  for (int64_t chunk = 0; chunk < args.chunks; ++chunk) sum += partial[chunk * kPartials * args.width];
+  const bool aligned = args.width % kWidth == 0;  // as the tensors are new
+  float sums[kWidth] = {};
+  for (int64_t chunk = 0; chunk < args.chunks; ++chunk, partial += kPartials * args.width) {
+    SENDVAE_UNROLL
+    for (int i = 0; i < kWidth; i += kPart) {
+      float part[kPart];
+      load_vector(partial + i, count - i, aligned, part);
+      SENDVAE_UNROLL
+      for (int j = 0; j < kPart; ++j) sums[i + j] += part[j];
+    }
+  }
   M* out = which == kShiftPartial ? args.grad_shift : which == kScalePartial ? args.grad_scale : args.grad_gate;
-  out[sample * args.width + column] = from_float<M>(sum);
+  store_vector(out + sample * args.width + column, count, aligned, sums);
 }
 
 // How `backward_kernel` takes tokens of a width.
@@ -330,10 +333,11 @@ void launch_backward(const AdalnBackwardArgs<T, M>& args, cudaStream_t stream) {
   const uint32_t blocks = blocks_for(AdalnBackward::kName, args.batch * args.chunks, 1);
   kernel<<<blocks, threads, 0, stream>>>(args);
   check_launch(AdalnBackward::kName);
-  const int64_t blocks_per_row = (width + kMaxThreads - 1) / kMaxThreads;
+  constexpr int64_t kSumWidth = kSumThreads * kVectorWidth<M>;
+  const int64_t blocks_per_row = (width + kSumWidth - 1) / kSumWidth;
   const uint32_t sum_blocks =
       blocks_for(AdalnBackward::kName, args.batch * (args.has_branch ? 3 : 2) * blocks_per_row, 1);
-  sum_chunks_kernel<<<sum_blocks, kMaxThreads, 0, stream>>>(args, static_cast<uint32_t>(blocks_per_row));
+  sum_chunks_kernel<<<sum_blocks, kSumThreads, 0, stream>>>(args, static_cast<uint32_t>(blocks_per_row));
   check_launch(AdalnBackward::kName);
 }
 

@@ -30,19 +30,57 @@ __global__ void __launch_bounds__(kStepThreads) step_kernel(const __grid_constan
 // whatever the gradients' type.
 constexpr int kWidth = 4;
 
-// Gradients from `data` on, `count` of them: 8 or 16 bytes at once where `aligned` and all four are there.
 template <typename T>
-__device__ __forceinline__ void load_grads(const T* data, int64_t count, bool aligned, float (&out)[kWidth]) {
-  struct alignas(kWidth * sizeof(T)) Grads {
-    T values[kWidth];
-  };
-  if (aligned && count >= kWidth) {
-    const Grads grads = *reinterpret_cast<const Grads*>(data);
-    unpack(grads.values, out);
+struct alignas(kWidth * sizeof(T)) Four {
+  T values[kWidth];
+};
+
+// kWhole: all four are there, and aligned. Else there are `count`, and the rest become 0.
+template <bool kWhole, typename T>
+__device__ __forceinline__ void load(const T* data, int64_t count, float (&out)[kWidth]) {
+  if constexpr (kWhole) {
+    const Four<T> four = *reinterpret_cast<const Four<T>*>(data);
+    unpack(four.values, out);
   } else {
     SENDVAE_UNROLL
     for (int i = 0; i < kWidth; ++i) out[i] = i < count ? to_float(data[i]) : 0.0f;
   }
+}
+
+template <bool kWhole>
+__device__ __forceinline__ void store(float* data, int64_t count, const float (&values)[kWidth]) {
+  if constexpr (kWhole) {
+    *reinterpret_cast<Four<float>*>(data) = {values[0], values[1], values[2], values[3]};
+  } else {
+    SENDVAE_UNROLL
+    for (int i = 0; i < kWidth; ++i) {
+      if (i < count) data[i] = values[i];
+    }
+  }
+}
+
+// The elements from `i` on.
+template <bool kWhole, bool kHasEma, typename T>
+__device__ __forceinline__ void update(const UpdateEntry<T>& entry, int64_t i, int64_t count,
+                                       const UpdateWeights& weights, const StepFactors& factors) {
+  float grad[kWidth], param[kWidth], exp_avg[kWidth], exp_avg_sq[kWidth], ema[kWidth] = {};
+  load<kWhole>(entry.grad + i, count, grad);
+  load<kWhole>(entry.param + i, count, param);
+  load<kWhole>(entry.exp_avg + i, count, exp_avg);
+  load<kWhole>(entry.exp_avg_sq + i, count, exp_avg_sq);
+  if constexpr (kHasEma) load<kWhole>(entry.ema + i, count, ema);
+  SENDVAE_UNROLL
+  for (int j = 0; j < kWidth; ++j) {
+    const UpdateState now = updated({param[j], exp_avg[j], exp_avg_sq[j], ema[j]}, grad[j], weights, factors);
+    param[j] = now.param;
+    exp_avg[j] = now.exp_avg;
+    exp_avg_sq[j] = now.exp_avg_sq;
+    ema[j] = now.ema;
+  }
+  store<kWhole>(entry.param + i, count, param);
+  store<kWhole>(entry.exp_avg + i, count, exp_avg);
+  store<kWhole>(entry.exp_avg_sq + i, count, exp_avg_sq);
+  if constexpr (kHasEma) store<kWhole>(entry.ema + i, count, ema);
 }
 
 // factors: of the table's tensors.
@@ -60,24 +98,11 @@ __global__ void __launch_bounds__(kThreads, 4)
                        is_vector_aligned(entry.ema, 0);
   for (int64_t i = range.begin + threadIdx.x * kWidth; i < range.end; i += kThreads * kWidth) {
     const int64_t count = range.end - i;
-    float grad[kWidth], param[kWidth], exp_avg[kWidth], exp_avg_sq[kWidth], ema[kWidth] = {};
-    load_grads(entry.grad + i, count, aligned, grad);
-    load_vector(entry.param + i, count, aligned, param);
-    load_vector(entry.exp_avg + i, count, aligned, exp_avg);
-    load_vector(entry.exp_avg_sq + i, count, aligned, exp_avg_sq);
-    if constexpr (kHasEma) load_vector(entry.ema + i, count, aligned, ema);
-    SENDVAE_UNROLL
-    for (int j = 0; j < kWidth; ++j) {
-      const UpdateState now = updated({param[j], exp_avg[j], exp_avg_sq[j], ema[j]}, grad[j], weights, factors);
-      param[j] = now.param;
-      exp_avg[j] = now.exp_avg;
-      exp_avg_sq[j] = now.exp_avg_sq;
-      ema[j] = now.ema;
+    if (aligned && count >= kWidth) {
+      update<true, kHasEma>(entry, i, count, weights, factors);
+    } else {
+      update<false, kHasEma>(entry, i, count, weights, factors);
     }
-    store_vector(entry.param + i, count, aligned, param);
-    store_vector(entry.exp_avg + i, count, aligned, exp_avg);
-    store_vector(entry.exp_avg_sq + i, count, aligned, exp_avg_sq);
-    if constexpr (kHasEma) store_vector(entry.ema + i, count, aligned, ema);
   }
 }
 

@@ -95,6 +95,15 @@ __device__ __forceinline__ void load_vector(const T* data, int64_t count, bool a
   }
 }
 
+// Has the compiler take the vector as it is: it knows nothing more of its numbers.
+template <typename T>
+__device__ __forceinline__ void keep_packed(Vector<T>& vector) {
+  uint4 bits;
+  memcpy(&bits, &vector, sizeof bits);
+  asm volatile("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
+  memcpy(&vector, &bits, sizeof bits);
+}
+
 // Writes the first `count` elements, in one 16-byte store where `aligned` and the vector is full.
 template <typename T>
 __device__ __forceinline__ void store_vector(T* data, int64_t count, bool aligned,
@@ -103,6 +112,7 @@ __device__ __forceinline__ void store_vector(T* data, int64_t count, bool aligne
   Vector<T> vector;
   pack(values, vector.values);
   if (aligned && count >= kWidth) {
+    keep_packed(vector);  // else nvcc makes one of both branches: fp32 numbers one by one
     *reinterpret_cast<Vector<T>*>(data) = vector;
   } else {
     SENDVAE_UNROLL

@@ -78,11 +78,10 @@ __device__ __forceinline__ void store_samples(T* data, uint32_t count, bool alig
   }
 }
 
-// A channel's number for each of a thread's elements.
+// A channel's number for each of a thread's elements, the first of which is at the cursor.
 template <Access kAccess, int kWidth>
-__device__ __forceinline__ void load_channels(const float* data, uint32_t element, uint32_t plane, uint32_t count,
+__device__ __forceinline__ void load_channels(const float* data, ChannelCursor cursor, uint32_t count,
                                               float (&out)[kWidth]) {
-  ChannelCursor cursor(element, plane);
   SENDVAE_UNROLL
   for (int i = 0; i < kWidth; ++i) {
     out[i] = kAccess != Access::kAny || i < count ? data[cursor.channel] : 0.0f;
@@ -92,9 +91,7 @@ __device__ __forceinline__ void load_channels(const float* data, uint32_t elemen
 
 // Where a thread's elements go among the sample's tokens.
 template <int kWidth>
-__device__ __forceinline__ void token_indices(const PatchGrid& grid, uint32_t plane, uint32_t element,
-                                              uint32_t (&out)[kWidth]) {
-  ChannelCursor cursor(element, plane);
+__device__ __forceinline__ void token_indices(const PatchGrid& grid, ChannelCursor cursor, uint32_t (&out)[kWidth]) {
   SENDVAE_UNROLL
   for (int i = 0; i < kWidth; ++i) {
     const uint32_t position = cursor.position();
@@ -105,12 +102,10 @@ __device__ __forceinline__ void token_indices(const PatchGrid& grid, uint32_t pl
 
 // The same among a tile's tokens in shared memory, for elements of one row.
 template <int kWidth>
-__device__ __forceinline__ void tile_indices(const PatchGrid& grid, uint32_t plane, uint32_t element, Tile tile,
+__device__ __forceinline__ void tile_indices(const PatchGrid& grid, ChannelCursor cursor, Tile tile,
                                              uint32_t (&out)[kWidth]) {
-  const ChannelCursor cursor(element, plane);
-  const uint32_t column = cursor.position() % grid.width;
-  uint32_t index = token_index(grid, cursor.channel, cursor.position() / grid.width % tile.rows, column);
-  uint32_t in_patch = column % grid.patch;
+  const uint32_t in_tile = cursor.position() % (tile.rows * grid.width), column = in_tile % grid.width;
+  uint32_t index = token_index(grid, cursor.channel, in_tile / grid.width, column), in_patch = column % grid.patch;
   SENDVAE_UNROLL
   for (int i = 0; i < kWidth; ++i) {
     out[i] = swizzled<kWidth>(index);

@@ -40,6 +40,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   __syncthreads();
 
   const int64_t first_of_sample = place.sample * static_cast<int64_t>(args.elements);
+  const ChannelCursor cursor(place.element, args.plane);
   float z_t[kWidth];
   if (count > 0) {
     const PhiloxKey key = shared_key;
@@ -48,8 +49,8 @@ __global__ void __launch_bounds__(kMaxThreads)
     draw_normals(key, Stream::kPosterior, id, place.element, e1);
     draw_normals(key, Stream::kInterpolant, id, place.element, e2);
     to_std(spread, args.spread_is_std, std);
-    load_channels<kAccess>(args.latent_mean, place.element, args.plane, count, latent_mean);
-    load_channels<kAccess>(args.latent_std, place.element, args.plane, count, latent_std);
+    load_channels<kAccess>(args.latent_mean, cursor, count, latent_mean);
+    load_channels<kAccess>(args.latent_std, cursor, count, latent_std);
     float z[kWidth], velocity[kWidth];
     SENDVAE_UNROLL
     for (int i = 0; i < kWidth; ++i) {
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     __shared__ Vector<T> staged[kMaxThreads];
     if (count > 0) {
       uint32_t indices[kWidth];
-      tile_indices(args.grid, args.plane, place.element, tile, indices);
+      tile_indices(args.grid, cursor, tile, indices);
       SENDVAE_UNROLL
       for (int i = 0; i < kWidth; ++i) reinterpret_cast<T*>(staged)[indices[i]] = from_float<T>(z_t[i]);
     }
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     if (threadIdx.x < tokens.vectors) out[threadIdx.x] = staged[swizzled<1>(threadIdx.x)];
   } else if (args.grid.patch) {
     uint32_t indices[kWidth];
-    token_indices(args.grid, args.plane, place.element, indices);
+    token_indices(args.grid, cursor, indices);
     SENDVAE_UNROLL
     for (int i = 0; i < kWidth; ++i) {
       if (i < count) args.z_t[first_of_sample + indices[i]] = from_float<T>(z_t[i]);
@@ -112,12 +113,13 @@ __global__ void __launch_bounds__(kMaxThreads)
   __syncthreads();
   if (count == 0) return;
 
+  const ChannelCursor cursor(place.element, args.plane);
   if (has_tokens) {
     uint32_t indices[kWidth];
     if constexpr (kAccess == Access::kTiled) {
-      tile_indices(args.grid, args.plane, place.element, tile, indices);
+      tile_indices(args.grid, cursor, tile, indices);
     } else {
-      token_indices(args.grid, args.plane, place.element, indices);
+      token_indices(args.grid, cursor, indices);
     }
     const T* from = kAccess == Access::kTiled ? reinterpret_cast<const T*>(staged) : grad_tokens;
     SENDVAE_UNROLL
@@ -127,7 +129,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   float e1[kWidth], std[kWidth], latent_std[kWidth], grad_mean[kWidth], grad_spread[kWidth];
   draw_normals(shared_key, Stream::kPosterior, args.sample_ids[place.sample], place.element, e1);
   to_std(spread, args.spread_is_std, std);
-  load_channels<kAccess>(args.latent_std, place.element, args.plane, count, latent_std);
+  load_channels<kAccess>(args.latent_std, cursor, count, latent_std);
   SENDVAE_UNROLL
   for (int i = 0; i < kWidth; ++i) {
     const float of_n = (1.0f - t) * grad_z_t[i] - grad_velocity[i];

@@ -132,8 +132,8 @@ BUGS = [
     ),
     Bug(
         "an_input_written", "adamw_ema", "33-65-contiguous-ema-norm_1.0_2.0", ADAMW,
-        "store_vector(entry.exp_avg + i, count, aligned, exp_avg);",
-        "store_vector(const_cast<float*>(reinterpret_cast<const float*>(entry.grad)) + i, count, aligned, exp_avg);",
+        "store<kWhole>(entry.exp_avg + i, count, exp_avg);",
+        "store<kWhole>(const_cast<float*>(reinterpret_cast<const float*>(entry.grad)) + i, count, exp_avg);",
         "writes an input",
     ),
     Bug(
