@@ -3,6 +3,9 @@
 // one left, so no block depends on another.
 #include "adamw_ema.h"
 
+#include <cstring>
+#include <type_traits>
+
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -30,17 +33,17 @@ __global__ void __launch_bounds__(kStepThreads) step_kernel(const __grid_constan
 // whatever the gradients' type.
 constexpr int kWidth = 4;
 
-template <typename T>
-struct alignas(kWidth * sizeof(T)) Four {
-  T values[kWidth];
-};
-
-// kWhole: all four are there, and aligned. Else there are `count`, and the rest become 0.
+// kWhole: all four are there, and aligned. Else there are `count`, and the rest become 0. Everything is used once: so
+// the loads and stores of whole vectors are those that leave the caches first. (Plain ones nvcc would join with the
+// other branch's, one number at a time.)
 template <bool kWhole, typename T>
-__device__ __forceinline__ void load(const T* data, int64_t count, float (&out)[kWidth]) {
+__device__ __forceinline__ void load(const T* data, int count, float (&out)[kWidth]) {
   if constexpr (kWhole) {
-    const Four<T> four = *reinterpret_cast<const Four<T>*>(data);
-    unpack(four.values, out);
+    using Bits = std::conditional_t<sizeof(T) == 2, uint2, uint4>;
+    const Bits bits = __ldcs(reinterpret_cast<const Bits*>(data));
+    T values[kWidth];
+    memcpy(values, &bits, sizeof bits);
+    unpack(values, out);
   } else {
     SENDVAE_UNROLL
     for (int i = 0; i < kWidth; ++i) out[i] = i < count ? to_float(data[i]) : 0.0f;
@@ -48,9 +51,11 @@ __device__ __forceinline__ void load(const T* data, int64_t count, float (&out)[
 }
 
 template <bool kWhole>
-__device__ __forceinline__ void store(float* data, int64_t count, const float (&values)[kWidth]) {
+__device__ __forceinline__ void store(float* data, int count, const float (&values)[kWidth]) {
   if constexpr (kWhole) {
-    *reinterpret_cast<Four<float>*>(data) = {values[0], values[1], values[2], values[3]};
+    uint4 bits;
+    memcpy(&bits, values, sizeof bits);
+    __stcs(reinterpret_cast<uint4*>(data), bits);
   } else {
     SENDVAE_UNROLL
     for (int i = 0; i < kWidth; ++i) {
@@ -61,8 +66,8 @@ __device__ __forceinline__ void store(float* data, int64_t count, const float (&
 
 // The elements from `i` on.
 template <bool kWhole, bool kHasEma, typename T>
-__device__ __forceinline__ void update(const UpdateEntry<T>& entry, int64_t i, int64_t count,
-                                       const UpdateWeights& weights, const StepFactors& factors) {
+__device__ __forceinline__ void update(const UpdateEntry<T>& entry, int i, int count, const UpdateWeights& weights,
+                                       const StepFactors& factors) {
   float grad[kWidth], param[kWidth], exp_avg[kWidth], exp_avg_sq[kWidth], ema[kWidth] = {};
   load<kWhole>(entry.grad + i, count, grad);
   load<kWhole>(entry.param + i, count, param);
@@ -91,17 +96,23 @@ __global__ void __launch_bounds__(kThreads, 4)
   const ChunkRange range = table.range(static_cast<int32_t>(blockIdx.x), kUpdateChunk);
   const StepFactors factors = table_factors[range.entry];
   if (!factors.active) return;
-  const UpdateEntry<T> entry = table.entries[range.entry];
+  UpdateEntry<T> entry = table.entries[range.entry];
+  entry.param += range.begin;
+  entry.grad += range.begin;
+  entry.exp_avg += range.begin;
+  entry.exp_avg_sq += range.begin;
+  if constexpr (kHasEma) entry.ema += range.begin;
   // A null ema counts as aligned.
   const bool aligned = is_vector_aligned(entry.param, 0) && is_vector_aligned(entry.grad, 0) &&
                        is_vector_aligned(entry.exp_avg, 0) && is_vector_aligned(entry.exp_avg_sq, 0) &&
                        is_vector_aligned(entry.ema, 0);
-  for (int64_t i = range.begin + threadIdx.x * kWidth; i < range.end; i += kThreads * kWidth) {
-    const int64_t count = range.end - i;
-    if (aligned && count >= kWidth) {
-      update<true, kHasEma>(entry, i, count, weights, factors);
+  const int size = static_cast<int>(range.end - range.begin);
+  const int whole_end = aligned ? size - (kWidth - 1) : 0;
+  for (int i = threadIdx.x * kWidth; i < size; i += kThreads * kWidth) {
+    if (i < whole_end) {
+      update<true, kHasEma>(entry, i, kWidth, weights, factors);
     } else {
-      update<false, kHasEma>(entry, i, count, weights, factors);
+      update<false, kHasEma>(entry, i, size - i, weights, factors);
     }
   }
 }

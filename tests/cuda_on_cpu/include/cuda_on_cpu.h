@@ -38,6 +38,10 @@
 #define blockDim (cuda_on_cpu::block_size())
 #define gridDim (cuda_on_cpu::grid_size())
 
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
@@ -68,6 +72,17 @@ template <typename T>
 inline T __ldg(const T* pointer) {
   cuda_on_cpu::note_ldg(pointer, sizeof(T));
   return *pointer;
+}
+
+// Accesses that leave the caches first.
+template <typename T>
+inline T __ldcs(const T* pointer) {
+  return *pointer;
+}
+
+template <typename T>
+inline void __stcs(T* pointer, T value) {
+  *pointer = value;
 }
 
 inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
