@@ -38,7 +38,7 @@ PLANS = (
 
 @dataclass(kw_only=True)
 class DemoConfig:
-    """How much of everything. The defaults are about seven minutes of work for two CPU cores."""
+    """How much of everything."""
 
     run: str = "runs/demo"
     """Folder of the demo; the same command again goes on in it."""
@@ -62,8 +62,9 @@ class DemoConfig:
     """LPIPS network and weights, for the table; without it LPIPS is not measured."""
     generate: GenerateConfig = field(
         default_factory=lambda: GenerateConfig(
-            num_samples=200,
+            num_samples=2000,
             batch_size=100,
+            precision="bf16",
             guidance_scale=2.0,
             guidance_interval=(0.0, 0.8),
             labels="equal",

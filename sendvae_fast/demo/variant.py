@@ -29,6 +29,7 @@ from sendvae_fast.demo.settings import (
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.evaluation.attributes import measure_attributes
+from sendvae_fast.evaluation.distribution_metrics import MetricName
 from sendvae_fast.evaluation.feature_config import FeaturesConfig
 from sendvae_fast.evaluation.generation import measure_generation
 from sendvae_fast.evaluation.job import Evaluation
@@ -59,6 +60,8 @@ NUM_SHEET = 40
 """Pictures in a sheet of samples."""
 BATCH_SIZE = 100
 """Pictures measured at once."""
+METRICS: tuple[MetricName, ...] = ("frechet", "frechet_infinity", "precision_recall")
+"""Of generated pictures."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class VariantJob:
             identity = evaluation.weights["autoencoder"].sha256
             encode, features = posterior_means(autoencoder), folder / "features"
             measured += measure_attributes(encode, identity, data, BATCH_SIZE, features, distributed, ProbeConfig())
-        measured += measure_generation(samples, train, network, BATCH_SIZE)
+        measured += measure_generation(samples, train, network, BATCH_SIZE, metrics=METRICS)
         evaluation.finish(measured, results_path(self.root, self.plan), say=lambda line: None)
 
 

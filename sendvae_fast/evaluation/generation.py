@@ -31,6 +31,8 @@ from sendvae_fast.evaluation.result import Measurement, PicturesOrigin, Result
 from sendvae_fast.files import file_sha256
 from sendvae_fast.sampling.generate import GenerateConfig
 
+LEAST_PICTURES = 2
+
 
 @dataclass(kw_only=True)
 class GenerationConfig(EvaluationConfig):
@@ -78,6 +80,12 @@ def evaluate_generation(config: GenerationConfig, say: Say = print) -> list[Resu
     ranks = init_distributed()
     samples, evaluation, run = _open_samples(config, ranks.device)
     pictures, moments = open_reference(config.reference, samples.origin.image_size, config.features.name)
+    for role, given in (("samples", samples), ("reference", pictures)):
+        if given is not None and len(given) < LEAST_PICTURES:
+            raise UserError(
+                f"{given.origin.path} has too few {role} pictures ({len(given)}) for a covariance: give at least "
+                f"{LEAST_PICTURES}"
+            )
     evaluation.pictures = {
         "samples": samples.origin,
         "reference": _moments_origin(config.reference) if pictures is None else pictures.origin,
@@ -156,6 +164,11 @@ def _open_samples(config: GenerationConfig, device: torch.device) -> tuple[Pictu
         return drawn, Evaluation(weights=drawn.weights), drawn.run
     samples = open_pictures(str(config.samples))
     settings = sampling_settings(str(config.samples))
+    if len(samples) < (wanted := settings.get("num_samples", 0)):
+        raise UserError(
+            f"{config.samples} has {len(samples):,} of the {wanted:,} pictures that its settings ask for: run the same "
+            "`sendvae sample` again to finish it"
+        )
     samples.origin = replace(samples.origin, settings=settings)
     weights = weights_of_samples(settings)
     run = None

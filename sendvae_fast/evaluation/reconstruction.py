@@ -78,6 +78,8 @@ def evaluate_reconstruction(config: ReconstructionConfig, say: Say = print) -> l
     """
     weights, protocol = resolve_weights(config.autoencoder), PROTOCOLS[config.protocol]
     config.features.check()
+    if config.perceptual is not None:
+        config.perceptual.check()
     data = open_pictures(config.data, crop_size(config.image_size, weights))
     out = config.results_file(run_of(weights))
     ranks = init_distributed()

@@ -43,6 +43,18 @@ class PerceptualConfig:
     def __post_init__(self) -> None:
         checks.choices(self, where="perceptual")
 
+    def check(self) -> None:
+        """Raise UserError if a weight file is not there, before anything is loaded."""
+        file = _BACKBONE_FILES[self.net]
+        if not Path(self.weights).is_file():
+            raise UserError(
+                f"LPIPS-{self.net}'s weights are not at {self.weights}: fetch "
+                f"https://download.pytorch.org/models/{file} (its sha256 begins with {file[-12:-4]}), and give its "
+                "path with --perceptual.weights"
+            )
+        if self.heads is not None and not Path(self.heads).is_file():
+            raise UserError(f"LPIPS' heads are not at {self.heads}: leave --perceptual.heads out, they come with lpips")
+
 
 class Perceptual(nn.Module):
     """LPIPS distance between images [B, 3, H, W] in [-1, 1] (not [0, 1]: the package rescales from [-1, 1] itself).

@@ -337,6 +337,17 @@ def mistakes(tmp_path, house):
             ],
             str(tmp_path / "none"),
         ),
+        "LPIPS weights that are not there": (
+            [
+                "evaluate",
+                "reconstruction",
+                f"--autoencoder={house / 'vae'}",
+                f"--data={house / 'images'}",
+                "--features.name=demo",
+                "--perceptual.weights=none.pth",
+            ],
+            "download.pytorch.org/models/vgg16-397923af.pth (its sha256 begins with 397923af)",
+        ),
         "weights that are not there": (
             [
                 "evaluate",
