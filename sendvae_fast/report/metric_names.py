@@ -20,7 +20,6 @@ class Metric:
 EXACT = {
     "fid": Metric("FID", "generated pictures from real ones", "lower", 2),
     "sfid": Metric("sFID", "generated pictures from real ones, spatial features", "lower", 2),
-    "inception_score": Metric("Inception score", "generated pictures alone", "higher", 1),
     "rfid": Metric("rFID", "reconstructions from originals", "lower", 2),
     "psnr": Metric("PSNR, dB", "pixel error of reconstructions", "higher", 2),
     "ssim": Metric("SSIM", "local structure of reconstructions", "higher", 3),
@@ -39,6 +38,9 @@ EXACT = {
     "small_sit_velocity_loss": Metric("Velocity loss", "of a small SiT after a few steps", "lower", 3),
 }
 FAMILIES = {
+    "inception_score": Metric("Inception score", "generated pictures alone", "higher", 2),
+    "spatial_frechet": Metric("Fréchet distance, spatial", "generated pictures from real ones", "lower", 2),
+    "mind": Metric("MIND", "generated pictures from real ones, by sorted projections", "lower", 2),
     "fid_infinity": Metric("FID∞", "FID, extrapolated to any number of pictures", "lower", 2),
     "frechet_infinity": Metric("Fréchet distance∞", "extrapolated to any number of pictures", "lower", 2),
     "rfrechet": Metric("Reconstruction Fréchet distance", "reconstructions from originals", "lower", 2),
