@@ -53,9 +53,10 @@ def main(arguments: list[str]) -> int:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     num = options.pictures or (50_000 if device.type == "cuda" else 2000)
     machine = machine_facts(device)
+    threads = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))  # which both commands obey
     with tempfile.TemporaryDirectory() as folder:
         row = measured_row(Path(folder), num, options.size, options.weights, options.repeats, device)
-    facts = {"device": device.type, "machine": machine, "threads": len(os.sched_getaffinity(0))}
+    facts = {"device": device.type, "machine": machine, "threads": threads}
     row |= {**facts, "versions": version_facts(), **source_facts()}
     print("\n".join(summary(row)), flush=True)
     print("written:", write_rows(options.out, "evaluation", machine["name"], [row], itemgetter("case")))
