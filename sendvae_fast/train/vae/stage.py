@@ -22,7 +22,7 @@ from sendvae_fast.losses.reconstruction import kl_loss
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, save_autoencoder
 from sendvae_fast.models.pixels import to_model_range, to_uint8
-from sendvae_fast.models.send_vae import join_state, split_state
+from sendvae_fast.models.send_vae import SendVAEOutput, join_state, split_state
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import philox
 from sendvae_fast.train.accumulation import Means, micro_batches
@@ -64,17 +64,27 @@ class VAEStage:
         for micro in micro_batches(batch, means.num, self.device):
             x = to_model_range(micro.images)
             output = self.engine(x, key, micro.ids)
-            pictures = self.judge(x, output.reconstruction, step)
-            kl = kl_loss(output.moments)
-            loss, aligned = pictures.loss + self.config.loss.kl_weight * kl, {}
-            if self.aligner is not None:
-                alignment, aligned = self.aligner(micro.images, output.features, pictures.nll_gradient)
-                loss = loss + alignment
-            self.engine.backward(loss)
-            means.add({"loss": loss, **pictures.logged, "kl": kl, **aligned})
+            losses = self._loss(micro.images, x, output, step)
+            self.engine.backward(losses["loss"])
+            means.add(losses)
         grad_norm = self.engine.queue_step()
         self.judge.update_discriminator(step)
         return {**means.values, "grad_norm": grad_norm}
+
+    def _loss(self, images: Tensor, x: Tensor, output: SendVAEOutput, step: int) -> dict[str, Tensor]:
+        """L of a micro-batch under "loss", beside its terms and what else is logged of them.
+
+        Args:
+            images: uint8 [B, 3, S, S], for the foundation model.
+            x: the same images in [-1, 1].
+        """
+        pictures = self.judge(x, output.reconstruction, step)
+        kl = kl_loss(output.moments)
+        loss, logged = pictures.loss + self.config.loss.kl_weight * kl, {**pictures.logged, "kl": kl}
+        if self.aligner is not None and output.features is not None:
+            alignment, aligned = self.aligner(images, output.features, pictures.nll_gradient)
+            loss, logged = loss + alignment, {**logged, **aligned}
+        return {"loss": loss, **logged}
 
     def batches(self, start_step: int) -> Iterator[ImageBatch]:
         """This rank's batches from `start_step` on."""
