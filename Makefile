@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 CSRC := $(filter %.cpp %.cu %.cuh %.h,$(SOURCES)) $(wildcard tests/cuda_on_cpu/*/*.h tests/cuda_on_cpu/*/*.cpp)
 
+# Tests of a file run in one process, as what they share is made once; the longest files begin (tests/conftest.py).
+IN_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-fast docs lint format cuda-on-cpu gpu-check clean
 
@@ -18,10 +21,10 @@ demo: env  ## run everything end to end on synthetic pictures and write runs/dem
 	@$(BIN)/sendvae demo $(ARGS)
 
 test: lint $(VENV)/.docs  ## lint, then the whole test suite, a process per core
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
 
 test-fast: env  ## the tests of single parts: no training, no second process, no compiler
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow" --ignore=tests/gpu $(ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow" --ignore=tests/gpu $(ARGS)
 
 lint: env  ## ruff, clang-format and pyright; changes nothing
 	$(BIN)/ruff check .

@@ -127,7 +127,7 @@ def tests(place: Place, name: str, limit_s: float, arguments: tuple[str, ...]) -
     if importlib.util.find_spec("xdist") is not None:
         # Tests that fill the GPU's memory are one group, so that only one of them runs at a time.
         count = min(MAX_TEST_PROCESSES, len(os.sched_getaffinity(0)))
-        command += ["-n", str(count), "--dist", "loadgroup"]
+        command += ["-n", str(count), "--dist", "load"]
     part, _ = place.run(name, command, limit_s)
     counts, failed = Counter(), []
     if report.exists():

@@ -17,6 +17,31 @@ elif "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(min(4, len(os.sched_getaffinity(0))))
 
 
+# The files that take longest, the longest first: were one of them the last to start, the other workers would wait.
+LONGEST = (
+    "cuda_on_cpu/test_kernels.py",
+    "ops/test_contract.py",
+    "test_demo.py",
+    "engine/test_engine.py",
+    "train/test_two_ranks.py",
+    "test_configs.py",
+    "train/test_train_vae.py",
+    "train/test_train_sit.py",
+    "train/test_backends.py",
+    "ops/test_attention.py",
+    "bench/test_step.py",
+    "cuda_on_cpu/test_traffic.py",
+    "cli/test_main.py",
+    "train/test_alignment_methods.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: workers of pytest-xdist take whole files, in this order."""
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """What `-n auto` means: a worker for every core that this process may use."""

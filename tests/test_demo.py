@@ -23,7 +23,7 @@ from sendvae_fast.demo.timeline import Speed, Timeline, costs, finish_times, in_
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.result import read_results
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.slow
 
 SMALL = [
     "--num_train_images=48",

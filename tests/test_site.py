@@ -18,7 +18,7 @@ from sendvae_fast.evaluation.generation import GenerationConfig
 from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.vae.settings import VAETrainConfig
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

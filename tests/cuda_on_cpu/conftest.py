@@ -1,4 +1,4 @@
-"""What builds and runs kernels, once for all tests: pytest-xdist must leave them to one worker (`xdist_group`)."""
+"""What builds and runs kernels, once for all tests of a process."""
 
 import pytest
 

@@ -21,8 +21,7 @@ from sendvae_fast.ops import (
 )
 
 GIB = 2**30
-one_at_a_time = pytest.mark.xdist_group("memory")
-"""For tests that take much of the GPU's memory."""
+one_at_a_time = pytest.mark.usefixtures("much_of_the_memory")
 
 
 @pytest.fixture(params=["triton", "cuda"])

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 NUM = 20
 
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow, pytest.mark.xdist_group("sample to folder")]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.training_images import ImageDataConfig
 from sendvae_fast.train.vae.stage import train_vae
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("latent batches")]
+pytestmark = pytest.mark.slow
 
 NUM_STEPS = 7
 

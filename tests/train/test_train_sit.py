@@ -20,7 +20,7 @@ from sendvae_fast.train.sit.settings import FlowConfig
 from sendvae_fast.train.sit.stage import draw_noise_levels, train_sit
 from sendvae_fast.train.vae.stage import train_vae
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("train sit")]
+pytestmark = pytest.mark.slow
 
 
 def metrics(run):

@@ -15,7 +15,7 @@ from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.train.vae.networks import build_discriminator, build_model
 from sendvae_fast.train.vae.stage import train_vae
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("train vae")]
+pytestmark = pytest.mark.slow
 
 
 def metrics(run):
