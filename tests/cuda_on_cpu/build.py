@@ -24,7 +24,8 @@ BUILD = ROOT / "build" / "cuda_on_cpu"
 OLDEST_GCC = 12  # the first with _Float16 in C++
 
 COMMON_FLAGS = ("-std=c++20", "-fPIC", "-g1", "-w", "-fvisibility=hidden", f"-I{HERE / 'include'}")
-OP_FLAGS = ("-O1", "-DUSE_CUDA", "-include", "cuda_on_cpu.h", "-x", "c++")
+OP_FLAGS = ("-O1", "-DUSE_CUDA")
+HEADER = "cuda_on_cpu.h"
 FUSED, UNFUSED = ("-mfma", "-ffp-contract=fast"), ("-ffp-contract=off",)  # nvcc fuses unless told not to
 CHECKS = (
     "-fno-tree-sra",  # a vector of 16 bytes stays one access
@@ -92,9 +93,13 @@ def op_library(op: str, kind: str, read: Callable[[str], str] | None = None) -> 
     """
     sources = [path for path in cuda_sources() if Path(path).parent.name == op]
 
+    flags = (*_torch_flags(), *OP_FLAGS, *KINDS[kind])
+    fused = (*_precompiled_header((*flags, *FUSED)), *flags, *FUSED)
+    unfused = ("-include", HEADER, "-x", "c++", *flags, *UNFUSED)
+
     def compiled(path: str) -> Path:
-        flags = (*_torch_flags(), *OP_FLAGS, *KINDS[kind], *(FUSED if cuda_sources()[path] else UNFUSED))
-        return _compile(f"{Path(path).stem}-{kind}", translate_all([path], read or read_source), flags)
+        translated = translate_all([path], read or read_source)
+        return _compile(f"{Path(path).stem}-{kind}", translated, fused if cuda_sources()[path] else unfused)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(compiled, sources))
@@ -127,6 +132,17 @@ def _runtime() -> list[Path]:
 
 
 @cache
+def _precompiled_header(flags: tuple[str, ...]) -> tuple[str, ...]:
+    """Flags that include cuda_on_cpu.h as g++ has read it once: it has torch's headers, a second of every source."""
+    folder = BUILD / f"header-{_hash(_environment(), repr(flags))}"
+    target = folder / f"{HEADER}.gch"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _make(target, "g++", *COMMON_FLAGS, *flags, "-x", "c++-header", str(HERE / "include" / HEADER))
+    return f"-I{folder}", "-include", HEADER, "-x", "c++"
+
+
+@cache
 def _torch_flags() -> tuple[str, ...]:
     target = re.search(r'TARGET_VERSION_HEX "(\w+)"', (ROOT / "CMakeLists.txt").read_text())[1]
     return "-isystem", f"{torch.__path__[0]}/include", f"-DTORCH_TARGET_VERSION={target}"
@@ -142,7 +158,7 @@ def _environment() -> str:
 def _compile(name: str, files: dict[str, str], flags: Sequence[str]) -> Path:
     """The object of the first of the files, which lie in a folder of their own."""
     source = next(iter(files))
-    flags = (*COMMON_FLAGS, *flags)
+    flags = (*flags, *COMMON_FLAGS)
     folder = BUILD / f"{name}-{_hash(_environment(), repr(sorted(files.items())), repr(flags))}"
     target = folder / "object.o"
     if not target.exists():

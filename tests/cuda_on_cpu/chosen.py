@@ -24,7 +24,6 @@ CHOSEN = {
         "1023-1025-contiguous-offset-ema-norm_1.0_0.5",
         "8193-offset-contiguous-no_ema-norm_1.0_0.5",
         "0-1-2-65_tensors-offset-contiguous-ema-norm_1.0_0.5",
-        "0x0-1x1-2x2-600_tensors-contiguous-no_ema-norm_1.0_0.5",
     ],
     "center_crop": [
         "1x1-to-1-packed-normalised",
