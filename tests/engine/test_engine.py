@@ -1,17 +1,14 @@
-"""Every engine against a plain PyTorch loop, on one rank here and on two ranks under torchrun."""
+"""Every engine against a plain PyTorch loop, on one rank here and on two ranks in processes of their own."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import engine_cases
 import pytest
 from engine_cases import CASES, ENGINES
-from time_limits import HANG_S
+from two_ranks import run_on_two_ranks
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine on two ranks")]
+pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).with_name("two_rank_worker.py")
 
@@ -24,19 +21,12 @@ def test_one_rank(case, kind, one_rank, tmp_path):
 
 @pytest.fixture(scope="module")
 def two_ranks(one_rank, tmp_path_factory):
-    """Outcome per case of one torchrun of two ranks that runs them all, and the folder they saved in."""
+    """Outcome per case of one pair of ranks that runs them all, and the folder they saved in."""
     folder = tmp_path_factory.mktemp("two_ranks")
     for kind in ENGINES:
         (folder / f"by_1_{kind}").mkdir()
         engine_cases.save_for_others(kind, folder / f"by_1_{kind}")
-    finished = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKER, folder],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        env={**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
+    finished = run_on_two_ranks(WORKER, folder)
     assert finished.returncode == 0, finished.stderr[-4000:]
     # Nothing of DeepSpeed's may reach a command's output.
     assert finished.stdout == ""

@@ -1,4 +1,4 @@
-"""Run by torchrun in test_engine.py: all cases on two ranks in one pair of processes (importing DeepSpeed is slow)."""
+"""Run on two ranks by test_engine.py: all cases in one pair of processes."""
 
 import json
 import os

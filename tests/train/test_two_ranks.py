@@ -1,8 +1,6 @@
 """Two ranks train what one rank trains, under every ZeRO stage."""
 
 import json
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -10,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from time_limits import HANG_S
 from tiny_runs import cache_of, checkpoint_tensors, vae_config
 from two_rank_training import ALIGNED_ENGINES, ENGINES, train_aligned, train_all
+from two_ranks import run_on_two_ranks
 
 from sendvae_fast.train.vae.stage import train_vae
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training on two ranks")]
+pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 
@@ -30,19 +28,8 @@ def runs(images, tmp_path_factory):
     latents = cache_of(root / "initial", images, root / "latents")
     train_all(root / "one", images, latents, root / "initial", {"ddp": {"name": "ddp"}})
     train_aligned(root / "one", images, {"ddp": {"name": "ddp"}})
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(HERE / "two_rank_training.py"),
-        str(root / "two"),
-        str(images),
-        str(latents),
-        str(root / "initial"),
-    ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG_S)
+    script = HERE / "two_rank_training.py"
+    done = run_on_two_ranks(script, root / "two", images, latents, root / "initial")
     assert done.returncode == 0, done.stderr[-3000:]
     return root
 

@@ -1,4 +1,4 @@
-"""Run by torchrun in test_two_ranks.py: both stages under every ZeRO stage, in one pair of processes."""
+"""Run on two ranks by test_two_ranks.py: both stages under every ZeRO stage, in one pair of processes."""
 
 import sys
 from pathlib import Path
