@@ -3,7 +3,7 @@
 import pytest
 import torch
 from op_cases import ALL
-from op_cases.common import OpTests, by_turns, require_backend
+from op_cases.common import OpTests, require_backend
 
 from sendvae_fast.ops import dispatch, use_backend
 from sendvae_fast.ops.registration import op_of
@@ -15,12 +15,15 @@ OPS_AND_BACKENDS = [(tests, backend) for tests in ALL for backend in BACKENDS if
 
 
 def of(backend: str) -> list:
-    """(tests, case, dtype) of every op with this backend, as parameters with readable names."""
+    """(tests, case, dtype) of every op with this backend, as parameters with readable names.
+
+    Triton's interpreter takes a second for every few programs: there dtypes take turns. A GPU runs the product of both.
+    """
     return [
         pytest.param(tests, case, dtype, id=f"{tests.op}-{case}-{dtype}")
         for tests, its_backend in OPS_AND_BACKENDS if its_backend == backend
         for number, case in enumerate(tests.few_cases if backend == "triton" else tests.cases)
-        for dtype in (by_turns(tests.dtypes, number) if backend == "triton" else tests.dtypes)
+        for dtype in ((tests.dtypes[number % len(tests.dtypes)],) if backend == "triton" else tests.dtypes)
     ]  # fmt: skip
 
 
@@ -54,7 +57,9 @@ def test_triton_close_to_truth(tests: OpTests, case, dtype):
 
 
 def test_repeats_bit_for_bit(op_and_backend):
-    tests, _ = op_and_backend
+    tests, backend = op_and_backend
+    if backend == "triton":
+        pytest.skip("the interpreter runs one program after another: a GPU can differ, see tests/gpu")
     one, other = (tests.example(0, torch.float32, "cpu").run() for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
 
@@ -76,9 +81,11 @@ def test_threads_change_nothing(op_and_backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_compiles_into_one_graph(op_and_backend, dtype):
-    tests, _ = op_and_backend
+    tests, backend = op_and_backend
     if dtype not in tests.dtypes:
         pytest.skip(f"{tests.op} does not take {dtype}")
+    if (backend, dtype) == ("triton", torch.bfloat16):
+        pytest.skip("what surrounds the op is compiled as around the C++ op, and the interpreter is slow")
     example = tests.example(0, dtype, "cpu")
     torch._dynamo.reset()
     eager, compiled = example.run(), example.run(torch.compile(example.function, fullgraph=True))
