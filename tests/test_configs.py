@@ -1,6 +1,8 @@
 """Every YAML in configs/ loads, its networks can be built, and the paper's runs have the paper's numbers."""
 
+import copy
 import dataclasses
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,15 +139,26 @@ def config_class(file: Path) -> type:
     return VAETrainConfig if file.parent.name == "vae" or file.stem.startswith("vae") else SiTTrainConfig
 
 
+@cache
+def load_once(file: Path):
+    return load(file, {})
+
+
 def load(file: Path, changes: dict | None = None):
-    settings = merge(merge(required_keys(config_class(file), "x"), read_config(file)), changes or {})
+    if changes is None:
+        return copy.deepcopy(load_once(file))
+    settings = merge(merge(required_keys(config_class(file), "x"), read_config(file)), changes)
     return build_config(config_class(file), settings, str(file))
+
+
+FOUNDATIONS = {}  # those that were made, by config
 
 
 def foundation_without_file(config):
     """The foundation model of a config on the meta device: its shapes, no memory, no weight file."""
+    config = dataclasses.replace(config, weights=None, random_weights=True)
     with torch.device("meta"):
-        return load_foundation(dataclasses.replace(config, weights=None, random_weights=True))
+        return FOUNDATIONS.get(repr(config)) or FOUNDATIONS.setdefault(repr(config), load_foundation(config))
 
 
 def num_parameters(module: torch.nn.Module) -> int:
