@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from PIL import Image
 
 from sendvae_fast.cli.main import main
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.demo import timeline
+from sendvae_fast.demo import demo as demo_module
+from sendvae_fast.demo import timeline, workers
 from sendvae_fast.demo.demo import claim_folder
 from sendvae_fast.demo.pictures import split_photographs
 from sendvae_fast.demo.results import Results
@@ -39,7 +41,9 @@ SMALL = [
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     root = tmp_path_factory.mktemp("demo") / "run"
-    assert main(["demo", f"--run={root}", *SMALL, "--debug"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "MAX_WORKERS", 2)  # two are side by side already, and each imports for seconds
+        assert main(["demo", f"--run={root}", *SMALL, "--debug"]) == 0
     return root
 
 
@@ -218,7 +222,17 @@ def test_photographs_are_split_by_catalogs(tmp_path):
     assert sorted(train.names + test.names) == sorted(catalog.names) and np.bincount(test.labels).tolist() == [2, 2]
 
 
-def test_photographs_go_through_the_whole_demo(tmp_path):
+class InThisProcess:
+    """Workers that start no process."""
+
+    def run(self, work, jobs, watch):
+        codes = [work(job) for job in jobs]
+        watch()
+        return codes
+
+
+def test_photographs_go_through_the_whole_demo(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_module, "side_by_side", lambda: nullcontext(InThisProcess()))
     photographs(tmp_path / "photos", per_class=30)
     root = tmp_path / "run"
     assert main(["demo", f"--run={root}", f"--data={tmp_path / 'photos'}", *SMALL, "--debug"]) == 0
