@@ -1,4 +1,4 @@
-"""What importing the library loads. Each test asks a fresh process: in this one everything is there already."""
+"""What importing the library loads. A test asks a fresh process: in this one everything is there already."""
 
 import subprocess
 import sys
@@ -10,20 +10,21 @@ pytestmark = pytest.mark.slow
 LAZY = ("torch._dynamo", "triton", "torchvision", "timm", "deepspeed", "lpips", "pyarrow", "matplotlib")
 
 
-def modules_after(statement: str) -> set[str]:
-    program = f"import sys\n{statement}\nprint(*sys.modules)"
+def modules_after(*statements: str) -> list[set[str]]:
+    """The modules that are loaded after each of the statements, which one process executes in turn."""
+    program = "import sys\n" + "\n".join(f"{statement}\nprint(*sys.modules)" for statement in statements)
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return set(result.stdout.split())
+    return [set(line.split()) for line in result.stdout.splitlines()]
 
 
 def test_the_package_loads_nothing_but_itself():
-    names = modules_after("import sendvae_fast; dir(sendvae_fast)") - modules_after("")
-    assert "sendvae_fast" in names
-    assert not {name for name in names if name.split(".")[0] not in {"sendvae_fast", *sys.stdlib_module_names}}
+    before, after = modules_after("pass", "import sendvae_fast; dir(sendvae_fast)")
+    assert "sendvae_fast" in after - before
+    assert not {name for name in after - before if name.split(".")[0] not in {"sendvae_fast", *sys.stdlib_module_names}}
 
 
-@pytest.mark.parametrize("module", ["ops", "nn", "pretrained"])
-def test_a_module_loads_torch_and_little_else(module):
-    names = modules_after(f"import sendvae_fast.{module}")
-    assert "torch" in names and f"sendvae_fast.{module}" in names
-    assert not names & set(LAZY)
+def test_a_module_loads_torch_and_little_else():
+    modules = ("ops", "nn", "pretrained")
+    for module, names in zip(modules, modules_after(*(f"import sendvae_fast.{name}" for name in modules)), strict=True):
+        assert "torch" in names and f"sendvae_fast.{module}" in names
+        assert not names & set(LAZY), module
