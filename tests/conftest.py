@@ -1,5 +1,7 @@
 """What every test needs before torch, Triton or DeepSpeed are imported, and where the real test files are."""
 
+import atexit
+import gc
 import os
 from pathlib import Path
 
@@ -40,6 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files: workers of pytest-xdist take whole files, in this order."""
     ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """Spare what the tests import from every later collection of garbage: DeepSpeed starts one for each engine."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # some libraries complain of what is left
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -3,6 +3,8 @@
 What torchrun would start imports torch and DeepSpeed three times, which takes longer than what the tests have to do.
 """
 
+import atexit
+import gc
 import os
 import runpy
 import signal
@@ -39,6 +41,8 @@ def main(arguments: list[str]) -> int:
     from sendvae_fast.engine.deepspeed_private import import_deepspeed
 
     import_deepspeed(torch.device("cpu"))
+    gc.freeze()  # DeepSpeed collects garbage for every engine, and all that has been imported would be looked at
+    atexit.register(gc.unfreeze)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
