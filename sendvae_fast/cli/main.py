@@ -37,6 +37,7 @@ VERBS = {
     "evaluate reconstruction": "measure what an autoencoder loses of held-out pictures",
     "evaluate attributes": "measure how well linear probes read attributes off latents",
     "evaluate latents": "measure how learnable a latent space is, without a generator",
+    "evaluate traversals": "move latents along attributes and see which of them change",
     "evaluate correlation": "draw how measures of autoencoders go with how well they generate",
     "report": "write a run's offline HTML report",
     "config list": "list the configs that come with the package",

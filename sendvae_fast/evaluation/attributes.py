@@ -28,11 +28,9 @@ from sendvae_fast.models.autoencoder.storage import load_autoencoder
 
 
 @dataclass(kw_only=True)
-class AttributesConfig(EvaluationConfig):
-    """The autoencoder, and the pictures with their attributes."""
+class AttributeDataConfig(EvaluationConfig):
+    """Pictures with their attributes, and probes of them."""
 
-    autoencoder: str
-    """Autoencoder folder or run."""
     data: str
     """The benchmark's folder; with `benchmark=csv` pictures with an attributes.csv, to score the probes on."""
     benchmark: Benchmark = "csv"
@@ -48,8 +46,6 @@ class AttributesConfig(EvaluationConfig):
     """Side of the ADM centre crop in pixels; by default that of the autoencoder's run."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """How the probes are fitted."""
-    control: bool = False
-    """Probe random numbers in the place of latents as well: what the protocol gives where nothing is known."""
     cache: str | None = None
     """Folder that latents are kept in, 2 bytes a number: an interrupted job goes on, a second one is fast. By default
     it is a temporary one."""
@@ -75,6 +71,16 @@ class AttributesConfig(EvaluationConfig):
         )
         assert train is not None and test is not None  # for type checkers: __post_init__ saw to it
         return csv_data(train, test, validation, self.seed)
+
+
+@dataclass(kw_only=True)
+class AttributesConfig(AttributeDataConfig):
+    """The autoencoder, and the pictures with their attributes."""
+
+    autoencoder: str
+    """Autoencoder folder or run."""
+    control: bool = False
+    """Probe random numbers in the place of latents as well: what the protocol gives where nothing is known."""
 
 
 def evaluate_attributes(config: AttributesConfig, say: Say = print) -> list[Result]:

@@ -35,6 +35,8 @@ EXACT = {
     "uniformity_entropy": Metric("Uniformity, entropy", "of the density of latents", "higher", 4),
     "latent_high_frequency": Metric("High frequencies", "share of the latents' power", None, 3),
     "decoder_sensitivity": Metric("Decoder sensitivity", "change of pictures by noise in latents", "lower", 3),
+    "traversal_selectivity": Metric("Traversal selectivity", "change that is the moved attribute's", "higher", 3),
+    "traversal_effect": Metric("Traversal effect", "on the attribute that is moved", "higher", 3),
     "small_sit_velocity_loss": Metric("Velocity loss", "of a small SiT after a few steps", "lower", 3),
 }
 FAMILIES = {

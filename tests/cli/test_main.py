@@ -58,6 +58,7 @@ TINY_SIT = [
 
 ATTRIBUTE_METRICS = ["attribute_f1", "attribute_f1_micro", "attribute_f1_tuned", "attribute_f1_tuned_micro"]
 LATENT_METRICS = ["class_probe_accuracy", "latent_high_frequency", "decoder_sensitivity"]
+TRAVERSAL_METRICS = ["traversal_selectivity", "traversal_effect"]
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
@@ -107,6 +108,16 @@ def house(tmp_path_factory):
             f"--train_data={images}",
             "--measures=[classes,spectrum,sensitivity]",
         ],
+        [
+            "evaluate",
+            "traversals",
+            f"--autoencoders=[{vae}]",
+            f"--data={images}",
+            f"--train_data={images}",
+            f"--folder={root / 'traversals'}",
+            "--num_pictures=2",
+            "--num_shown=1",
+        ],
         ["report", vae],
         ["report", sit],
     ]
@@ -123,7 +134,11 @@ def test_every_verb_leaves_what_it_promises(house):
     assert len(list((house / "samples").glob("*.png"))) == 6
     assert np.load(house / "samples.npz")["arr_0"].shape == (6, 32, 32, 3)
     drawn = ["frechet_demo", "precision_demo", "recall_demo", "kid_demo", "mind_demo"]
-    measured = {"vae": ["rfrechet_demo", "psnr", "ssim", *ATTRIBUTE_METRICS, *LATENT_METRICS], "sit": drawn}
+    assert sorted(path.name for path in (house / "traversals").iterdir()) == ["matrices.png", "strips_0.png"]
+    measured = {
+        "vae": ["rfrechet_demo", "psnr", "ssim", *ATTRIBUTE_METRICS, *LATENT_METRICS, *TRAVERSAL_METRICS],
+        "sit": drawn,
+    }
     for run, names in measured.items():
         assert [result.metric for result in read_results(house / run / "evaluation.jsonl")] == names
         page = (house / run / "report.html").read_text()

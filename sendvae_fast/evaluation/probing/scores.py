@@ -5,6 +5,7 @@ Shape letters: n pictures, A attributes, R resamples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -87,8 +88,13 @@ def top_recall(logits: Tensor, actual: Tensor, k: int, seed: int = 0) -> Estimat
 
 def mean_with_interval(values: Tensor, seed: int = 0) -> Estimate:
     """The mean of a value of each picture [n]."""
-    values = values.float()[:, None]
-    return _estimate(values.double().mean(), resampled_sums(values, seed)[:, 0] / len(values))
+    return estimate_of_means(values[:, None], lambda means: means[:, 0], seed)
+
+
+def estimate_of_means(values: Tensor, function: Callable[[Tensor], Tensor], seed: int = 0) -> Estimate:
+    """A function of the means over pictures of values [n, k]: it takes means [R, k] to [R]."""
+    resampled = resampled_sums(values, seed) / len(values)
+    return _estimate(function(values.double().mean(dim=0, keepdim=True))[0], function(resampled))
 
 
 def resampled_sums(counts: Tensor, seed: int, num_resamples: int = NUM_RESAMPLES) -> Tensor:
