@@ -3,16 +3,18 @@
 import json
 import os
 import stat
+import types
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-import yaml
 from safetensors import SafetensorError
 
 from sendvae_fast.errors import UserError
 
+T = TypeVar("T")
 MAX_BYTES = 2**28
 """A larger text file is refused; the metrics of four million steps are a tenth of it."""
 MAX_NODES = 1_000_000
@@ -85,6 +87,8 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
 
 def read_yaml(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     """The mapping in a YAML file, empty for an empty file. UserError, ending with `remedy`, where there is none."""
+    import yaml  # settings need it; weights and latents, which are all that a library's user reads, do not
+
     with reading(path, remedy):
         try:
             return _checked(yaml.safe_load(read_text(path)) or {})  # in Python: the C parser's stack can overflow
@@ -104,6 +108,34 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, RecursionError):
             continue
     return objects
+
+
+def dataclass_of(kind: type[T], content: dict[str, Any]) -> T:
+    """An instance of a dataclass of plain values from a read mapping; its own checks raise what they raise.
+
+    Raises NotOfItsKind where the mapping has a key that is no field, or a value of another type than the field's.
+    """
+    hints = typing.get_type_hints(kind)
+    for name, value in content.items():
+        if name not in hints:
+            raise NotOfItsKind(f"{kind.__name__} has no field {name!r:.80}")
+        if not _is_of(value, hints[name]):
+            raise NotOfItsKind(f"{name} is {value!r:.40}")
+    return kind(**content)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value that JSON can hold is one for a field of this annotation."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of(value, part) for part in parts)
+    if origin is typing.Literal:
+        return value in parts
+    if origin is tuple:  # of any length: tuple[int, ...]
+        return isinstance(value, (list, tuple)) and all(_is_of(part, parts[0]) for part in value)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def count_in(content: dict[str, Any], name: str) -> int:

@@ -18,14 +18,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sendvae_fast.config import build_config
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import CONFIG_FILE, save_tensors, write_atomic
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder.published import FoundAutoencoder, read_published
 from sendvae_fast.models.latent_statistics import STATS_FILE, choose_statistics, save_statistics, statistics_of_file
 from sendvae_fast.models.weights import build_to_fit, read_weights
-from sendvae_fast.reading import read_json
+from sendvae_fast.reading import dataclass_of, read_json, reading
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -89,5 +88,6 @@ def _read_own(directory: Path) -> FoundAutoencoder:
             f"{directory} is not an autoencoder folder, it has no {CONFIG_FILE}: give the folder that stage 1 exported"
         )
     sizes = read_json(config_file, "export the autoencoder again")
-    config = build_config(AutoencoderConfig, sizes, f"{config_file} is not an autoencoder configuration")
+    with reading(config_file, "it is not an autoencoder configuration; export the autoencoder again"):
+        config = dataclass_of(AutoencoderConfig, sizes)
     return FoundAutoencoder(config, read_weights(weights), weights, statistics_of_file(stats))

@@ -20,7 +20,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sendvae_fast.config import build_config
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import CONFIG_FILE, save_tensors, write_atomic
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE
@@ -39,7 +38,7 @@ from sendvae_fast.models.sit.published_layouts import FIRST_WEIGHT, from_publish
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.models.weights import build_to_fit, load_weights, part_of_checkpoint, read_weights
-from sendvae_fast.reading import read_json
+from sendvae_fast.reading import dataclass_of, read_json, reading
 
 EMA_FILE = "ema.safetensors"
 PUBLISHED_FILE = "generator.pt"
@@ -159,6 +158,7 @@ def _read_own(directory: Path, ema: bool) -> _Found:
     if not config_file.is_file():
         raise UserError(f"{directory} is not a SiT folder (no {CONFIG_FILE}); give a `train sit` run or checkpoint")
     sizes = read_json(config_file, "use another checkpoint")
-    config = build_config(SiTConfig, sizes, f"{config_file} is not a SiT configuration")
+    with reading(config_file, "it is not a SiT configuration; use another checkpoint"):
+        config = dataclass_of(SiTConfig, sizes)
     weights = directory / (EMA_FILE if ema else WEIGHTS_FILE)
     return _Found(config, read_weights(weights), weights, statistics_of_file(directory / STATS_FILE))
