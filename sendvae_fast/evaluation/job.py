@@ -77,6 +77,8 @@ class Evaluation:
             append_results(out, results)
         for result in results:
             say(describe(result))
+        for remark in dict.fromkeys(remark for result in results for remark in result.remarks):
+            say(f"note: {remark}")
         return results
 
 

@@ -163,6 +163,7 @@ def test_pictures_measured_as_they_are_drawn_are_those_of_the_folder(house, tmp_
     arguments = [f"--generator={house / 'sit'}", f"--autoencoder={house / 'vae'}", f"--reference={house / 'images'}"]
     settings = ["--generate.num_samples=6", "--generate.sampler.num_steps=3", "--batch_size=5", "--features.name=demo"]
     assert main(["evaluate", "generation", *arguments, *settings, f"--out={tmp_path / 'results.jsonl'}"]) == 0
+    assert "\nnote: 6 pictures are no more than" in capsys.readouterr().out
     online = read_results(tmp_path / "results.jsonl")
     assert [result.metric for result in online] == [result.metric for result in before]
     for ours, theirs in zip(online, before, strict=True):  # but for a grey level that the batch's rounding may move
