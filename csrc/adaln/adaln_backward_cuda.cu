@@ -11,7 +11,6 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
-constexpr int kSumThreads = 64;  // a row of the usual widths takes few: more blocks, fewer idle threads
 constexpr int64_t kMaxChunkTokens = 128, kMinChunkTokens = 4;
 constexpr int64_t kMultiprocessors = 132;  // of an H200; on others the choice of chunks is a little worse
 
@@ -254,31 +253,22 @@ __global__ void __launch_bounds__(kMaxThreads, 1) wide_backward_kernel(AdalnBack
   }
 }
 
-// A thread adds up the chunks of a vector of one of the modulation's gradients; a block stays within one row.
+// A thread adds up the chunks of one element of one of the modulation's gradients; a block stays within one row. Vectors
+// would leave too few threads to wait for memory together.
 template <typename T, typename M>
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(kMaxThreads)
     sum_chunks_kernel(AdalnBackwardArgs<T, M> args, uint32_t blocks_per_row) {
-  constexpr int kWidth = kVectorWidth<M>, kPart = kVectorWidth<float>;
   const uint32_t row = blockIdx.x / blocks_per_row, gradients = args.has_branch ? 3 : 2;
-  const int64_t column = (static_cast<int64_t>(blockIdx.x % blocks_per_row) * kSumThreads + threadIdx.x) * kWidth;
-  const int64_t count = args.width - column;
-  if (count <= 0) return;
+  const int64_t column = static_cast<int64_t>(blockIdx.x % blocks_per_row) * kMaxThreads + threadIdx.x;
+  if (column >= args.width) return;
   const int64_t sample = row / gradients;
   const int which = static_cast<int>(row % gradients);
   const float* partial = args.partials + (sample * args.chunks * kPartials + which) * args.width + column;
-  const bool aligned = args.width % kWidth == 0;  // as the tensors are new
-  float sums[kWidth] = {};
-  for (int64_t chunk = 0; chunk < args.chunks; ++chunk, partial += kPartials * args.width) {
-    SENDVAE_UNROLL
-    for (int i = 0; i < kWidth; i += kPart) {
-      float part[kPart];
-      load_vector(partial + i, count - i, aligned, part);
-      SENDVAE_UNROLL
-      for (int j = 0; j < kPart; ++j) sums[i + j] += part[j];
-    }
-  }
+  const int64_t step = kPartials * args.width;
+  float sum = 0.0f;
+  for (int64_t chunk = 0; chunk < args.chunks; ++chunk, partial += step) sum += *partial;
   M* out = which == kShiftPartial ? args.grad_shift : which == kScalePartial ? args.grad_scale : args.grad_gate;
-  store_vector(out + sample * args.width + column, count, aligned, sums);
+  out[sample * args.width + column] = from_float<M>(sum);
 }
 
 // How `backward_kernel` takes tokens of a width.
@@ -333,11 +323,10 @@ void launch_backward(const AdalnBackwardArgs<T, M>& args, cudaStream_t stream) {
   const uint32_t blocks = blocks_for(AdalnBackward::kName, args.batch * args.chunks, 1);
   kernel<<<blocks, threads, 0, stream>>>(args);
   check_launch(AdalnBackward::kName);
-  constexpr int64_t kSumWidth = kSumThreads * kVectorWidth<M>;
-  const int64_t blocks_per_row = (width + kSumWidth - 1) / kSumWidth;
+  const int64_t blocks_per_row = (width + kMaxThreads - 1) / kMaxThreads;
   const uint32_t sum_blocks =
       blocks_for(AdalnBackward::kName, args.batch * (args.has_branch ? 3 : 2) * blocks_per_row, 1);
-  sum_chunks_kernel<<<sum_blocks, kSumThreads, 0, stream>>>(args, static_cast<uint32_t>(blocks_per_row));
+  sum_chunks_kernel<<<sum_blocks, kMaxThreads, 0, stream>>>(args, static_cast<uint32_t>(blocks_per_row));
   check_launch(AdalnBackward::kName);
 }
 
