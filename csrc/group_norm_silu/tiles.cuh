@@ -249,9 +249,7 @@ inline dim3 join_threads(const GroupNormShape& shape, const Tiling& tiling) {
   return {columns, rows};
 }
 
-inline Tensor workspace(const Tensor& like, int64_t size) {
-  return empty_on(like, {size}, ScalarType::Float);
-}
+inline Tensor workspace(const Tensor& like, int64_t size) { return empty_on(like, {size}, ScalarType::Float); }
 
 // Calls function(kSilu, kAligned) with two integral constants.
 template <typename Function>
