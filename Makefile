@@ -12,7 +12,7 @@ CSRC := $(filter %.cpp %.cu %.cuh %.h,$(SOURCES)) $(wildcard tests/cuda_on_cpu/*
 IN_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-fast docs lint format cuda-on-cpu gpu-check clean
+.PHONY: help env demo test tests test-fast docs lint format cuda-on-cpu gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,7 +20,10 @@ help:  ## list the targets
 demo: env  ## run everything end to end on synthetic pictures and write runs/demo/report.html
 	@$(BIN)/sendvae demo $(ARGS)
 
-test: lint $(VENV)/.docs  ## lint, then the whole test suite, a process per core
+test: env $(VENV)/.docs  ## lint, and beside it the whole test suite, a process per core
+	@$(MAKE) --no-print-directory -j 2 lint tests
+
+tests: env
 	$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
 
 test-fast: env  ## the tests of single parts: no training, no second process, no compiler

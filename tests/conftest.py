@@ -44,6 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))
 
 
+def pytest_report_header() -> str | None:
+    """Say what runs on a GPU alone."""
+    return None if torch.cuda.is_available() else "no CUDA device: tests/gpu is collected and left out"
+
+
 def pytest_collection_finish() -> None:
     """Spare what the tests import from every later collection of garbage: DeepSpeed starts one for each engine."""
     gc.freeze()

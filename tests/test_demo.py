@@ -1,6 +1,7 @@
 """The demo, smaller still: every part runs, a second call trains nothing, and photographs are split and linked."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -41,8 +42,10 @@ SMALL = [
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     root = tmp_path_factory.mktemp("demo") / "run"
+    processes = multiprocessing.get_context("forkserver")  # which imports once what every worker would, for seconds
+    processes.set_forkserver_preload(["sendvae_fast.demo.variant"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "MAX_WORKERS", 2)  # two are side by side already, and each imports for seconds
+        patch.setattr(workers.multiprocessing, "get_context", lambda _: processes)
         assert main(["demo", f"--run={root}", *SMALL, "--debug"]) == 0
     return root
 

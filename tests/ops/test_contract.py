@@ -3,7 +3,7 @@
 import pytest
 import torch
 from op_cases import ALL
-from op_cases.common import OpTests, require_backend
+from op_cases.common import OpTests, by_turns, require_backend
 
 from sendvae_fast.ops import dispatch, use_backend
 from sendvae_fast.ops.registration import op_of
@@ -17,14 +17,20 @@ OPS_AND_BACKENDS = [(tests, backend) for tests in ALL for backend in BACKENDS if
 def of(backend: str) -> list:
     """(tests, case, dtype) of every op with this backend, as parameters with readable names.
 
-    Triton's interpreter takes a second for every few programs: there dtypes take turns. A GPU runs the product of both.
+    Half precisions take turns from case to case; in Triton's interpreter, which takes a second for every few programs,
+    all dtypes do, over fewer cases.
     """
     return [
         pytest.param(tests, case, dtype, id=f"{tests.op}-{case}-{dtype}")
         for tests, its_backend in OPS_AND_BACKENDS if its_backend == backend
         for number, case in enumerate(tests.few_cases if backend == "triton" else tests.cases)
-        for dtype in ((tests.dtypes[number % len(tests.dtypes)],) if backend == "triton" else tests.dtypes)
+        for dtype in (in_turn(tests.dtypes, number) if backend == "triton" else by_turns(tests.dtypes, number))
     ]  # fmt: skip
+
+
+def in_turn(dtypes: tuple, number: int) -> tuple:
+    """One of the dtypes, another for the next number."""
+    return (dtypes[number % len(dtypes)],)
 
 
 @pytest.fixture(params=OPS_AND_BACKENDS, ids=lambda pair: f"{pair[0].op}-{pair[1]}")
