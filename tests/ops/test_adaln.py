@@ -111,7 +111,7 @@ def test_autocast_changes_nothing(backend):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_large_activations(backend, dtype):
     """A mean of 1e4, a scale of 100: the statistics are those of plain PyTorch, and everything is finite."""
-    inputs = make_inputs((2, 64, 384), dtype)
+    inputs = make_inputs((2, 16, 384), dtype)
     with torch.no_grad():
         inputs["x"] += 1e4
         inputs["branch"] *= 1e2
@@ -156,7 +156,7 @@ def test_nan_stays_in_its_token(backend):
 
 
 def test_samples_do_not_depend_on_the_batch(backend):
-    inputs = make_inputs((4, 40, 33))
+    inputs = make_inputs((4, 18, 33))
     order = [3, 0]
     some = {name: x.detach()[order].requires_grad_() for name, x in inputs.items()}
     results = []
