@@ -1,6 +1,7 @@
 // group_norm_silu's forward on CUDA, in three launches: the channels' moments in each chunk of pixels; the groups' mean
-// and rstd from them; the outputs. Maps are read twice and written once. A large batch and a large single map both make
-// many chunks, which do not depend on the batch. Every sum has a fixed order, so results repeat bit for bit.
+// and rstd from them; the outputs. Maps are read twice and written once. A map of which a block can hold all pixels is
+// one launch, that reads it once. A large batch and a large single map both make many blocks; how a sample is cut does
+// not depend on the batch. Every sum has a fixed order, so results repeat bit for bit.
 #include "group_norm_silu.h"
 
 #include <torch/csrc/stable/accelerator.h>
@@ -31,13 +32,11 @@ __device__ __forceinline__ void add_residual(const GroupNormSiluArgs<T>& args, c
   }
 }
 
-// moments [B, chunks, 2, C]: the channels' means in each chunk, and their sums of squares around them. Forms s.
-template <typename T, bool kResidual, bool kAligned>
-__global__ void __launch_bounds__(kThreads, kAligned ? 3 : 2)
-    moments_kernel(GroupNormSiluArgs<T> args, Tiling tiling, float* moments) {
+// The moments of the exchanged channel in the thread's chunk, from kNum pixels at a time. Forms s.
+template <int kMaxThreads, int kNum, bool kResidual, bool kAligned, typename T>
+__device__ __forceinline__ Moments chunk_moments(const GroupNormSiluArgs<T>& args,
+                                                 const Place<kVectorWidth<T>>& place) {
   constexpr int kWidth = kVectorWidth<T>;
-  constexpr int kNum = kResidual ? kBatch<kAligned> : 2 * kBatch<kAligned>;
-  const Place<kWidth> place(args.shape, tiling, blockIdx.x);
   // As in MomentsOfParts: distances from a thread's first pixel.
   float centres[kWidth] = {}, sums[kWidth] = {}, squares[kWidth] = {};
   bool is_first = true;
@@ -68,42 +67,26 @@ __global__ void __launch_bounds__(kThreads, kAligned ? 3 : 2)
     rows[0][i] = centres[i] + shift;
     rows[1][i] = squares[i] - sums[i] * shift;
   }
-  exchange(rows);
+  exchange<kMaxThreads>(rows);
   MomentsOfParts channel(rows[0][0]);
   SENDVAE_UNROLL
   for (int row = 0; row < kWidth; ++row) {
     channel.add({static_cast<float>(place.rows_of(row)), rows[0][row], rows[1][row]});
   }
-  const Moments chunk = channel.moments();
-  store_parts(args.shape, tiling, place, chunk.mean, chunk.squares, moments);
+  return channel.moments();
 }
 
-// A block for each sample and group: mean and rstd from the moments of its channels in all chunks.
-__global__ void __launch_bounds__(kJoinThreads) join_moments_kernel(GroupNormShape shape, Tiling tiling, float eps,
-                                                                    const float* moments, float* mean, float* rstd) {
-  const int64_t sample = blockIdx.x / shape.groups, width = shape.channels_per_group();
-  const int64_t first_channel = blockIdx.x % shape.groups * width;
-  const float* first = moments + sample * tiling.chunks * 2 * shape.channels + first_channel;
-  const bool has_part = threadIdx.x < width && threadIdx.y < tiling.chunks;
-  MomentsOfParts parts(has_part ? first[threadIdx.y * 2 * shape.channels + threadIdx.x] : 0.0f);
-  for (uint32_t chunk = threadIdx.y; chunk < tiling.chunks; chunk += blockDim.y) {
-    const float* means = first + chunk * 2 * shape.channels;
-    const float pixels = static_cast<float>(pixels_in(shape, tiling, chunk));
-    for (int64_t i = threadIdx.x; i < width; i += blockDim.x) parts.add({pixels, means[i], means[shape.channels + i]});
-  }
-  const Moments group = block_moments(parts.moments());
-  if (threadIdx.x == 0 && threadIdx.y == 0) {
-    mean[blockIdx.x] = group.mean;
-    rstd[blockIdx.x] = rstd_of(group.squares / group.count, eps);
-  }
+__device__ __forceinline__ void write_statistics(const Moments& moments, float eps, float* mean, float* rstd) {
+  *mean = moments.mean;
+  *rstd = rstd_of(moments.squares / moments.count, eps);
 }
 
-template <typename T, bool kSilu, bool kAligned>
-__global__ void __launch_bounds__(kThreads, 3) output_kernel(GroupNormSiluArgs<T> args, Tiling tiling) {
+// From mean and rstd of the groups.
+template <bool kSilu, bool kAligned, typename T>
+__device__ __forceinline__ void write_outputs(const GroupNormSiluArgs<T>& args, const Tiling& tiling,
+                                              const Place<kVectorWidth<T>>& place) {
   constexpr int kWidth = kVectorWidth<T>;
   constexpr int kNum = kBatch<kAligned>;
-  // Last tile first: what was read last may still be in the L2 cache.
-  const Place<kWidth> place(args.shape, tiling, gridDim.x - 1 - blockIdx.x);
   const T* map = args.residual ? args.s : args.x;
   Normalisation normalisation[kWidth];
   const auto of_channel = [&](uint32_t channel, int64_t group) { return normalisation_of(args, channel, group); };
@@ -123,25 +106,81 @@ __global__ void __launch_bounds__(kThreads, 3) output_kernel(GroupNormSiluArgs<T
   });
 }
 
+// ---- A map of any size: three launches ----
+
+// moments [B, chunks, 2, C]: the channels' means in each chunk, and their sums of squares around them.
+template <typename T, bool kResidual, bool kAligned>
+__global__ void __launch_bounds__(kThreads, kAligned ? 3 : 2)
+    moments_kernel(GroupNormSiluArgs<T> args, Tiling tiling, float* moments) {
+  constexpr int kNum = kResidual ? kBatch<kAligned> : 2 * kBatch<kAligned>;
+  const Place<kVectorWidth<T>> place(args.shape, tiling, blockIdx.x);
+  const Moments chunk = chunk_moments<kThreads, kNum, kResidual, kAligned>(args, place);
+  store_parts(args.shape, tiling, place, chunk.mean, chunk.squares, moments);
+}
+
+// A block for each sample and group: mean and rstd from the moments of its channels in all chunks.
+__global__ void __launch_bounds__(kJoinThreads) join_moments_kernel(GroupNormShape shape, Tiling tiling, float eps,
+                                                                    const float* moments, float* mean, float* rstd) {
+  const int64_t sample = blockIdx.x / shape.groups, first_channel = blockIdx.x % shape.groups * tiling.group_channels;
+  const Moments group =
+      block_moments(moments_for_member(shape, tiling, moments, sample, first_channel, threadIdx.x, blockDim.x));
+  if (threadIdx.x == 0) write_statistics(group, eps, mean + blockIdx.x, rstd + blockIdx.x);
+}
+
+template <typename T, bool kSilu, bool kAligned>
+__global__ void __launch_bounds__(kThreads, 3) output_kernel(GroupNormSiluArgs<T> args, Tiling tiling) {
+  // Last tile first: what was read last may still be in the L2 cache.
+  const Place<kVectorWidth<T>> place(args.shape, tiling, gridDim.x - 1 - blockIdx.x);
+  write_outputs<kSilu, kAligned>(args, tiling, place);
+}
+
+// ---- A small map: one launch, and what is read again comes from a cache ----
+
+template <typename T, bool kSilu, bool kAligned>
+__global__ void __launch_bounds__(kWholeThreads, kAligned ? 2 : 1)
+    whole_forward_kernel(GroupNormSiluArgs<T> args, Tiling tiling, float* moments) {
+  const GroupNormShape& shape = args.shape;
+  const Place<kVectorWidth<T>> place(shape, tiling, blockIdx.x);
+  const Moments chunk = args.residual ? chunk_moments<kWholeThreads, 2, true, kAligned>(args, place)
+                                      : chunk_moments<kWholeThreads, kBatch<kAligned>, false, kAligned>(args, place);
+  store_parts(shape, tiling, place, chunk.mean, chunk.squares, moments);
+  __syncthreads();
+  for_groups(shape, tiling, place, [&](int64_t first_channel, int64_t group, uint32_t lane) {
+    const Moments of_group =
+        warp_moments(moments_for_member(shape, tiling, moments, place.sample, first_channel, lane, kWarp));
+    if (lane == 0) write_statistics(of_group, args.eps, args.mean + group, args.rstd + group);
+  });
+  __syncthreads();
+  write_outputs<kSilu, kAligned>(args, tiling, place);
+}
+
+// ---- Launches ----
+
 template <typename T, bool kSilu, bool kAligned>
 void launch_forward(const GroupNormSiluArgs<T>& args, const Tensor& x) {
   constexpr int kWidth = kVectorWidth<T>;
   const GroupNormShape& shape = args.shape;
   const char* op = GroupNormSilu::kName;
-  const Tiling tiling = tiling_for(op, shape, kWidth, kThreadPixels);
+  const std::optional<Tiling> whole = whole_tiling(op, shape, kWidth);
+  const Tiling tiling = whole ? *whole : wide_tiling(op, shape, kWidth);
   const dim3 blocks(checked_blocks(op, shape.batch * tiling.sample_blocks), tiling.column_tiles);
   const dim3 threads = tiling.block(kWidth);
-  const uint32_t groups = checked_blocks(op, shape.batch * shape.groups);
-  const dim3 join = join_threads(shape, tiling);
-  const Tensor moments = workspace(x, shape.batch * tiling.chunks * 2 * shape.channels);
+  const Tensor workspace = new_floats(x, shape.batch * tiling.chunks * 2 * shape.channels);
+  float* moments = mutable_data<float>(workspace);
   const cudaStream_t stream = current_stream(x);
+  if (whole) {
+    whole_forward_kernel<T, kSilu, kAligned><<<blocks, threads, 0, stream>>>(args, tiling, moments);
+    return check_launch(op);
+  }
+  const uint32_t groups = checked_blocks(op, shape.batch * shape.groups);
+  const uint32_t join = join_threads(static_cast<int64_t>(tiling.chunks) * tiling.group_channels);
   if (args.residual) {
-    moments_kernel<T, true, kAligned><<<blocks, threads, 0, stream>>>(args, tiling, mutable_data<float>(moments));
+    moments_kernel<T, true, kAligned><<<blocks, threads, 0, stream>>>(args, tiling, moments);
   } else {
-    moments_kernel<T, false, kAligned><<<blocks, threads, 0, stream>>>(args, tiling, mutable_data<float>(moments));
+    moments_kernel<T, false, kAligned><<<blocks, threads, 0, stream>>>(args, tiling, moments);
   }
   check_launch(op);
-  join_moments_kernel<<<groups, join, 0, stream>>>(shape, tiling, args.eps, data<float>(moments), args.mean, args.rstd);
+  join_moments_kernel<<<groups, join, 0, stream>>>(shape, tiling, args.eps, moments, args.mean, args.rstd);
   check_launch(op);
   output_kernel<T, kSilu, kAligned><<<blocks, threads, 0, stream>>>(args, tiling);
   check_launch(op);

@@ -56,12 +56,28 @@ __device__ __forceinline__ Moments warp_moments(Moments moments) {
 // Those of the threads of a block of whole warps, in its first thread. Once per kernel.
 __device__ __forceinline__ Moments block_moments(Moments moments) {
   __shared__ Moments of_warps[kJoinThreads / kWarp];
-  const uint32_t thread = threadIdx.y * blockDim.x + threadIdx.x;
-  const uint32_t warps = blockDim.x * blockDim.y / kWarp;
   moments = warp_moments(moments);
-  if (thread % kWarp == 0) of_warps[thread / kWarp] = moments;
+  if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = moments;
   __syncthreads();
-  return thread < kWarp ? warp_moments(thread < warps ? of_warps[thread] : Moments{}) : moments;
+  if (threadIdx.x >= kWarp) return moments;
+  return warp_moments(threadIdx.x < blockDim.x / kWarp ? of_warps[threadIdx.x] : Moments{});
 }
 
-}  // namespace sendvae
+// What one of so many members has to join of the moments [B, chunks, 2, C] of a group's channels in all chunks.
+__device__ __forceinline__ Moments moments_for_member(const GroupNormShape& shape, const Tiling& tiling,
+                                                      const float* moments, int64_t sample, int64_t first_channel,
+                                                      uint32_t member, uint32_t members) {
+  const float* first = moments + sample * tiling.chunks * 2 * shape.channels + first_channel;
+  const auto part = [&](uint32_t index) -> Moments {
+    const uint32_t chunk = index / tiling.group_channels;
+    const float* mean = first + static_cast<int64_t>(chunk) * 2 * shape.channels + index % tiling.group_channels;
+    return {static_cast<float>(pixels_in(shape, tiling, chunk)), mean[0], mean[shape.channels]};
+  };
+  const uint32_t count = tiling.chunks * tiling.group_channels;
+  if (member >= count) return Moments{};
+  MomentsOfParts parts(part(member).mean);
+  for (uint32_t index = member; index < count; index += members) parts.add(part(index));
+  return parts.moments();
+}
+
+} // namespace sendvae

@@ -1,37 +1,15 @@
-// Tiles of maps in the CUDA kernels of group_norm_silu: cutting, reading, writing, and the exchange of sums.
+// Tiles of maps in the CUDA kernels of group_norm_silu: reading, writing, and the exchange of sums.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
-#include "../common/cuda.cuh"
-#include "group_norm_silu.h"
+#include "tiling.cuh"
 
 namespace sendvae {
-
-constexpr int kWarp = 32;
-constexpr int kThreads = 256;         // of a tile's block, at most
-constexpr int kMaxColumns = 16;       // vectors of a tile side by side: 256 bytes of each pixel
-constexpr int kMaxBlockChunks = 64;   // CUDA's limit of blockDim.z
-constexpr int kMaxColumnTiles = 65535;  // and of gridDim.y
-constexpr int kThreadPixels = 16;     // of a chunk that is summed
-constexpr int kJoinThreads = 512;     // of a block that joins the sums of chunks, at most
 
 // Pixels that a thread loads before it uses the first.
 template <bool kAligned>
 constexpr int kBatch = kAligned ? 4 : 2;
-
-// A chunk is some consecutive pixels of a sample. As many rows of threads work on it as a vector has channels, each
-// row on every so-manieth pixel; a thread has one vector of each. blockDim is [columns, rows of a chunk, chunks].
-struct Tiling {
-  uint32_t columns, block_chunks;
-  uint32_t chunk_pixels, chunks;          // of a chunk, and of a sample
-  uint32_t sample_blocks, column_tiles;   // of a sample: one after the other, and side by side
-  uint32_t group_channels;                // C / G
-
-  dim3 block(int vector_width) const { return {columns, static_cast<uint32_t>(vector_width), block_chunks}; }
-};
 
 // Pixels of a chunk; the last may have fewer, and one behind it has none.
 __device__ __forceinline__ uint32_t pixels_in(const GroupNormShape& shape, const Tiling& tiling, uint32_t chunk) {
@@ -153,7 +131,7 @@ __device__ __forceinline__ void for_channels(const GroupNormShape& shape, const 
                                              const Place<kWidth>& place, const Compute& compute,
                                              Numbers (&out)[kWidth]) {
   constexpr int kFloats = sizeof(Numbers) / sizeof(float);
-  __shared__ float shared[kFloats][kWidth][kMaxColumns];  // neighbours' in neighbouring banks
+  __shared__ float shared[kFloats][kWidth * kMaxColumns];  // neighbours' in neighbouring banks
   float floats[kFloats];
   if (threadIdx.z == 0) {
     const uint32_t channel = place.channel + threadIdx.y;
@@ -161,13 +139,13 @@ __device__ __forceinline__ void for_channels(const GroupNormShape& shape, const 
     const Numbers numbers = channel < shape.channels ? compute(channel, group) : Numbers{};
     memcpy(floats, &numbers, sizeof numbers);
     SENDVAE_UNROLL
-    for (int f = 0; f < kFloats; ++f) shared[f][threadIdx.y][threadIdx.x] = floats[f];
+    for (int f = 0; f < kFloats; ++f) shared[f][threadIdx.y * blockDim.x + threadIdx.x] = floats[f];
   }
   __syncthreads();
   SENDVAE_UNROLL
   for (int i = 0; i < kWidth; ++i) {
     SENDVAE_UNROLL
-    for (int f = 0; f < kFloats; ++f) floats[f] = shared[f][i][threadIdx.x];
+    for (int f = 0; f < kFloats; ++f) floats[f] = shared[f][i * blockDim.x + threadIdx.x];
     memcpy(&out[i], floats, sizeof out[i]);
   }
 }
@@ -179,23 +157,22 @@ __device__ __forceinline__ Normalisation normalisation_of(const Args& args, uint
 
 // The threads of a chunk's column exchange kNum numbers: a thread comes with those of its row and kWidth channels, and
 // leaves with those of kWidth rows and one channel, `exchanged_channel`. All threads of the block must call it.
-template <int kNum, int kWidth>
+template <int kMaxThreads, int kNum, int kWidth>
 __device__ __forceinline__ void exchange(float (&values)[kNum][kWidth]) {
-  // Longer by what lets 32 neighbours, who read kWidth channels of 32 / kWidth columns, find them in 32 banks.
-  __shared__ float shared[kNum][kWidth][kThreads + kWarp / kWidth];
+  // One number at a time: shared memory decides how many blocks of a small map there are at once. Longer by what lets
+  // 32 neighbours, who read kWidth channels of 32 / kWidth columns, find them in 32 banks.
+  __shared__ float shared[kWidth][kMaxThreads + kWarp / kWidth];
   const uint32_t first = threadIdx.z * kWidth * blockDim.x;
   const uint32_t thread = threadIdx.y * blockDim.x + threadIdx.x;
   SENDVAE_UNROLL
   for (int number = 0; number < kNum; ++number) {
+    if (number > 0) __syncthreads();
     SENDVAE_UNROLL
-    for (int i = 0; i < kWidth; ++i) shared[number][i][first + thread] = values[number][i];
-  }
-  __syncthreads();
-  SENDVAE_UNROLL
-  for (int number = 0; number < kNum; ++number) {
+    for (int i = 0; i < kWidth; ++i) shared[i][first + thread] = values[number][i];
+    __syncthreads();
     SENDVAE_UNROLL
     for (int row = 0; row < kWidth; ++row) {
-      values[number][row] = shared[number][thread % kWidth][first + row * blockDim.x + thread / kWidth];
+      values[number][row] = shared[thread % kWidth][first + row * blockDim.x + thread / kWidth];
     }
   }
 }
@@ -204,6 +181,20 @@ __device__ __forceinline__ void exchange(float (&values)[kNum][kWidth]) {
 template <int kWidth>
 __device__ __forceinline__ uint32_t exchanged_channel() {
   return (blockIdx.y * kWidth + threadIdx.y) * blockDim.x + threadIdx.x;
+}
+
+// Calls body(first channel, group, lane) in all lanes of a warp for each group of a block of whole warps and groups.
+// Groups are counted through the batch.
+template <int kWidth, typename Body>
+__device__ __forceinline__ void for_groups(const GroupNormShape& shape, const Tiling& tiling,
+                                           const Place<kWidth>& place, const Body& body) {
+  const uint32_t thread = (threadIdx.z * kWidth + threadIdx.y) * blockDim.x + threadIdx.x;
+  const uint32_t warps = blockDim.x * kWidth * blockDim.z / kWarp;
+  const uint32_t groups = blockDim.x * kWidth / tiling.group_channels;  // of a block
+  for (uint32_t i = thread / kWarp; i < groups && blockIdx.y * groups + i < shape.groups; i += warps) {
+    const int64_t group = blockIdx.y * groups + i;
+    body(group * tiling.group_channels, place.sample * shape.groups + group, thread % kWarp);
+  }
 }
 
 // Writes a chunk's two numbers for the exchanged channel to `parts` [B, chunks, 2, C].
@@ -215,49 +206,6 @@ __device__ __forceinline__ void store_parts(const GroupNormShape& shape, const T
   const int64_t chunk = static_cast<int64_t>(place.sample) * tiling.chunks + place.chunk;
   parts[2 * chunk * shape.channels + channel] = first;
   parts[(2 * chunk + 1) * shape.channels + channel] = second;
-}
-
-// ---- Launches ----
-
-inline uint32_t checked_blocks(const char* op, int64_t blocks) {
-  STD_TORCH_CHECK(blocks < (int64_t{1} << 31), op, ": too large for one launch: ", blocks, " blocks");
-  return static_cast<uint32_t>(blocks);
-}
-
-// thread_pixels: of a thread in a chunk. Sums depend on it, so theirs does not depend on the batch.
-inline Tiling tiling_for(const char* op, const GroupNormShape& shape, int vector_width, int thread_pixels) {
-  const int64_t vectors = (shape.channels + vector_width - 1) / vector_width;
-  Tiling tiling;
-  tiling.columns = static_cast<uint32_t>(std::min<int64_t>(vectors, kMaxColumns));
-  tiling.block_chunks = std::min<uint32_t>(kThreads / (tiling.columns * vector_width), kMaxBlockChunks);
-  tiling.chunk_pixels = static_cast<uint32_t>(thread_pixels * vector_width);
-  tiling.chunks = checked_blocks(op, (shape.pixels + tiling.chunk_pixels - 1) / tiling.chunk_pixels);
-  tiling.sample_blocks = (tiling.chunks + tiling.block_chunks - 1) / tiling.block_chunks;
-  const int64_t column_tiles = (vectors + tiling.columns - 1) / tiling.columns;
-  STD_TORCH_CHECK(column_tiles <= kMaxColumnTiles, op, ": too many channels for one launch: ", shape.channels);
-  tiling.column_tiles = static_cast<uint32_t>(column_tiles);
-  tiling.group_channels = static_cast<uint32_t>(shape.channels_per_group());
-  return tiling;
-}
-
-// [rows, columns] threads to go through a group: columns for its channels, rows for the chunks.
-inline dim3 join_threads(const GroupNormShape& shape, const Tiling& tiling) {
-  uint32_t columns = 1, rows = 1;
-  while (columns < shape.channels_per_group() && columns < kWarp) columns *= 2;
-  while (rows < tiling.chunks && columns * rows < kJoinThreads) rows *= 2;
-  while (columns * rows < kWarp) rows *= 2;
-  return {columns, rows};
-}
-
-inline Tensor workspace(const Tensor& like, int64_t size) { return empty_on(like, {size}, ScalarType::Float); }
-
-// Calls function(kSilu, kAligned) with two integral constants.
-template <typename Function>
-void dispatch_flags(bool silu, bool aligned, const Function& function) {
-  const auto with_silu = [&](auto silu_constant) {
-    aligned ? function(silu_constant, std::true_type{}) : function(silu_constant, std::false_type{});
-  };
-  silu ? with_silu(std::true_type{}) : with_silu(std::false_type{});
 }
 
 }  // namespace sendvae

@@ -64,9 +64,9 @@ class Bug:
 BUGS = [
     # Barriers
     Bug(
-        "no_barrier_before_the_exchange", "group_norm_silu", "3x6x5x7-2groups-contiguous-residual", GROUP_NORM,
-        "first + thread] = values[number][i];\n  }\n  __syncthreads();", "first + thread] = values[number][i];\n  }",
-        "undefined shared memory", is_one_more=True,
+        "no_barrier_before_the_next_exchange", "group_norm_silu", "3x6x5x7-2groups-contiguous-residual", GROUP_NORM,
+        "if (number > 0) __syncthreads();", "",
+        "races in shared memory", is_one_more=True,
     ),
     Bug(
         "no_barrier_in_the_tree", "group_norm_silu", "3x6x5x7-2groups-contiguous-residual", GROUP_NORM_BACKWARD,
@@ -75,7 +75,7 @@ BUGS = [
     ),
     Bug(
         "no_barrier_before_the_channels_are_read", "group_norm_silu", "2x33x9x4-1groups-channels_last-norm", GROUP_NORM,
-        "[threadIdx.x] = floats[f];\n  }\n  __syncthreads();", "[threadIdx.x] = floats[f];\n  }",
+        "+ threadIdx.x] = floats[f];\n  }\n  __syncthreads();", "+ threadIdx.x] = floats[f];\n  }",
         "undefined shared memory", is_one_more=True,
     ),
     Bug(

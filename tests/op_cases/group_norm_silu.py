@@ -66,6 +66,10 @@ CASES = [
     GroupNormCase((1, 24, 64, 66), 4),
     GroupNormCase((2, 128, 16, 17), 32),
     GroupNormCase((1, 512, 8, 8), 32, "channels_last", "channels_last"),
+    GroupNormCase((2, 6, 4, 5), 3, "channels_last", "offset", silu=False),
+    # Groups wider than a block of the CUDA kernels.
+    GroupNormCase((2, 640, 5, 6), 2),
+    GroupNormCase((1, 640, 9, 8), 2, "channels_last", "channels_last", silu=False),
     GroupNormCase((1, 1032, 3, 5), 4),
     GroupNormCase((1, 2049, 2, 2), 3, "channels_last", "offset"),
     GroupNormCase((2, 16, 24, 24), 4, offset=300.0),
