@@ -16,11 +16,11 @@ from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights, run_of
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.job import Evaluation, EvaluationConfig, Say
-from sendvae_fast.evaluation.latent_space.discrimination import DiscriminationConfig, discrimination
+from sendvae_fast.evaluation.latent_space.discrimination import DiscriminationConfig, discrimination, sizes_for
 from sendvae_fast.evaluation.latent_space.learnability import LearnabilityConfig, velocity_loss_of_small_sit
 from sendvae_fast.evaluation.latent_space.sensitivity import decoder_sensitivity
 from sendvae_fast.evaluation.latent_space.spectrum import NUM_BANDS, band_powers
-from sendvae_fast.evaluation.latent_space.uniformity import UniformityConfig, uniformity
+from sendvae_fast.evaluation.latent_space.uniformity import UniformityConfig, check_number, uniformity
 from sendvae_fast.evaluation.origins import crop_size, weights_origin
 from sendvae_fast.evaluation.pictures import CatalogPictures
 from sendvae_fast.evaluation.probing.encoding import encoded_rows, feature_folder, posterior_means
@@ -115,6 +115,12 @@ def evaluate_latents(config: LatentsConfig, say: Say = print) -> list[Result]:
         raise UserError(
             f"{config.train_data} and {config.data} have different classes; leave `classes` out of measures"
         )
+    if "classes" in config.measures and len(set(train.catalog.labels.tolist())) < 2:
+        raise UserError(f"the pictures in {config.train_data} are of one class; leave `classes` out of measures")
+    if "uniformity" in config.measures:
+        check_number(len(train))
+    if "discrimination" in config.measures:
+        sizes_for(min(len(train), config.discrimination.num_pictures), config.discrimination)
     out, distributed = config.results_file(run_of(weights)), init_distributed()
     if distributed.world_size > 1:
         raise UserError("evaluate latents runs on one rank; start it without torchrun")
@@ -142,7 +148,7 @@ def measure_latents(
     """The measures that are asked for; latents are normalised by the training ones' mean and deviation by channel.
 
     Raises:
-        UserError: there are too few pictures for a measure, or one class.
+        UserError: there are too few pictures for a measure.
     """
     mean, std = train.statistics()
     if not (std > 0).all():
@@ -166,8 +172,6 @@ def measure_latents(
 
 def _class_probe(train: Latents, test: Latents, config: LatentsConfig) -> list[Measurement]:
     num_classes = int(train.labels.max()) + 1
-    if num_classes < 2:
-        raise UserError("the pictures are of one class; leave `classes` out of measures")
     model = fit_linear(train.rows, torch.from_numpy(train.labels), num_classes, config.probe, "softmax")
     is_right = model.logits(test.rows).argmax(dim=1) == torch.from_numpy(test.labels)
     return [

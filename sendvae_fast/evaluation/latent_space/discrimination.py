@@ -60,12 +60,7 @@ def discrimination(features: np.ndarray, config: DiscriminationConfig, seed: int
 
     rng, num = np.random.default_rng(seed), min(len(features), config.num_pictures)
     ids = np.sort(rng.choice(len(features), size=num, replace=False))
-    sizes = [size for size in config.components if size * PICTURES_PER_COMPONENT <= num]
-    if not sizes:
-        raise UserError(
-            f"a mixture of {min(config.components)} Gaussians needs {min(config.components) * PICTURES_PER_COMPONENT} "
-            f"pictures, not {num}: give more, fewer discrimination.components, or leave it out"
-        )
+    sizes = sizes_for(num, config)
     pca = PCA(min(config.num_dims, features.shape[1], num), svd_solver="randomized", random_state=seed)
     x = pca.fit_transform(features[ids].astype(np.float32)).astype(np.float64)
     x = (x - x.mean(axis=0)) / x.std(axis=0)
@@ -78,3 +73,15 @@ def discrimination(features: np.ndarray, config: DiscriminationConfig, seed: int
             held_out_nll[size] = -float(mixture.score(x[is_held_out]))
             progress.advance(1, nll=nll[size])
     return Discrimination(nll, held_out_nll, float(pca.explained_variance_ratio_.sum()), num - num // 10)
+
+
+def sizes_for(num_pictures: int, config: DiscriminationConfig) -> list[int]:
+    """The mixtures that there are enough pictures for. Raises UserError if there are none."""
+    sizes = [size for size in config.components if size * PICTURES_PER_COMPONENT <= num_pictures]
+    if not sizes:
+        least = min(config.components)
+        raise UserError(
+            f"a mixture of {least} Gaussians needs {least * PICTURES_PER_COMPONENT} pictures, not {num_pictures}: give "
+            "more, fewer discrimination.components, or leave it out of measures"
+        )
+    return sizes

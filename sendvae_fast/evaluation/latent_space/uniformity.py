@@ -57,8 +57,7 @@ def uniformity(latents: np.ndarray, config: UniformityConfig, seed: int) -> Unif
     from sklearn.manifold import TSNE
 
     num, _, height, width = latents.shape
-    if num < LEAST_POINTS:
-        raise UserError(f"uniformity needs {LEAST_POINTS} pictures or more, not {num}: give more, or leave it out")
+    check_number(num)
     runs = []
     with Progress("uniformity", config.num_runs, unit="run") as progress:
         for run in range(config.num_runs):
@@ -70,6 +69,14 @@ def uniformity(latents: np.ndarray, config: UniformityConfig, seed: int) -> Unif
             runs.append(spread_of(gaussian_kde(plane)(plane)))
             progress.advance(1, gini=runs[-1][1])
     return Uniformity(*np.array(runs).T)
+
+
+def check_number(num_pictures: int) -> None:
+    """Raise UserError unless there are enough pictures."""
+    if num_pictures < LEAST_POINTS:
+        raise UserError(
+            f"uniformity needs {LEAST_POINTS} pictures, not {num_pictures}: give more or leave it out of measures"
+        )
 
 
 def spread_of(density: np.ndarray) -> tuple[float, float, float]:
