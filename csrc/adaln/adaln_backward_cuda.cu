@@ -34,10 +34,8 @@ struct TokenPointers {
 
   template <typename M>
   __device__ TokenPointers(const AdalnBackwardArgs<T, M>& args, int64_t sample, int64_t token, int64_t column)
-      : grad_y(args.grad_y.at(sample, token) + column),
-        s(args.s.at(sample, token) + column),
-        grad_s(args.grad_s.at(sample, token) + column),
-        branch(args.branch.at(sample, token) + column) {}
+      : grad_y(args.grad_y.at(sample, token) + column), s(args.s.at(sample, token) + column),
+        grad_s(args.grad_s.at(sample, token) + column), branch(args.branch.at(sample, token) + column) {}
 
   template <typename M>
   __device__ void advance(const AdalnBackwardArgs<T, M>& args) {
@@ -253,8 +251,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) wide_backward_kernel(AdalnBack
   }
 }
 
-// A thread adds up the chunks of one element of one of the modulation's gradients; a block stays within one row. Vectors
-// would leave too few threads to wait for memory together.
+// A thread adds up the chunks of one element of one of the modulation's gradients; a block stays within one row.
+// Vectors would leave too few threads to wait for memory together.
 template <typename T, typename M>
 __global__ void __launch_bounds__(kMaxThreads)
     sum_chunks_kernel(AdalnBackwardArgs<T, M> args, uint32_t blocks_per_row) {
@@ -279,9 +277,7 @@ struct BlockShape {
 
 BlockShape block_shape(int64_t width, int64_t vector_width) {
   const int64_t block_width = kMaxThreads * vector_width;  // columns of a full block with one vector a thread
-  const int64_t vectors = width <= block_width       ? 1
-                          : width <= 2 * block_width ? 2
-                                                     : kMaxRegisterWidth / block_width;
+  const int64_t vectors = width <= block_width ? 1 : width <= 2 * block_width ? 2 : kMaxRegisterWidth / block_width;
   const int64_t warp_width = kWarp * vector_width * vectors;
   return {vectors, std::min<int64_t>((width + warp_width - 1) / warp_width * kWarp, kMaxThreads)};
 }
@@ -335,10 +331,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaln_backward_cuda(
     const std::optional<Tensor>& gate, const Tensor& scale, const Tensor& stats) {
   const torch::stable::accelerator::DeviceGuard guard(s.get_device_index());
   const int64_t vector_width = 16 / s.element_size();
-  const int64_t chunk_tokens =
-      s.dim() == 3 && s.size(2) > 0
-          ? chunk_tokens_for(s.size(0), s.size(1), block_shape(s.size(2), vector_width))
-          : kMaxChunkTokens;
+  const int64_t chunk_tokens = s.dim() == 3 && s.size(2) > 0
+                                   ? chunk_tokens_for(s.size(0), s.size(1), block_shape(s.size(2), vector_width))
+                                   : kMaxChunkTokens;
   const AdalnBackward call(grad_y, grad_s, s, branch, gate, scale, stats, chunk_tokens);
   dispatch_tokens_and_modulation(s.scalar_type(), scale.scalar_type(), [&](auto token_type, auto modulation_type) {
     launch_backward(call.args<decltype(token_type), decltype(modulation_type)>(), current_stream(s));

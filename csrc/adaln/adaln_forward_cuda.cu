@@ -74,8 +74,8 @@ __device__ __forceinline__ void modulate(const Vector<T>& s, LayerNormStats stat
   store<kWhole>(out, count, y);
 }
 
-// Hides the value from the compiler: who knows that its low bits are 0 makes every step's address of its own by `or`, in
-// place of a constant in the instruction.
+// Hides the value from the compiler: who knows that its low bits are 0 makes every step's address of its own by `or`,
+// in place of a constant in the instruction.
 __device__ __forceinline__ int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -83,8 +83,7 @@ __device__ __forceinline__ int opaque(int value) {
 
 // kSteps: vectors of a lane, the last of which may lie past the end of the token. Every vector is whole.
 template <typename T, typename M, int kSteps>
-__global__ void __launch_bounds__(kThreads)
-    forward_kernel(AdalnArgs<T, M> args, uint32_t blocks_per_sample) {
+__global__ void __launch_bounds__(kThreads) forward_kernel(AdalnArgs<T, M> args, uint32_t blocks_per_sample) {
   constexpr int kStride = kWarp * kVectorWidth<T>;
   const auto [sample, token] = find_place(blocks_per_sample);
   if (token >= args.tokens) return;
@@ -119,8 +118,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int step = 0; step < kSteps; ++step) {
     add_deviations<true>(s[step], first_count - step * kStride, center, deviation_sum, square_sum);
   }
-  const LayerNormStats stats = stats_from_deviations(center, warp_sum(deviation_sum), warp_sum(square_sum),
-                                                     args.inverse_width, args.eps);
+  const LayerNormStats stats =
+      stats_from_deviations(center, warp_sum(deviation_sum), warp_sum(square_sum), args.inverse_width, args.eps);
   if (threadIdx.x % kWarp == 0) args.stats[row] = stats;
 
   const M* shift = args.shift.at(sample) + first_column;
@@ -157,8 +156,8 @@ __global__ void __launch_bounds__(kThreads) wide_forward_kernel(AdalnArgs<T, M> 
   for (int64_t column = first_column; column < args.width; column += kStride) {
     add_deviations<kWhole>(s_at(column), args.width - column, center, deviation_sum, square_sum);
   }
-  const LayerNormStats stats = stats_from_deviations(center, warp_sum(deviation_sum), warp_sum(square_sum),
-                                                     args.inverse_width, args.eps);
+  const LayerNormStats stats =
+      stats_from_deviations(center, warp_sum(deviation_sum), warp_sum(square_sum), args.inverse_width, args.eps);
   if (threadIdx.x % kWarp == 0) args.stats[row] = stats;
   for (int64_t column = first_column; column < args.width; column += kStride) {
     const int64_t count = args.width - column;

@@ -90,9 +90,8 @@ __device__ __forceinline__ void update(const UpdateEntry<T>& entry, int i, int c
 
 // factors: of the table's tensors.
 template <typename T, bool kHasEma>
-__global__ void __launch_bounds__(kThreads, 4)
-    update_kernel(const __grid_constant__ UpdateTable<T> table, UpdateWeights weights,
-                  const StepFactors* table_factors) {
+__global__ void __launch_bounds__(kThreads, 4) update_kernel(const __grid_constant__ UpdateTable<T> table,
+                                                             UpdateWeights weights, const StepFactors* table_factors) {
   const ChunkRange range = table.range(static_cast<int32_t>(blockIdx.x), kUpdateChunk);
   const StepFactors factors = table_factors[range.entry];
   if (!factors.active) return;

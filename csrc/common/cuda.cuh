@@ -130,8 +130,8 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-// The sums over a warp of kCount values, a power of two, in a fixed order. Lane 32 / kCount * i has that of value i: the
-// lanes share the values out among them, which takes half the shuffles of one sum after the other.
+// The sums over a warp of kCount values, a power of two, in a fixed order. Lane 32 / kCount * i has that of value i:
+// the lanes share the values out among them, which takes half the shuffles of one sum after the other.
 template <int kCount>
 __device__ __forceinline__ float warp_sums(float (&values)[kCount]) {
   const int lane = threadIdx.x % 32;

@@ -1,6 +1,6 @@
 // The normals of philox.h on CUDA in half the instructions: the hardware's logarithm and root, and one polynomial each
-// for sine and cosine. With the worst that NVIDIA says of the hardware they are within 1.2e-6 of Box-Muller's, 1.1e-7 in
-// root mean square; philox.py's own rounding in fp32 comes to 1.8e-6 and 1.5e-7 (over all 2^23 radii and angles).
+// for sine and cosine. With the worst that NVIDIA says of the hardware they are within 1.2e-6 of Box-Muller's, 1.1e-7
+// in root mean square; philox.py's own rounding in fp32 comes to 1.8e-6 and 1.5e-7 (over all 2^23 radii and angles).
 #pragma once
 
 #include "cuda.cuh"
@@ -27,7 +27,7 @@ __device__ __forceinline__ float fast_radius(float u) {
   p = p * w + 2.0f;
   const float square = w < 0.125f ? p * w : kMinusTwoLn2 * __log2f(u);
   const float reciprocal = rsqrtf(square), root = square * reciprocal;
-  return root + (square - root * root) * (0.5f * reciprocal); 
+  return root + (square - root * root) * (0.5f * reciprocal);
 }
 
 // `value` with its sign changed where `sign` is negative.

@@ -55,7 +55,8 @@ struct Argument {
 void run_kernel(dim3 grid, dim3 block, size_t dynamic_shared_bytes, Body body, void* closure,
                 const std::vector<Argument>& arguments);
 
-// While launches are recorded, none runs: tensors may be larger than this machine's memory, as long as none touches them.
+// While launches are recorded, none runs: tensors may be larger than this machine's memory, as long as none touches
+// them.
 bool is_recording();
 void record_tensor(const void* data, size_t bytes);
 
