@@ -36,7 +36,7 @@ class Cost:
     backward_us: float
     """In `Engine.backward` of the stage's own network: gradients are computed and reduced over ranks."""
     update_us: float
-    """In its `Engine.step`: norm, optimizer, ZeRO's gathering of the weights."""
+    """In its `Engine.queue_step`: norm, optimizer, ZeRO's gathering of the weights."""
 
 
 def engine_forms(
@@ -83,7 +83,7 @@ def check_equal(losses: dict[str, dict[str, float]]) -> None:
 
 def measured_step(stage: Stage, batch: Any, distributed: Distributed) -> Callable[[], Cost]:
     """A step of the stage, on a batch, with its costs."""
-    spent = {"backward": 0.0, "step": 0.0}
+    spent = {"backward": 0.0, "queue_step": 0.0}
 
     def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -111,7 +111,7 @@ def measured_step(stage: Stage, batch: Any, distributed: Distributed) -> Callabl
             cpu_us=1e6 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
             page_faults=after.ru_minflt - before.ru_minflt,
             backward_us=1e6 * spent["backward"],
-            update_us=1e6 * spent["step"],
+            update_us=1e6 * spent["queue_step"],
         )
 
     return measure

@@ -112,7 +112,8 @@ __device__ __forceinline__ void write_outputs(const GroupNormSiluArgs<T>& args, 
 template <typename T, bool kResidual, bool kAligned>
 __global__ void __launch_bounds__(kThreads, kAligned ? 3 : 2)
     moments_kernel(GroupNormSiluArgs<T> args, Tiling tiling, float* moments) {
-  constexpr int kNum = kResidual ? kBatch<kAligned> : 2 * kBatch<kAligned>;
+  // With a residual, two loads a pixel: four at a time would spill on sm_100.
+  constexpr int kNum = kResidual ? (kAligned ? 3 : 2) : 2 * kBatch<kAligned>;
   const Place<kVectorWidth<T>> place(args.shape, tiling, blockIdx.x);
   const Moments chunk = chunk_moments<kThreads, kNum, kResidual, kAligned>(args, place);
   store_parts(args.shape, tiling, place, chunk.mean, chunk.squares, moments);
@@ -141,7 +142,8 @@ __global__ void __launch_bounds__(kWholeThreads, kAligned ? 2 : 1)
     whole_forward_kernel(GroupNormSiluArgs<T> args, Tiling tiling, float* moments) {
   const GroupNormShape& shape = args.shape;
   const Place<kVectorWidth<T>> place(shape, tiling, blockIdx.x);
-  const Moments chunk = args.residual ? chunk_moments<kWholeThreads, 2, true, kAligned>(args, place)
+  // With a residual, two pixels at a time would spill.
+  const Moments chunk = args.residual ? chunk_moments<kWholeThreads, 1, true, kAligned>(args, place)
                                       : chunk_moments<kWholeThreads, kBatch<kAligned>, false, kAligned>(args, place);
   store_parts(shape, tiling, place, chunk.mean, chunk.squares, moments);
   __syncthreads();

@@ -56,6 +56,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
+        self._show(0)  # at once: a rank that dies in the first second is missed by those that were seen
         self._thread.start()
         return self
 

@@ -7,6 +7,16 @@ from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.signals import EXIT_REQUEUE, SIGNALS, StopOnSignal
 
 
+@pytest.fixture(autouse=True)
+def of_a_terminal():
+    """Signals as a program in a terminal has them, also where the tests were started by nohup or in the background."""
+    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_remembered_until_asked(number, capsys):
     with StopOnSignal(Distributed()) as stop:

@@ -1,7 +1,6 @@
 """A run that no longer moves ends, and the message names the rank that does not answer."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -110,9 +109,3 @@ def test_what_may_take_long_does(exits, tmp_path):
 def test_an_error_of_one_rank_is_its_own(tmp_path):
     with pytest.raises(RuntimeError, match="of mine"), Watchdog(Distributed(), 10, tmp_path):
         raise RuntimeError("of mine")
-
-
-def test_signals_still_arrive(tmp_path):
-    with pytest.raises(KeyboardInterrupt), Watchdog(Distributed(), 10, tmp_path):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(5)
