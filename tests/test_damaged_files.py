@@ -37,7 +37,7 @@ from sendvae_fast.train.vae.settings import VAETrainConfig
 pytestmark = pytest.mark.slow
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
-TIMES = int(os.environ.get("SENDVAE_FUZZ", "40"))
+TIMES = int(os.environ.get("SENDVAE_FUZZ", "12"))
 """Damaged copies of each file."""
 
 
