@@ -135,6 +135,8 @@ def _is_of(value: Any, hint: Any) -> bool:
         return isinstance(value, (list, tuple)) and all(_is_of(part, parts[0]) for part in value)
     if isinstance(value, bool) or hint is bool:
         return isinstance(value, bool) and hint is bool
+    if isinstance(value, int) and abs(value) >= 2**31:  # no size of a network; torch takes such numbers for other types
+        return False
     return isinstance(value, (int, float) if hint is float else hint)
 
 
