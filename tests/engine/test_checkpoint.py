@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 from kills import killed_at
+from reliability_counts import counting
 from safetensors.torch import load_file, save_file
 
 from sendvae_fast.engine import checkpoint
@@ -69,20 +70,22 @@ def test_saving_a_step_again_keeps_the_valid_checkpoint(tmp_path):
 def test_kill_at_every_point_of_a_save(tmp_path):
     """Always a whole checkpoint to go on from, and nothing left over after the next save."""
     killed, event, found_new = True, 0, set()
-    while killed:
-        event += 1
-        folder = tmp_path / str(event)
-        checkpointer = Checkpointer(folder, Distributed(), keep=1)
-        save(checkpointer, 1)
-        killed = killed_at(event, lambda checkpointer=checkpointer: save(checkpointer, 2), DISK_CALLS)
-        for left in folder.glob("step_????????"):
-            checkpoint.verify(left)  # raises where a kill left half of a checkpoint under its name
-        step = value_of(checkpointer.load_latest())
-        found_new.add(step)
-        assert step == 2 or killed
-        save(checkpointer, 3)
-        assert value_of(checkpointer.load_latest()) == 3
-        assert names(folder) == ["step_00000003"]
+    with counting("checkpoint-kill", "a kill before every call of a save that changes the disk") as kills:
+        while killed:
+            event += 1
+            folder = tmp_path / str(event)
+            checkpointer = Checkpointer(folder, Distributed(), keep=1)
+            save(checkpointer, 1)
+            killed = killed_at(event, lambda checkpointer=checkpointer: save(checkpointer, 2), DISK_CALLS)
+            with kills.trial(event):
+                for left in folder.glob("step_????????"):
+                    checkpoint.verify(left)  # raises where a kill left half of a checkpoint under its name
+                step = value_of(checkpointer.load_latest())
+                found_new.add(step)
+                assert step == 2 or killed
+                save(checkpointer, 3)
+                assert value_of(checkpointer.load_latest()) == 3
+                assert names(folder) == ["step_00000003"]
     assert event > 15, "too few points: the calls are no longer seen"
     assert found_new == {1, 2}
 
