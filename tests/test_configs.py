@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import functools
+import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +45,7 @@ class VAERow(NamedTuple):
     image_size: int = 256
     method: str = "send"
     lambda_align: float = 1.0
+    legacy_range: bool = False
 
 
 VAE_ROWS = {
@@ -65,11 +68,16 @@ VAE_ROWS = {
     "control_none": VAERow("no row: naive fine-tuning", method="none", lambda_align=0.0),
     "control_va": VAERow("no row: VA-VAE's loss, as in its last stage", method="va", lambda_align=0.1),
     "control_reals": VAERow("no row: ReaLS", method="reals"),
+    "reals_f8d4": VAERow("ReaLS' own", "sdvae-f8d4", latent=(4, 32, 32), num_parameters=83_653_863, method="reals"),
+    "lpips_as_repa_e_ran": VAERow("no row: LPIPS of pictures in [-3, 1]", legacy_range=True),
 }
 
 
 class SiTRow(NamedTuple):
-    """A generator: (depth, width, heads) of SiT's paper, patch size, the latents it is for, epochs."""
+    """A generator: (depth, width, heads) of SiT's paper, patch size, the latents it is for, epochs.
+
+    REPA reads SiT-B after block 4, L and XL after block 8: its author in issue 12 of its repository.
+    """
 
     source: str
     size: tuple[int, int, int]
@@ -78,17 +86,21 @@ class SiTRow(NamedTuple):
     epochs: int
     num_steps: int
     image_size: int = 256
+    repa_block: int | None = 8  # None: without REPA
 
 
 BASE, XL = (12, 768, 12), (28, 1152, 16)
 SIT_ROWS = {
-    "b_1": SiTRow("section 4.4, Tables 2-8", BASE, 1, (32, 16, 16), 80, 400_320),
-    "b_2": SiTRow("section 4.4, Table 6 SD-VAE 256", BASE, 2, (4, 32, 32), 80, 400_320),
-    "b_2_512": SiTRow("section 4.4, Table 6 SD-VAE 512", BASE, 2, (4, 64, 64), 80, 400_320, image_size=512),
+    "b_1": SiTRow("section 4.4, Tables 2-8", BASE, 1, (32, 16, 16), 80, 400_320, repa_block=4),
+    "b_2": SiTRow("section 4.4, Table 6 SD-VAE 256", BASE, 2, (4, 32, 32), 80, 400_320, repa_block=4),
+    "b_2_512": SiTRow(
+        "section 4.4, Table 6 SD-VAE 512", BASE, 2, (4, 64, 64), 80, 400_320, image_size=512, repa_block=4
+    ),
     "xl_1": SiTRow("section 4.1, Table 1 Send-VAE 80", XL, 1, (32, 16, 16), 80, 400_320),
     "xl_1_800ep": SiTRow("section 4.1, Table 1 Send-VAE 800", XL, 1, (32, 16, 16), 800, 4_003_200),
     "xl_2": SiTRow("section 4.1, f8 latents", XL, 2, (4, 32, 32), 80, 400_320),
     "xl_2_800ep": SiTRow("Table 1 REPA 800", XL, 2, (4, 32, 32), 800, 4_003_200),
+    "sit_xl_2": SiTRow("ReaLS' headline, as SiT trains", XL, 2, (4, 32, 32), 400, 2_001_600, repa_block=None),
 }
 
 
@@ -118,6 +130,11 @@ class SamplingRow(NamedTuple):
 SAMPLING_ROWS = {
     "sde_250": SamplingRow(2.5, (0.0, 0.75)),  # Table 1 Send-VAE (the interval is REPA-E's), E2E-VAE 800: FID 1.26
     "unguided": SamplingRow(1.0, (0.0, 0.75)),  # Table 1 without guidance, Tables 2-8
+    "sit_unguided": SamplingRow(1.0, (0.0, 0.75), rounding="round"),  # SiT: FID 8.61
+    "lightningdit_unguided": SamplingRow(  # LightningDiT 64 and 800: FID 4.29 and 2.17
+        1.0, (0.0, 1 - 0.125), channels=3, rounding="round", kind="euler", num_steps=249, timestep_shift=0.3
+    ),
+    "reals": SamplingRow(1.8, (0.0, 0.75), rounding="round"),  # ReaLS 400: FID 1.82
     "repa": SamplingRow(1.8, (0.0, 0.7)),  # Table 1 REPA 800: FID 1.42
     "repa_e_sd_vae": SamplingRow(2.2, (0.0, 0.65)),  # Table 1 E2E-VAE 80: FID 1.67
     "repa_e_in_vae": SamplingRow(1.8, (0.0, 0.825)),  # REPA-E: FID 1.61
@@ -179,6 +196,28 @@ def test_every_config_has_its_row_here():
         assert {file.stem for file in FILES if file.parent.name == folder} == set(rows)
 
 
+def switches():
+    """What each row of the table of assumptions offers instead, as {dotted key: value}."""
+    table = (ROOT / "README.md").read_text().partition("## Assumptions")[2].partition("\n## ")[0]
+    for row in table.splitlines():
+        found = re.findall(r"--([\w.]+)=(\"[^\"]+\"|[^` ]+)", row)
+        if found:
+            yield {key: yaml.safe_load(value.strip('"')) for key, value in found}
+
+
+@pytest.mark.parametrize("switch", list(switches()), ids=str)
+def test_the_other_way_of_an_assumption_changes_it(switch):
+    folders = {"repa": "sit/b_1", "guidance_interval": "sampling/sde_250", "labels": "sampling/sde_250"}
+    key = next(iter(switch))
+    file = ROOT / f"{folders.get(key.split('.')[0], 'vae/vfm_ijepa')}.yaml"
+    changes = {}
+    for key, value in switch.items():
+        changes = merge(changes, functools.reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), value))
+    before, after = load(file), load(file, changes)
+    for key in switch:
+        assert functools.reduce(getattr, key.split("."), before) != functools.reduce(getattr, key.split("."), after)
+
+
 @pytest.mark.parametrize("name", VAE_ROWS)
 def test_stage_1_trains_as_the_paper_says(name):
     config = load(ROOT / "vae" / f"{name}.yaml")
@@ -193,6 +232,7 @@ def test_stage_1_trains_as_the_paper_says(name):
     loss, discriminator = config.loss, config.discriminator_optimizer
     assert (loss.reconstruction, loss.reconstruction_weight, loss.kl_weight) == ("l1", 1.0, 1e-6)
     assert (loss.perceptual.net, loss.perceptual_weight, loss.reduction) == ("vgg", 1.0, "mean")
+    assert loss.perceptual.legacy_range == row.legacy_range
     assert (loss.gan_weight, loss.gan_adaptive, loss.gan_start_step, loss.gan_warmup_steps) == (0.1, False, 0, 0)
     assert discriminator.learning_rate == 1e-4
     for optimizer in (config.optimizer, discriminator):
@@ -280,8 +320,13 @@ def test_stage_2_trains_as_the_paper_says(name):
     assert config.loop.num_steps == row.epochs * (NUM_IMAGES // 256) == row.num_steps
     optimizer = config.optimizer
     assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-4, (0.9, 0.999), 0.0)
-    assert (optimizer.max_grad_norm, optimizer.ema_decay) == (1.0, 0.9999)
-    assert (config.repa.weight, config.repa.block, config.repa.foundation.name) == (0.5, 8, "dinov2-vit-b")
+    clips = row.repa_block is not None  # SiT does not
+    assert (optimizer.max_grad_norm, optimizer.ema_decay) == (1.0 if clips else 0.0, 0.9999)
+    if row.repa_block is None:
+        assert config.repa.weight == 0
+    else:
+        assert (config.repa.weight, config.repa.block) == (0.5, row.repa_block)
+        assert config.repa.foundation.name == "dinov2-vit-b"
     assert config.generator.label_dropout == 0.1
     assert config.flow == FlowConfig(noise_level="uniform", logit_normal_steps=None, direction_weight=0.0)
 

@@ -17,9 +17,6 @@ STATS_FILE = "latent_stats.safetensors"
 
 _LIGHTNINGDIT_FILE = "latents_stats.pt"
 
-_BATCH_NORM_EPS = 1e-4
-"""eps of the batch norm through which REPA-E's generator sees latents."""
-
 _SD_VAE_FACTOR, _SD_VAE_CHANNELS = 0.18215, 4
 
 
@@ -124,10 +121,11 @@ def statistics_beside(path: Path) -> LatentStatistics | None:
     return None
 
 
-def statistics_of_batch_norm(content: dict, origin: str, eps: float = _BATCH_NORM_EPS) -> LatentStatistics | None:
+def statistics_of_batch_norm(content: dict, origin: str) -> LatentStatistics | None:
     """Statistics from the batch norm in a REPA-E checkpoint, if any: EMA before raw buffers, as REPA-E exports.
 
-    `eps` is added to the variance. REPA-E does so where it normalises latents, but not where it decodes them.
+    They are what REPA-E writes into its `-latents-stats.pt` and decodes by: the running variance as it stands. Its
+    batch norm adds 1e-4 to it where it normalises latents, which changes a latent of unit variance by 5e-5 of itself.
     """
     for state in (content.get("ema"), content.get("model"), content):
         if not isinstance(state, dict):
@@ -136,7 +134,7 @@ def statistics_of_batch_norm(content: dict, origin: str, eps: float = _BATCH_NOR
             head, _, last = str(key).rpartition(".")
             variance = state.get(f"{head}.running_var")
             if last == "running_mean" and head.split(".")[-1] == "bn" and isinstance(variance, Tensor):
-                return LatentStatistics(state[key], (variance.float() + eps).sqrt(), f"batch norm {head} in {origin}")
+                return LatentStatistics(state[key], variance.float().sqrt(), f"batch norm {head} in {origin}")
     return None
 
 

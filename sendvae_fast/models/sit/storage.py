@@ -149,7 +149,7 @@ def _read_published(path: Path, ema: bool) -> _Found:
     if not state:
         raise UserError(f"{path} holds no SiT, it has no {FIRST_WEIGHT}: give a generator's checkpoint")
     config, own = from_published(state, str(path))
-    statistics = statistics_of_batch_norm(state, path.name, eps=0.0) or statistics_beside(path)
+    statistics = statistics_of_batch_norm(state, path.name) or statistics_beside(path)
     return _Found(config, own, path, statistics)
 
 
