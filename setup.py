@@ -28,6 +28,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 LIBRARY_DIR = Path("sendvae_fast", "_lib")
@@ -201,8 +202,33 @@ class CMakeBuild(build_ext):
         return ROOT / LIBRARY_DIR if self.inplace else Path(self.build_lib).resolve() / LIBRARY_DIR
 
 
+def commit() -> str:
+    """The commit that is being built, empty where there is neither a checkout nor a source package made in one."""
+    if not (ROOT / ".git").exists():
+        return text_of(ROOT / "sendvae_fast" / "commit.txt").strip()
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= (modified)"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def note_commit(root: Path) -> None:
+    """Write it into a built package, where it is known."""
+    if known := commit():
+        Path(root, "sendvae_fast", "commit.txt").write_text(known + "\n")
+
+
+class SourcesWithCommit(sdist):
+    """sdist that also notes the commit, which its wheel cannot ask for."""
+
+    def make_release_tree(self, base_dir, files) -> None:
+        super().make_release_tree(base_dir, files)
+        note_commit(Path(base_dir))
+
+
 class BuildWithConfigs(build_py):
-    """build_py that also puts configs/ into the package, where `sendvae_fast.config` looks for them.
+    """build_py that also puts the commit and configs/ into the package, where it looks for them.
 
     Not in an editable install: that reads them where they are.
     """
@@ -210,6 +236,7 @@ class BuildWithConfigs(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
+            note_commit(Path(self.build_lib))
             for source in sorted((ROOT / "configs").rglob("*.yaml")):
                 target = Path(self.build_lib, "sendvae_fast", source.relative_to(ROOT))
                 self.mkpath(str(target.parent))
@@ -219,6 +246,6 @@ class BuildWithConfigs(build_py):
 if __name__ == "__main__":
     wanted = os.environ.get("SENDVAE_BUILD", "1") != "0"
     setup(
-        cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithConfigs},
+        cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithConfigs, "sdist": SourcesWithCommit},
         ext_modules=[Extension("sendvae_fast._lib._host", sources=[])] if wanted else [],
     )

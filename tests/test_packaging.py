@@ -390,6 +390,26 @@ def test_configs_are_found_in_an_installed_wheel(tmp_path):
     assert len([*site.glob("sendvae_fast/configs/**/*.yaml")]) == len(names_of_configs()) > 40
 
 
+def test_the_commit_is_known_in_a_wheel_and_in_one_made_of_a_source_distribution(tmp_path):
+    tree = copied_tree(tmp_path / "tree")
+    git = ["git", "-C", tree, "-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    setup_py(tree, "sdist", "--dist-dir", str(tmp_path))
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        archive.extractall(tmp_path / "sources", filter="data")
+    for number, place in enumerate((tree, next((tmp_path / "sources").iterdir()))):
+        out = tmp_path / f"wheel{number}"
+        setup_py(place, "bdist_wheel", "--dist-dir", str(out))
+        zipfile.ZipFile(next(out.glob("*.whl"))).extractall(out / "site")
+        code = "from sendvae_fast.version import package_commit; print(package_commit())"
+        environment = {**os.environ, "PYTHONPATH": str(out / "site")}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == head
+
+
 def test_source_distribution_contents(tmp_path):
     """What a build needs beside the package: the configs, the sources of the compiled parts."""
     tree = copied_tree(tmp_path / "tree")

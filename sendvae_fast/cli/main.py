@@ -18,6 +18,7 @@ from typing import Any
 
 from sendvae_fast.cli.help import group_help, overview, verb_help
 from sendvae_fast.config import flag_keys, load_config, parse_overrides
+from sendvae_fast.engine.launch import adopt_slurm
 from sendvae_fast.errors import UserError, needs_extra
 from sendvae_fast.version import __version__
 
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
+        adopt_slurm()
         code = _dispatch([argument for argument in arguments if argument != "--debug"])
         sys.stdout.flush()
         return code

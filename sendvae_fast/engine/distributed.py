@@ -2,7 +2,9 @@
 
 import atexit
 import gc
-import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -14,6 +16,9 @@ import torch.distributed as dist
 # DDP or torch.compile) would keep the group and its threads alive into interpreter shutdown, which then may abort.
 import torch.distributed.nn.functional
 
+from sendvae_fast.engine.agreement import difference, facts_of_rank
+from sendvae_fast.engine.launch import Place, adopt_slurm, read_place
+from sendvae_fast.engine.rendezvous import RENDEZVOUS_S, meet
 from sendvae_fast.errors import UserError
 
 
@@ -72,21 +77,49 @@ class Distributed:
         """Mean over ranks of a floating tensor, in place."""
         return self.all_reduce_sum(tensor).div_(self.world_size)
 
+    @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """Context for what each rank opens by itself, such as its node's data: where one fails, all raise.
+
+        Collective at its end, so that nobody waits for a rank that is gone; nothing in it may be collective.
+
+        Raises:
+            UserError: another rank failed; the message is its own, with the rank and its host before it.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        said = None if failure is None else f"rank {self.rank} on {socket.gethostname()}: {failure}"
+        failures = [words for words in self.gather_objects(said) if words is not None]
+        if failure is not None:
+            raise failure
+        if failures:
+            raise UserError(failures[0])
+
     def close(self) -> None:
         """Destroy the process group; call it last, when no engine is in use any more. Exit does it otherwise."""
         _leave()
 
 
-def init_distributed(device: str | None = None, timeout_s: float = 1800.0) -> Distributed:
-    """Join the process group: torchrun's when its environment is set, else a group of one that needs no port.
+def init_distributed(
+    device: str | None = None, timeout_s: float = 1800.0, rendezvous_s: float = RENDEZVOUS_S
+) -> Distributed:
+    """Join the process group of torchrun, DeepSpeed's launcher or srun, else a group of one that needs no port.
 
-    Safe to call again: the existing group is kept. A group made here is left when the process exits. `device` is "cpu"
-    or "cuda" (default: the existing group's, else CUDA where there is one); with CUDA each local rank takes its own
-    GPU, and cuDNN measures which of its algorithms is the fastest for a convolution, unless PyTorch is told to be
-    deterministic. CPU tensors travel by gloo, CUDA tensors by NCCL.
+    Safe to call again: the existing group is kept. A group made here is left when the process exits. With CUDA each
+    local rank takes its own GPU, and cuDNN measures which of its algorithms is the fastest for a convolution, unless
+    PyTorch is told to be deterministic. CPU tensors travel by gloo, CUDA tensors by NCCL.
+
+    Args:
+        device: "cpu" or "cuda"; by default the existing group's, else CUDA where there is one.
+        timeout_s: seconds after which a collective fails.
+        rendezvous_s: seconds in which all ranks must have come.
 
     Raises:
-        UserError: CUDA was asked for and there is none, or there are more local ranks than GPUs.
+        UserError: CUDA was asked for and there is none, there are more local ranks than GPUs, the launcher's variables
+            contradict each other, the ranks do not meet, or they differ in their versions.
     """
     if device is not None:
         kind = device
@@ -94,47 +127,52 @@ def init_distributed(device: str | None = None, timeout_s: float = 1800.0) -> Di
         kind = "cuda" if "nccl" in dist.get_backend_config() else "cpu"
     else:
         kind = "cuda" if torch.cuda.is_available() else "cpu"
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if kind == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError("device cuda was asked for and PyTorch sees no GPU: use device cpu")
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"local rank {local_rank} has no GPU of its own (this machine has {torch.cuda.device_count()}): "
-                "start torchrun with fewer --nproc_per_node"
-            )
-        place = torch.device("cuda", local_rank)
-        torch.cuda.set_device(place)
+    adopt_slurm()
+    place = read_place()
+    own = _own_gpu(place) if kind == "cuda" else torch.device("cpu")
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
         # Measured at the first call with each shape; a job has few shapes.
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
-    else:
-        place = torch.device("cpu")
-    if not dist.is_initialized():
+    is_new = not dist.is_initialized()
+    if is_new:
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-        _join(backend, timedelta(seconds=timeout_s))
+        _join(backend, place, timedelta(seconds=timeout_s), rendezvous_s)
         atexit.register(_leave)
-    return Distributed(
-        rank=dist.get_rank(), world_size=dist.get_world_size(), local_rank=local_rank, device=place, store=_stores[-1]
-    )
+    ranks = Distributed(dist.get_rank(), dist.get_world_size(), place.local_rank, own, _stores[-1])
+    if is_new and ranks.world_size > 1:
+        problem = difference(ranks.gather_objects(facts_of_rank(own)))
+        if problem is not None:
+            raise UserError(problem)
+    return ranks
+
+
+def _own_gpu(place: Place) -> torch.device:
+    """The GPU of this rank: the one of its local rank, or the only one that a batch system lets the process see."""
+    num_gpus = torch.cuda.device_count()
+    if not torch.cuda.is_available():
+        raise UserError("device cuda was asked for and PyTorch sees no GPU: use device cpu")
+    if place.launcher == "srun" and num_gpus == 1:
+        return torch.device("cuda", 0)  # srun --gpus-per-task=1; ranks that share a GPU are found out when they meet
+    if place.local_rank >= num_gpus:
+        raise UserError(
+            f"local rank {place.local_rank} has no GPU of its own (this machine has {num_gpus}): start fewer ranks a "
+            "node (torchrun --nproc-per-node, deepspeed --num_gpus, srun --ntasks-per-node)"
+        )
+    return torch.device("cuda", place.local_rank)
 
 
 _stores: list[dist.Store | None] = [None]
 """Last the store of the process group that was made here."""
 
 
-def _join(backend: str, timeout: timedelta) -> None:
-    if not ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
+def _join(backend: str, place: Place, timeout: timedelta, rendezvous_s: float) -> None:
+    if place.is_alone:
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
         return
-    try:
-        store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=timeout)))
-    except ValueError as error:  # a variable is missing, or no number
-        raise UserError(
-            f"the environment says RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']}, but not how "
-            f"the ranks meet ({error}): start them with torchrun, or unset RANK for a single process"
-        ) from error
+    store = meet(place, rendezvous_s)
     dist.init_process_group(
-        backend, timeout=timeout, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size
+        backend, timeout=timeout, store=dist.PrefixStore("group", store), rank=place.rank, world_size=place.world_size
     )
     _stores.append(dist.PrefixStore("notes", store))
 

@@ -8,8 +8,8 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_lock import lock_run
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic
-from sendvae_fast.reading import read_yaml, reading
-from sendvae_fast.version import __version__
+from sendvae_fast.reading import read_json, read_yaml, reading
+from sendvae_fast.version import __version__, package_commit
 
 PACKAGES = ("torch", "torchvision", "triton", "deepspeed", "timm", "numpy", "pillow", "safetensors")
 NUM_CHANGES_SHOWN = 3
@@ -76,13 +76,25 @@ class RunDirectory:
                         f"{recorded}, or start a new run directory"
                     )
             write_atomic(recorded, yaml.safe_dump(self.config, sort_keys=False))
-            facts = {**environment(), "world_size": world_size}
-            write_atomic(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
+            self._record_start({**environment(), "world_size": world_size})
         except UserError as error:
             return str(error)
         except OSError as error:
             return f"cannot use run directory {self.path} ({error.strerror}): choose another place"
         return None
+
+    def _record_start(self, facts: dict[str, Any]) -> None:
+        """Write the facts of this start into environment.json, with those of earlier starts behind them."""
+        path = self.path / "environment.json"
+        earlier: list[Any] = []
+        if path.exists():
+            try:
+                last = read_json(path, "remove it")
+                earlier = [*last.pop("earlier_starts", []), last]
+            except (UserError, TypeError):
+                print(f"warning: {path} is damaged; what it said of earlier starts is lost", file=sys.stderr)
+        facts = {"started": time.strftime("%FT%T%z"), **facts, "earlier_starts": earlier}
+        write_atomic(path, json.dumps(facts, indent=1) + "\n")
 
 
 def plain(value: Any) -> Any:
@@ -122,7 +134,7 @@ def environment() -> dict[str, Any]:
             versions[name] = None
     return {
         "sendvae_fast": __version__,
-        "git_commit": _git_commit(),
+        "git_commit": package_commit(),
         "command": shlex.join(sys.argv),
         "python": platform.python_version(),
         "packages": versions,
@@ -133,21 +145,6 @@ def environment() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "num_threads": torch.get_num_threads(),
     }
-
-
-def _git_commit() -> str | None:
-    """The commit of this package's checkout, marked when files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        answers = [
-            subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=10, check=True).stdout
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answers[0].strip() + (" (modified)" if answers[1].strip() else "")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -58,8 +58,9 @@ def cache(config: CacheConfig, distributed: Distributed) -> LatentCache:
     Raises:
         UserError: the folder holds latents of another autoencoder or of other images.
     """
-    catalog = Catalog.open(config.data)
-    autoencoder = load_autoencoder(resolve_weights(config.autoencoder)).autoencoder
+    with distributed.all_or_none():
+        catalog = Catalog.open(config.data)
+        autoencoder = load_autoencoder(resolve_weights(config.autoencoder)).autoencoder
     source = LatentSource.of_catalog(
         catalog,
         config.image_size,

@@ -48,6 +48,20 @@ def test_writes_what_was_asked_and_where_it_ran(tmp_path):
     assert run.checkpoints.is_dir() and run.samples.is_dir()
 
 
+def test_every_start_is_kept(tmp_path, monkeypatch, capsys):
+    for command in ("first", "second", "third"):
+        monkeypatch.setattr("sys.argv", [command])
+        RunDirectory(tmp_path, Config(), Distributed())
+    facts = json.loads((tmp_path / "environment.json").read_text())
+    assert facts["command"] == "third" and facts["started"]
+    assert [start["command"] for start in facts["earlier_starts"]] == ["first", "second"]
+    assert all(start["packages"]["torch"] and "earlier_starts" not in start for start in facts["earlier_starts"])
+    (tmp_path / "environment.json").write_text("[1")
+    RunDirectory(tmp_path, Config(), Distributed())
+    assert json.loads((tmp_path / "environment.json").read_text())["earlier_starts"] == []
+    assert "environment.json is damaged" in capsys.readouterr().err
+
+
 def test_settings_may_change_until_there_is_a_checkpoint(tmp_path):
     RunDirectory(tmp_path, Config(), Distributed())
     run = RunDirectory(tmp_path, Config(num_steps=20), Distributed())

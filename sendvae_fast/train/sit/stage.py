@@ -45,21 +45,24 @@ class SiTStage:
     def __init__(self, config: SiTTrainConfig, latents: TrainingLatents, distributed: Distributed) -> None:
         self.config, self.latents, self.distributed = config, latents, distributed
         self.device = distributed.device
-        self.foundation = build_foundation(config.repa.weight, config.repa.foundation, config.engine, self.device)
+        with distributed.all_or_none():
+            self.foundation = build_foundation(config.repa.weight, config.repa.foundation, config.engine, self.device)
         torch.manual_seed(config.seed)
         repa_dim = self.foundation.dim if self.foundation else None
         cache = latents.cache
         self.model = SiT(config.generator.build(cache.rows.shape, latents.num_classes, repa_dim, config.repa.block))
         if self.foundation is not None:
             self.foundation.check_grid(self.model.config.grid_size)
-        if config.init_from is not None:
-            load_initial_weights(self.model, resolve_weights(config.init_from))
+        with distributed.all_or_none():
+            if config.init_from is not None:
+                load_initial_weights(self.model, resolve_weights(config.init_from))
         self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
         statistics = LatentStatistics(cache.latent_mean, cache.latent_std, config.latents)
         if config.latent_stats is not None:
             statistics = statistics_of_file(config.latent_stats).checked(cache.rows.shape[0])
         self.latent_mean, self.latent_std = statistics.mean.to(self.device), statistics.std.to(self.device)
-        self.decoder = self._open_decoder()
+        with distributed.all_or_none():
+            self.decoder = self._open_decoder()
 
     def _open_decoder(self) -> LatentDecoder | None:
         """Open the decoder of previews, on every rank and now, so that an error ends the run before its first step."""
@@ -149,15 +152,16 @@ def draw_noise_levels(flow: FlowConfig, step: int, key: Tensor, sample_ids: Tens
 def train_sit(config: SiTTrainConfig) -> int:
     """Run or resume stage 2; returns the exit code (see `train.loop.fit`). Collective."""
     distributed = init_distributed()
-    latents = TrainingLatents(
-        config.latents,
-        config.data,
-        config.reader,
-        with_images=config.repa.weight > 0,
-        seed=config.seed,
-        accumulation_steps=config.engine.accumulation_steps,
-        distributed=distributed,
-    )
+    with distributed.all_or_none():
+        latents = TrainingLatents(
+            config.latents,
+            config.data,
+            config.reader,
+            with_images=config.repa.weight > 0,
+            seed=config.seed,
+            accumulation_steps=config.engine.accumulation_steps,
+            distributed=distributed,
+        )
     run = RunDirectory(
         config.run,
         config,

@@ -64,7 +64,8 @@ def build_discriminator_engine(config: VAETrainConfig, distributed: Distributed)
     """The discriminator in training, or None where the GAN loss has no weight."""
     if config.loss.gan_weight == 0:
         return None
-    discriminator = build_discriminator(config, distributed)
+    with distributed.all_or_none():
+        discriminator = build_discriminator(config, distributed)
     # `Engine.input_gradient` needs whole parameters, and splitting 3 million of them would save nothing.
     whole = config.engine.with_whole_parameters()
     return build_engine(discriminator, config.discriminator_optimizer, whole, distributed)

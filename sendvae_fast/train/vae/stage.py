@@ -47,10 +47,11 @@ class VAEStage:
         self.config, self.images, self.distributed = config, images, distributed
         self.device = distributed.device
         alignment, loss = config.alignment, config.loss
-        foundation = build_foundation(alignment.lambda_align, alignment.foundation, config.engine, self.device)
-        torch.manual_seed(config.seed)
-        self.model = build_model(config, foundation)
-        perceptual = build_perceptual(loss.perceptual, config.engine, self.device)
+        with distributed.all_or_none():
+            foundation = build_foundation(alignment.lambda_align, alignment.foundation, config.engine, self.device)
+            torch.manual_seed(config.seed)
+            self.model = build_model(config, foundation)
+            perceptual = build_perceptual(loss.perceptual, config.engine, self.device)
         self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
         discriminator = build_discriminator_engine(config, distributed)
         last_layer = self.model.autoencoder.decoder.conv_out
@@ -127,7 +128,8 @@ class VAEStage:
 def train_vae(config: VAETrainConfig) -> int:
     """Run or resume stage 1; returns the exit code (see `train.loop.fit`). Collective."""
     distributed = init_distributed()
-    images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
+    with distributed.all_or_none():
+        images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
     run = RunDirectory(
         config.run,
         config,
