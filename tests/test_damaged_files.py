@@ -23,6 +23,8 @@ from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.engine import Engine, EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.snapshot import Snapshot
+from sendvae_fast.engine.streams import HostMemory
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.result import Result, append_results
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
@@ -58,9 +60,10 @@ def folder(tmp_path):
     for name in ("config.yaml", "metrics.jsonl"):
         shutil.copy(OLD_RUNS / "vae" / name, folder / "vae" / name)
     shutil.copy(DEMO_WEIGHTS, folder / "vit.safetensors")
-    engine().save(folder / "state")
+    write = engine().snapshot(Snapshot(HostMemory()))
+    write(folder / "state")
     run = RunDirectory(folder / "run", OptimizerConfig(), Distributed())
-    Checkpointer(run.checkpoints, Distributed(), config_hash=run.config_hash).save(7, engine().save)
+    Checkpointer(run.checkpoints, Distributed(), config_hash=run.config_hash).save(7, write)
     shutil.copy(folder / "run/environment.json", folder / "vae/environment.json")
     variants = [{"name": name, "description": "", "evaluations": ["evaluation.jsonl"]} for name in ("one", "two")]
     results = {"title": "two", "candidate": "one", "control": "two", "notes": ["a note"], "variants": variants}

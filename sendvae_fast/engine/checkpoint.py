@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from safetensors import SafetensorError
 
 from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.snapshot import UnsoundStateError, Write
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import file_sha256, fsync_path, write_atomic
 from sendvae_fast.reading import NotOfItsKind, count_in, read_json, reading
@@ -50,18 +51,19 @@ class Checkpointer:
         self.directory, self.keep, self.config_hash = Path(directory), keep, config_hash
         self._distributed = distributed
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Path | None:
+    def save(self, step: int, write: Write) -> Path | None:
         """Write one checkpoint. Collective.
 
-        `write(path)` runs on every rank and puts that rank's files (names no other rank uses) under `path`. Gather
-        tensors in it before writing files, so that a full disk on one rank leaves no other rank waiting in a gather.
+        `write(path)` runs on every rank and puts that rank's files (names no other rank uses) under `path`, by
+        `sendvae_fast.files`, which flushes each: what a rank wrote, that rank's machine must flush, and no other need.
+        No collectives in it: a full disk on one rank would leave another waiting.
 
-        Returns the checkpoint's directory; or None, with a warning, when the disk failed (full, read-only, I/O error):
-        training may go on and the checkpoints before stay as they were. A valid checkpoint of the same step is kept
-        and nothing is written.
+        Returns the checkpoint's directory; or None, with a warning, when the disk failed (full, read-only, I/O error)
+        or the state is unsound: training may go on and the checkpoints before stay as they were. A valid checkpoint of
+        the same step is kept and nothing is written.
 
         Raises:
-            Exception: whatever `write` raises, other than a failure of the disk; RuntimeError on the other ranks.
+            Exception: whatever else `write` raises; RuntimeError on the other ranks.
         """
         ranks = self._distributed
         final = self.directory / f"step_{step:08d}"
@@ -69,12 +71,7 @@ class Checkpointer:
             return final
         staged = ranks.broadcast_object(self.directory / f"{final.name}.tmp-{uuid.uuid4().hex}")
 
-        phases = (
-            lambda: self._write_share(staged, write),
-            # Only after all ranks have written: a rank that looks earlier sees another's temporary files come and go.
-            lambda: self._flush(staged),
-            lambda: self._finish(staged, final, step),
-        )
+        phases = (lambda: self._write_share(staged, write), lambda: self._finish(staged, final, step))
         try:
             return final if all(self._all_succeed(step, phase) for phase in phases) else None
         finally:
@@ -96,13 +93,9 @@ class Checkpointer:
             raise UserError(problem)
         return found
 
-    def _write_share(self, staged: Path, write: Callable[[Path], None]) -> None:
+    def _write_share(self, staged: Path, write: Write) -> None:
         staged.mkdir(parents=True, exist_ok=True)
         write(staged)
-
-    def _flush(self, staged: Path) -> None:
-        for path in _files(staged):
-            fsync_path(path)
 
     def _finish(self, staged: Path, final: Path, step: int) -> None:
         """Rank 0, once every rank's files are on the disk: manifest, rename, verify, purge."""
@@ -110,7 +103,7 @@ class Checkpointer:
             return
         world_size = self._distributed.world_size
         write_manifest(staged, step=step, config_hash=self.config_hash, world_size=world_size)
-        for directory in [path for path in staged.rglob("*") if path.is_dir()]:
+        for directory in [staged, *(path for path in staged.rglob("*") if path.is_dir())]:
             fsync_path(directory)
         if final.exists():
             _set_aside(final)  # a damaged checkpoint of this step
@@ -155,20 +148,20 @@ class Checkpointer:
         return None, None
 
     def _all_succeed(self, step: int, work: Callable[[], None]) -> bool:
-        """Run `work` on every rank; True when all did it, False when a disk failed somewhere."""
+        """Run `work` on every rank; True when all did it, False when a disk failed somewhere, or state is unsound."""
         failure: Exception | None = None
         try:
             work()
         except Exception as error:
             failure = error
-        disk_failed = isinstance(failure, (OSError, SafetensorError))
-        outcomes = self._distributed.gather_objects((failure is None, disk_failed, str(failure)))
-        if failure is not None and not disk_failed:
+        can_go_on = isinstance(failure, (OSError, SafetensorError, UnsoundStateError))
+        outcomes = self._distributed.gather_objects((failure is None, can_go_on, str(failure)))
+        if failure is not None and not can_go_on:
             raise failure
-        for rank, (succeeded, was_disk, message) in enumerate(outcomes):
+        for rank, (succeeded, goes_on, message) in enumerate(outcomes):
             if succeeded:
                 continue
-            if not was_disk:
+            if not goes_on:
                 raise RuntimeError(f"rank {rank} failed to save the checkpoint of step {step}: {message}")
             if self._distributed.is_main:
                 _warn(f"the checkpoint of step {step} was not saved (rank {rank}: {message}); training goes on")

@@ -1,6 +1,7 @@
 """The process group: this process's rank and device, and the few collectives that the engine's callers need."""
 
 import atexit
+import dataclasses
 import gc
 import socket
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ class Distributed:
     device: torch.device = torch.device("cpu")
     store: dist.Store | None = field(default=None, compare=False, repr=False)
     """Where ranks leave notes for each other without waiting; None for one rank, or a group that was made elsewhere."""
+    group: dist.ProcessGroup | None = field(default=None, compare=False, repr=False)
+    """The group of its collectives; None for that of the whole process."""
 
     @property
     def is_main(self) -> bool:
@@ -51,26 +54,26 @@ class Distributed:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=source)
+        dist.broadcast_object_list(box, src=source, group=self.group)
         return box[0]
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every rank's value on every rank, in rank order (picklable; from our own processes only)."""
         values: list[Any] = [value] * self.world_size
         if self.world_size > 1:
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
         """Overwrite the tensor on every rank by that of rank `source`, in place."""
         if self.world_size > 1:
-            dist.broadcast(tensor, src=source)
+            dist.broadcast(tensor, src=source, group=self.group)
         return tensor
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over ranks, in place. A CPU tensor travels by gloo and costs no GPU synchronisation."""
         if self.world_size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def all_reduce_mean(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -97,6 +100,21 @@ class Distributed:
             raise failure
         if failures:
             raise UserError(failures[0])
+
+    @contextmanager
+    def beside(self) -> Iterator["Distributed"]:
+        """The same ranks with a gloo group of their own, for one thread beside the one that trains. Collective.
+
+        Ranks match the collectives of a group by their order alone. Two threads of a rank that share a group begin
+        theirs in an order that differs from rank to rank, so that one rank's gradients would meet another's note that
+        a file is written. A group that one thread uses alone has one order. CPU tensors and objects only.
+        """
+        if self.world_size == 1:
+            yield self
+            return
+        group = dist.new_group(backend="gloo")
+        yield dataclasses.replace(self, device=torch.device("cpu"), group=group)
+        dist.destroy_process_group(group)  # after an error the thread may be in it still: exit destroys all groups
 
     def close(self) -> None:
         """Destroy the process group; call it last, when no engine is in use any more. Exit does it otherwise."""

@@ -3,13 +3,13 @@
     <directory>/optimizer_rank{r}.safetensors    "exp_avg/<name>", "exp_avg_sq/<name>", "ema/<name>", fp32
     <directory>/state.json                       {"num_updates": ..., "num_skipped": ..., "world_size": ...}
 
-Rank r of the w ranks that save writes the parameters whose index is r modulo w. Tensors are gathered one parameter at
+Rank r of the w ranks that save has the parameters whose index is r modulo w. Tensors are gathered one parameter at
 a time, so a rank never holds more than its share.
 """
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.optimizer import AdamWEMA
+from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import save_tensors, write_atomic
 from sendvae_fast.reading import NotOfItsKind, count_in, read_json, reading
@@ -72,14 +73,26 @@ class TrainingState(ABC):
         """
         if kind not in ("model", *self.state_keys):
             raise ValueError(f"there is no {kind!r} state: this engine has model, {', '.join(self.state_keys)}")
-        if kind in ("exp_avg", "exp_avg_sq"):
-            return {name: _to_cpu(self.gather(name, kind)) for name in self.trained}
+        return {name: _to_cpu(value) for name, value in self._gather_all(kind)}
+
+    def copy_full_state(self, kind: str, snapshot: Snapshot) -> dict[str, Tensor]:
+        """`full_state` of the main rank, as copies in a snapshot; the others have none of it. Collective."""
         tensors = {}
+        for name, value in self._gather_all(kind):
+            if self.distributed.is_main:
+                tensors[name] = snapshot.copy(f"{kind}/{name}", value)
+        return tensors
+
+    def _gather_all(self, kind: str) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of `full_state`, on the device, one at a time."""
+        if kind in ("exp_avg", "exp_avg_sq"):
+            for name in self.trained:
+                yield name, self.gather(name, kind)
+            return
         for name, value in self.module.state_dict(keep_vars=True).items():
             if isinstance(value, nn.Parameter):
                 value = self.gather(name, kind if name in self.trained else "model")
-            tensors[name] = _to_cpu(value)
-        return tensors
+            yield name, value
 
     def load_model(self, tensors: dict[str, Tensor]) -> None:
         """Load a full state dict, the same on every rank, into the module; the EMA, if any, restarts from it.
@@ -103,10 +116,10 @@ class TrainingState(ABC):
             if name in self.trained and "ema" in self.state_keys:
                 self.scatter(name, "ema", full)
 
-    def save(self, directory: Path) -> None:
-        """Write moments, EMA and step counts into `directory`, every rank its share. Collective.
+    def snapshot(self, snapshot: Snapshot) -> Write:
+        """Copy moments, EMA and step counts, every rank its share, for a directory of their own. Collective.
 
-        Weights are not in it: they are `full_state("model")`, which the caller writes in the stock layout.
+        Weights are not in it: they are `copy_full_state("model")`, which the caller writes in the stock layout.
         """
         rank, world_size = self.distributed.rank, self.distributed.world_size
         share = {}
@@ -114,15 +127,21 @@ class TrainingState(ABC):
             for key in self.state_keys:
                 full = self.gather(name, key)
                 if index % world_size == rank:
-                    share[f"{key}/{name}"] = _to_cpu(full)
-        directory.mkdir(parents=True, exist_ok=True)
-        save_tensors(directory / f"optimizer_rank{rank}.safetensors", share)
-        if self.distributed.is_main:
-            counts = {"num_updates": self.num_updates, "num_skipped": self.num_skipped, "world_size": world_size}
-            write_atomic(directory / "state.json", json.dumps(counts) + "\n")
+                    share[f"{key}/{name}"] = snapshot.copy(f"{key}/{name}", full)
+        num_updates = snapshot.copy("num_updates", next(iter(self.optimizer.state.values()))["step"])
+        num_skipped = self.num_skipped
+
+        def write(directory: Path) -> None:
+            directory.mkdir(parents=True, exist_ok=True)
+            save_tensors(directory / f"optimizer_rank{rank}.safetensors", share)
+            if rank == 0:
+                counts = {"num_updates": int(num_updates), "num_skipped": num_skipped, "world_size": world_size}
+                write_atomic(directory / "state.json", json.dumps(counts) + "\n")
+
+        return write
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote, by any number of ranks, any ZeRO stage, either engine. Call `load_model` first.
+        """Read what was written of a `snapshot` by any ranks, any ZeRO stage, either engine. Call `load_model` first.
 
         Raises:
             UserError: the directory is not such a save, or belongs to another module.

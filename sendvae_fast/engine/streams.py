@@ -90,6 +90,45 @@ class ToHost:
         return self._value.item()
 
 
+class HostMemory:
+    """Copies of tensors in host memory, for another thread to read while the device goes on.
+
+    The memory is taken once and used again by the next round: fresh pages cost more than the copy. For GPU tensors it
+    is pinned, and the copies are queued on the current stream, so that what is queued later may overwrite the tensors.
+    """
+
+    def __init__(self) -> None:
+        self._taken: list[Tensor] = []
+        self._num_used = 0
+        self._arrived: torch.Event | None = None
+
+    def start(self) -> None:
+        """Begin a round of copies, of the same tensors in the same order: those of the last one are overwritten."""
+        self._num_used, self._arrived = 0, None
+
+    def copy(self, value: Tensor) -> Tensor:
+        """A contiguous copy of `value` that is there once `wait` returns."""
+        memory = self._take(value)
+        memory.copy_(value.detach(), non_blocking=value.is_cuda)
+        if value.is_cuda:
+            self._arrived = torch.cuda.current_stream(value.device).record_event()
+        return memory
+
+    def wait(self) -> None:
+        """Let the host wait for the copies of this round; from any thread."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+
+    def _take(self, value: Tensor) -> Tensor:
+        """Memory of the shape and dtype of `value`: that of the last round, where it fits."""
+        index, self._num_used = self._num_used, self._num_used + 1
+        if index == len(self._taken):
+            self._taken.append(torch.empty(0))
+        if (self._taken[index].shape, self._taken[index].dtype) != (value.shape, value.dtype):
+            self._taken[index] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        return self._taken[index]
+
+
 class CudaGraphRecorder:
     """Records work as CUDA graphs. They share one memory pool, so they must not be replayed at the same time."""
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from sendvae_fast import checks
+from sendvae_fast.engine.background_saver import BackgroundSaver
 from sendvae_fast.engine.checkpoint import Checkpointer, newest_checkpoint
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.metrics import MetricsLogger
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.signals import EXIT_REQUEUE, StopOnSignal
+from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.engine.streams import ToHost
 from sendvae_fast.engine.watchdog import Watchdog
 from sendvae_fast.errors import UserError
@@ -38,6 +40,9 @@ class LoopConfig:
     """Steps between lines in metrics.jsonl; values are means over those steps, and over all ranks."""
     save_every: int = 5_000
     """Steps between checkpoints; the last step is always saved."""
+    save_in_background: bool = True
+    """Write checkpoints beside the steps that follow: a step waits for a copy of the state in host memory, which is
+    the checkpoint's size over all ranks and taken for good. false: a step waits for the disk."""
     preview_every: int = 5_000
     """Steps between preview pictures in samples/; the last step always has one."""
     keep_checkpoints: int = 2
@@ -66,11 +71,12 @@ class Stage(Protocol):
         """This rank's batches from `start_step` on."""
         ...
 
-    def save(self, directory: Path) -> None:
-        """Write every weight and optimizer state into a checkpoint directory. Called on every rank."""
+    def snapshot(self, snapshot: Snapshot) -> Write:
+        """Copy every weight and optimizer state; the result writes them into a checkpoint directory. Collective."""
+        ...
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote, whatever world size wrote it. Called on every rank."""
+        """Read what was written of a `snapshot`, whatever world size wrote it. Called on every rank."""
 
     def preview(self, step: int, directory: Path) -> None:
         """Write preview pictures into `directory`. Called on every rank."""
@@ -83,7 +89,20 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
     `UserError` after `MAX_SKIPPED_STEPS` skipped steps in a row, without another checkpoint: such weights should not
     push out an older checkpoint; and where the disk would not take the last checkpoint of this start.
     """
-    checkpointer = Checkpointer(run.checkpoints, distributed, config.keep_checkpoints, run.config_hash)
+    with distributed.beside() as writers:
+        checkpointer = Checkpointer(run.checkpoints, writers, config.keep_checkpoints, run.config_hash)
+        return _train(stage, config, run, checkpointer, global_batch, distributed)
+
+
+def _train(
+    stage: Stage,
+    config: LoopConfig,
+    run: RunDirectory,
+    checkpointer: Checkpointer,
+    global_batch: int,
+    distributed: Distributed,
+) -> int:
+    """`fit`, with checkpoints through a checkpointer whose ranks have a group of their own."""
     step = resume(stage, checkpointer)
     if step >= config.num_steps:
         return 0
@@ -93,6 +112,7 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
     skipped = SkippedSteps()
     with (
         Watchdog(distributed, config.step_timeout_s, run.path) as watchdog,
+        BackgroundSaver(checkpointer, distributed, in_background=config.save_in_background) as saver,
         StopOnSignal(distributed) as stop,
         Progress(stage.title, config.num_steps, "step", start=step) as progress,
     ):
@@ -101,6 +121,7 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
             window.add(of_step)
             step += 1
             skipped.see(step, of_step["grad_norm"])
+            saver.settle()
             stopping, last = stop.requested(), step == config.num_steps
             if last or stopping or step % config.log_every == 0:
                 values = window.mean(distributed)
@@ -111,9 +132,9 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
             if last or stopping or step % config.save_every == 0:
                 skipped.read()
                 with watchdog.pausing("saving"):
-                    saved = checkpointer.save(step, stage.save)
-                if saved is None and (last or stopping):
-                    raise _lost(step, checkpointer)
+                    saver.begin(step, stage.snapshot)
+                    if (last or stopping) and saver.finish() is None:
+                        raise _lost(step, run.checkpoints)
             if last or step % config.preview_every == 0:
                 with watchdog.pausing("drawing previews"):
                     stage.preview(step, run.samples)
@@ -133,14 +154,14 @@ def resume(stage: Stage, checkpointer: Checkpointer) -> int:
     return step
 
 
-def _lost(step: int, checkpointer: Checkpointer) -> UserError:
+def _lost(step: int, checkpoints: Path) -> UserError:
     """The error of a run that ends at `step` without a checkpoint of it."""
-    newest = newest_checkpoint(checkpointer.directory)
+    newest = newest_checkpoint(checkpoints)
     kept = "there is no checkpoint" if newest is None else f"the newest checkpoint is {newest.name}"
     return UserError(
         f"the run ended at step {step} and its checkpoint could not be written (the warning above says why), so the "
-        f"steps since the last one are lost; {kept} in {checkpointer.directory}: make room there and run the same "
-        "command again"
+        f"steps since the last one are lost; {kept} in {checkpoints}: mend that (a full disk: make room) and run the "
+        "same command again"
     )
 
 

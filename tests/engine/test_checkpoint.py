@@ -10,12 +10,13 @@ import pytest
 import torch
 from kills import killed_at
 from reliability_counts import counting
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from sendvae_fast.engine import checkpoint
 from sendvae_fast.engine.checkpoint import Checkpointer
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import save_tensors
 
 pytestmark = pytest.mark.slow
 
@@ -25,8 +26,8 @@ DISK_CALLS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 
 def write(value, directory):
     (directory / "engine").mkdir()
-    save_file({"value": torch.full((100,), value, dtype=torch.float64)}, directory / "engine" / "state.safetensors")
-    save_file({"value": torch.full((50,), value, dtype=torch.float64)}, directory / "model.safetensors")
+    save_tensors(directory / "engine" / "state.safetensors", {"value": torch.full((100,), value, dtype=torch.float64)})
+    save_tensors(directory / "model.safetensors", {"value": torch.full((50,), value, dtype=torch.float64)})
 
 
 def save(checkpointer, step):

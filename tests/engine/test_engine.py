@@ -44,7 +44,8 @@ def test_two_ranks(case, kind, two_ranks):
     "case",
     [
         "checkpoint_of_two_ranks",
-        "checkpoint_while_another_rank_renames",
+        "every_rank_flushes_its_own_files",
+        "saves_beside_the_steps",
         "signal_to_one_rank",
         "run_directory_of_two_ranks",
     ],

@@ -13,14 +13,16 @@ import pytest
 import torch
 from engine_cases import CASES, ENGINES
 
-from sendvae_fast.engine import checkpoint
+from sendvae_fast.engine.background_saver import BackgroundSaver
 from sendvae_fast.engine.checkpoint import Checkpointer
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.engine.metrics import MetricsLogger
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.signals import StopOnSignal
+from sendvae_fast.engine.snapshot import Snapshot
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import save_tensors
 
 
 def checkpoint_of_two_ranks(_, folder: Path) -> None:
@@ -53,29 +55,71 @@ def checkpoint_of_two_ranks(_, folder: Path) -> None:
         Checkpointer(folder, ranks, config_hash="other").load_latest()
 
 
-def checkpoint_while_another_rank_renames(_, folder: Path) -> None:
-    """A temporary file of one rank that is gone before another rank flushes it costs no checkpoint."""
-    ranks, flush = init_distributed("cpu"), checkpoint.fsync_path
+def every_rank_flushes_its_own_files(_, folder: Path) -> None:
+    """Flushing is for the machine that wrote a file, and would cost another one a pass over it."""
+    ranks, flushed = init_distributed("cpu"), []
+    fsync = os.fsync
+
+    def seen(descriptor: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
 
     def write(directory: Path) -> None:
-        if ranks.rank == 0:
-            (directory / "rank0.tmp").write_text("0")
-            time.sleep(0.4)
-            (directory / "rank0.tmp").rename(directory / "rank0")
-        else:
-            time.sleep(0.2)  # so that the temporary file is there when this rank has written its own
-            (directory / "rank1").write_text("1")
+        save_tensors(directory / f"rank{ranks.rank}.safetensors", {"value": torch.ones(3)})
 
-    def flush_late(path: Path) -> None:
-        time.sleep(0.4)
-        flush(path)
-
-    checkpoint.fsync_path = flush_late if ranks.rank == 1 else flush
+    os.fsync = seen
     try:
         path = Checkpointer(folder, ranks).save(1, write)
     finally:
-        checkpoint.fsync_path = flush
-    assert sorted(file.name for file in path.iterdir()) == ["manifest.json", "rank0", "rank1"]
+        os.fsync = fsync
+    names = [f"rank{ranks.rank}.safetensors", *(["manifest.json"] if ranks.is_main else [])]
+    written = [other for other in flushed if ".safetensors" in other.name or "manifest" in other.name]
+    assert len(written) == len(names), flushed
+    assert all(name in other.name for name, other in zip(names, written, strict=True)), flushed
+    assert sorted(file.name for file in path.iterdir()) == [
+        "manifest.json", "rank0.safetensors", "rank1.safetensors"
+    ]  # fmt: skip
+
+
+def saves_beside_the_steps(_, folder: Path) -> None:
+    """Ranks write at different speeds while they train on; an error of one surfaces on all at the same step."""
+    ranks = init_distributed("cpu")
+
+    def take(step: int, error: Exception | None = None):
+        def take_step(snapshot: Snapshot):
+            value = snapshot.copy("value", torch.full((3,), float(step)))
+
+            def write(directory: Path) -> None:
+                time.sleep(0.1 + 0.2 * ranks.rank)
+                if error is not None and ranks.rank == 1:
+                    raise error
+                save_tensors(directory / f"rank{ranks.rank}.safetensors", {"value": value})
+
+            return write
+
+        return take_step
+
+    with ranks.beside() as writers:
+        saver = BackgroundSaver(Checkpointer(folder, writers, keep=1), ranks)
+        made = 0
+
+        def steps_beside() -> None:
+            nonlocal made
+            while saver.is_writing:
+                made += 1
+                assert ranks.all_reduce_sum(torch.tensor(made)).item() == 2 * made  # and nobody else's number
+                time.sleep(0.002)
+                saver.settle()
+
+        for step, error in ((1, None), (2, OSError(28, "No space left on device"))):
+            saver.begin(step, take(step, error))
+            steps_beside()
+        assert made > 10, "nothing ran beside the writers"
+        saver.begin(3, take(3, ValueError("a bug")))
+        with pytest.raises(ValueError if ranks.rank == 1 else RuntimeError, match="a bug"):
+            steps_beside()
+        assert not saver.is_writing and ranks.gather_objects(made) == [made] * 2
+    assert [directory.name for directory in folder.iterdir()] == ["step_00000001"]
 
 
 def signal_to_one_rank(_, folder: Path) -> None:
@@ -102,7 +146,8 @@ def run_directory_of_two_ranks(_, folder: Path) -> None:
 
 RANK_CASES = [
     checkpoint_of_two_ranks,
-    checkpoint_while_another_rank_renames,
+    every_rank_flushes_its_own_files,
+    saves_beside_the_steps,
     signal_to_one_rank,
     run_directory_of_two_ranks,
 ]

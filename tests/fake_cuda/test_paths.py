@@ -5,6 +5,7 @@ says what goes wrong.
 import inspect
 import io
 import textwrap
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,8 @@ from sendvae_fast.data.loader import ImageLoader, LoaderConfig
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.engine.ddp_engine import DDPEngine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
-from sendvae_fast.engine.streams import CudaGraphRecorder, HandOver, ToHost
+from sendvae_fast.engine.snapshot import Snapshot
+from sendvae_fast.engine.streams import CudaGraphRecorder, HandOver, HostMemory, ToHost
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.ops import use_attention, use_backend
@@ -267,3 +269,53 @@ def test_a_norm_that_is_read_too_early_is_seen(cuda, tmp_path, monkeypatch):
     plant(monkeypatch, ToHost, "wait", "self._arrived.synchronize()", "pass")
     train(CUDA, tmp_path, monkeypatch, num_steps=2)
     assert_order(cuda, "read before it is written: by thread")
+
+
+# -- a checkpoint beside the steps -------------------------------------------------------------------------------------
+
+
+def save_beside(cuda, num_saves=3):
+    """What a thread reads of snapshots whose weights are overwritten by the steps that follow."""
+    weights = [torch.zeros(3, 2, device=CUDA), torch.zeros(4, device=CUDA)]
+    memory, written = HostMemory(), []
+    with cuda.executor(max_workers=1) as writer:
+        for _ in range(num_saves):
+            for weight in weights:
+                weight.add_(1.0)
+            snapshot = Snapshot(memory)
+            copies = [snapshot.copy(str(number), weight) for number, weight in enumerate(weights)]
+
+            def write(snapshot=snapshot, copies=copies):
+                snapshot.wait()
+                return [copy.sum().item() for copy in copies]
+
+            saved = writer.submit(write)
+            for weight in weights:
+                weight.mul_(1.0)  # the next step, which waits for nobody
+            written.append(saved.result())
+    assert written == [[6.0 * step, 4.0 * step] for step in range(1, num_saves + 1)]
+
+
+def test_a_snapshot_is_read_once_it_is_there(cuda):
+    save_beside(cuda)
+    assert_order(cuda, None)
+
+
+def test_a_snapshot_that_is_read_too_early_is_seen(cuda, monkeypatch):
+    plant(monkeypatch, HostMemory, "wait", "self._arrived.synchronize()", "pass")
+    save_beside(cuda)
+    assert any("read before it is written" in problem for problem in cuda.problems)
+
+
+def test_a_snapshot_that_the_next_one_overwrites_is_seen(cuda):
+    """What the saver's "one at a time" is for."""
+    memory = HostMemory()
+    weight = torch.zeros(3, device=CUDA)
+    with cuda.executor(max_workers=1) as writer:
+        snapshot = Snapshot(memory)
+        copy = snapshot.copy("weight", weight)
+        snapshot.wait()
+        writer.submit(copy.sum)  # and nobody waits for it
+        time.sleep(0.2)
+        Snapshot(memory).copy("weight", weight)
+    assert any("overwritten while it is read" in problem for problem in cuda.problems)

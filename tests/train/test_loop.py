@@ -29,8 +29,8 @@ class IdleStage:
         self.steps.append(step)
         return {"loss": 1.0, "grad_norm": self.grad_norm(step)}
 
-    def save(self, directory):
-        (directory / "weights").touch()
+    def snapshot(self, snapshot):
+        return lambda directory: (directory / "weights").touch()
 
     def load(self, directory):
         pass
@@ -56,8 +56,11 @@ def test_a_run_that_only_skips_is_stopped(broken, tmp_path):
 @pytest.mark.parametrize("ending", ["the last step", "a signal"])
 def test_a_full_disk_at_the_end_is_an_error(ending, tmp_path, capsys):
     class FullDisk(IdleStage):
-        def save(self, directory):
-            raise OSError(errno.ENOSPC, "No space left on device")
+        def snapshot(self, snapshot):
+            def write(directory):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            return write
 
         def train_step(self, step, batch):
             if ending == "a signal" and step == 70:

@@ -18,6 +18,7 @@ from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.run_weights import resolve_weights
+from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.errors import UserError
 from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.alignment import alignment_loss
@@ -113,16 +114,22 @@ class SiTStage:
         """This rank's latents from `start_step` on, with the images of the same ids when REPA looks at them."""
         return self.latents.batches(start_step)
 
-    def save(self, directory: Path) -> None:
+    def snapshot(self, snapshot: Snapshot) -> Write:
         """A SiT folder (see `models.sit.storage`) with the engine's state beside it."""
-        weights = self.engine.full_state("model")
-        ema = self.engine.full_state("ema") if "ema" in self.engine.state_keys else weights
-        self.engine.save(directory / "engine" / "sit")
-        if self.distributed.is_main:
-            save_sit(directory, self.model.config, weights, ema, self.latent_mean, self.latent_std)
+        weights = self.engine.copy_full_state("model", snapshot)
+        ema = self.engine.copy_full_state("ema", snapshot) if "ema" in self.engine.state_keys else weights
+        mean, std = (snapshot.copy("latent statistics", value) for value in (self.latent_mean, self.latent_std))
+        write_engine = self.engine.snapshot(snapshot)
+
+        def write(directory: Path) -> None:
+            write_engine(directory / "engine" / "sit")
+            if self.distributed.is_main:
+                save_sit(directory, self.model.config, weights, ema, mean, std)
+
+        return write
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote."""
+        """Read what was written of a `snapshot`."""
         self.engine.load_model(read_weights(directory / WEIGHTS_FILE))
         self.engine.load(directory / "engine" / "sit")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.engine import Engine
+from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.files import save_tensors
 from sendvae_fast.losses.adversarial import generator_loss, hinge_discriminator_loss
 from sendvae_fast.losses.known_gradient import with_known_gradient
@@ -112,17 +113,22 @@ class PictureJudge:
         weight = nll_gradient.new_full((), self.config.gan_weight_at(step))
         return weight if self._balance is None else weight * self._balance.factor(nll_gradient, gan_gradient)
 
-    def save(self, directory: Path) -> None:
-        """Write the discriminator, if there is one, and its engine's state into a checkpoint directory. Collective."""
+    def snapshot(self, snapshot: Snapshot) -> Write:
+        """Copy the discriminator, if there is one, and its engine's state, for a checkpoint directory. Collective."""
         if self.discriminator is None:
-            return
-        state = self.discriminator.full_state("model")
-        self.discriminator.save(directory / "engine" / "discriminator")
-        if self._is_main:
-            save_tensors(directory / DISCRIMINATOR_FILE, state)
+            return lambda directory: None
+        state = self.discriminator.copy_full_state("model", snapshot)
+        write_engine = self.discriminator.snapshot(snapshot)
+
+        def write(directory: Path) -> None:
+            write_engine(directory / "engine" / "discriminator")
+            if self._is_main:
+                save_tensors(directory / DISCRIMINATOR_FILE, state)
+
+        return write
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote."""
+        """Read what was written of a `snapshot`."""
         if self.discriminator is not None:
             self.discriminator.load_model(read_weights(directory / DISCRIMINATOR_FILE))
             self.discriminator.load(directory / "engine" / "discriminator")

@@ -16,6 +16,7 @@ from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.files import save_tensors
 from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.reconstruction import kl_loss
@@ -91,21 +92,26 @@ class VAEStage:
         """This rank's batches from `start_step` on."""
         return self.images.batches(start_step)
 
-    def save(self, directory: Path) -> None:
+    def snapshot(self, snapshot: Snapshot) -> Write:
         """An autoencoder folder with mapper, discriminator and engine state beside it."""
-        state = self.engine.full_state("model")
-        self.engine.save(directory / "engine" / "vae")
-        self.judge.save(directory)
-        if not self.distributed.is_main:
-            return
-        autoencoder = Autoencoder(self.model.autoencoder.config)
-        autoencoder_state, rest = split_state(state)
-        autoencoder.load_state_dict(autoencoder_state)
-        save_autoencoder(directory, autoencoder, *self.model.latent_norm.statistics())
-        save_tensors(directory / MAPPER_FILE, rest)
+        state, rest = split_state(self.engine.copy_full_state("model", snapshot))
+        mean, std = (snapshot.copy("latent_norm", value) for value in self.model.latent_norm.statistics())
+        write_engine, write_judge = self.engine.snapshot(snapshot), self.judge.snapshot(snapshot)
+
+        def write(directory: Path) -> None:
+            write_engine(directory / "engine" / "vae")
+            write_judge(directory)
+            if self.distributed.is_main:
+                with torch.device("meta"):  # the copies become its weights: none are made, no random number is drawn
+                    autoencoder = Autoencoder(self.model.autoencoder.config)
+                autoencoder.load_state_dict(state, assign=True)
+                save_autoencoder(directory, autoencoder, mean, std)
+                save_tensors(directory / MAPPER_FILE, rest)
+
+        return write
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote."""
+        """Read what was written of a `snapshot`."""
         self.engine.load_model(
             join_state(read_weights(directory / WEIGHTS_FILE), read_weights(directory / MAPPER_FILE))
         )
