@@ -21,6 +21,7 @@ from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.run_weights import resolve_weights
+from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.losses.reconstruction import reconstruction_loss
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Posterior
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, load_autoencoder, save_autoencoder
@@ -99,16 +100,22 @@ class DecoderStage:
         """Batches from `start_step` on."""
         return self.images.batches(start_step)
 
-    def save(self, directory: Path) -> None:
+    def snapshot(self, snapshot: Snapshot) -> Write:
         """An autoencoder folder with the engine's state beside it."""
-        state = self.engine.full_state("model")
-        self.engine.save(directory / "engine")
-        autoencoder = Autoencoder(self.autoencoder.config)
-        autoencoder.load_state_dict({name.removeprefix("autoencoder."): value for name, value in state.items()})
-        save_autoencoder(directory, autoencoder, *self.statistics)
+        state = self.engine.copy_full_state("model", snapshot)
+        write_engine = self.engine.snapshot(snapshot)
+
+        def write(directory: Path) -> None:
+            write_engine(directory / "engine")
+            if self.distributed.is_main:
+                autoencoder = Autoencoder(self.autoencoder.config)
+                autoencoder.load_state_dict({name.removeprefix("autoencoder."): value for name, value in state.items()})
+                save_autoencoder(directory, autoencoder, *self.statistics)
+
+        return write
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote."""
+        """Read what was written of a `snapshot`."""
         weights = read_weights(directory / WEIGHTS_FILE)
         self.engine.load_model({f"autoencoder.{name}": value for name, value in weights.items()})
         self.engine.load(directory / "engine")
