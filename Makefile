@@ -20,7 +20,7 @@ help:  ## list the targets
 demo: env  ## run everything end to end on synthetic pictures and write runs/demo/report.html
 	@$(BIN)/sendvae demo $(ARGS)
 
-test: env $(VENV)/.docs  ## lint, and beside it the whole test suite, a process per core
+test: env $(VENV)/.docs $(VENV)/.play  ## lint, and beside it the whole test suite, a process per core
 	@$(MAKE) --no-print-directory -j 2 lint tests
 
 tests: env
@@ -66,6 +66,10 @@ $(VENV)/.dependencies: requirements.txt requirements-deepspeed.txt
 
 $(VENV)/.docs: requirements-docs.txt
 	$(call install,installing what builds the documentation,-r requirements-docs.txt)
+	@touch $@
+
+$(VENV)/.play: requirements-play.txt $(VENV)/.dependencies
+	$(call install,installing what `sendvae play` needs,--no-deps -r requirements-play.txt)
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.dependencies $(SOURCES)

@@ -106,6 +106,11 @@ def flag_keys(config_class: type) -> frozenset[str]:
     return frozenset(name for name, kind in typing.get_type_hints(config_class).items() if kind is bool)
 
 
+def takes_several(config_class: type, name: str) -> bool:
+    """Whether a field of a config dataclass holds several values: a tuple or a list."""
+    return typing.get_origin(typing.get_type_hints(config_class)[name]) in (tuple, list)
+
+
 def _nest(keys: list[str], value: Any) -> dict[str, Any]:
     return {keys[0]: _nest(keys[1:], value) if len(keys) > 1 else value}
 

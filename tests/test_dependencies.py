@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Where a package's name on the index is not that of its module.
 PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "nvidia": "nvidia-dali-cuda130"}
-# Modules that no dependency declares: torch brings Triton, and README.md says how to install flash-attn.
-UNDECLARED = {"triton", "flash-attn", "flash-attn-interface"}
+# Modules that no dependency declares: torch brings Triton, Gradio its client and httpx; of flash-attn README.md tells.
+UNDECLARED = {"triton", "flash-attn", "flash-attn-interface", "gradio-client", "httpx"}
 # Modules that `ops.attention` imports by their names.
 IMPORTED_BY_NAME = {"flash_attn", "flash_attn.cute", "flash_attn_interface", "xformers.ops"}
 # What is used by its command or as a plugin, not imported.
@@ -104,15 +104,15 @@ def packages_needed_to_import(module: str) -> set[str]:
 
 def test_the_search_follows_imports():
     assert {"torch", "timm", "lpips"} <= packages_needed_to_import("sendvae_fast.cli.train_vae")
-    assert {"deepspeed", "tensorboard", "xformers", "torchdiffeq"} <= imported_packages("sendvae_fast")
+    assert {"deepspeed", "tensorboard", "xformers", "torchdiffeq", "gradio"} <= imported_packages("sendvae_fast")
 
 
 def test_what_the_package_imports_is_declared():
-    assert imported_packages("sendvae_fast") - UNDECLARED <= packages_of("all")
+    assert imported_packages("sendvae_fast") - UNDECLARED <= packages_of("all", "play")
 
 
 def test_what_is_declared_is_imported():
-    assert packages_of("all") <= imported_packages("sendvae_fast")
+    assert packages_of("all", "play") <= imported_packages("sendvae_fast")
 
 
 def test_what_the_tests_import_is_declared():
@@ -142,9 +142,12 @@ def test_a_verb_needs_no_more_than_the_extra_it_names(verb):
 
 def test_everything_that_make_installs_is_pinned():
     """requirements.txt has what the extras ask for, but for what needs a GPU or is an alternative."""
-    text = "".join((ROOT / name).read_text() for name in ("requirements.txt", "requirements-deepspeed.txt"))
+    text = "".join(
+        (ROOT / name).read_text()
+        for name in ("requirements.txt", "requirements-deepspeed.txt", "requirements-play.txt")
+    )
     pinned = {name_of(line) for line in text.splitlines() if "==" in line}
-    assert packages_of("train", "eval", "data", "logging", "test") <= pinned
+    assert packages_of("train", "eval", "data", "logging", "play", "test") <= pinned
 
 
 def test_a_package_in_several_extras_has_one_range():
@@ -163,6 +166,7 @@ def test_a_package_in_several_extras_has_one_range():
         ("timm", ["train", "vae"], "`sendvae train vae` needs timm"),
         ("torchmetrics", ["evaluate", "reconstruction"], "`sendvae evaluate reconstruction` needs torchmetrics"),
         ("jinja2", ["report", "runs/x"], "`sendvae report` needs jinja2"),
+        ("gradio", ["play", "runs/x"], "`sendvae play` needs gradio"),
     ],
 )
 def test_a_missing_package_is_one_line_that_names_the_extra(missing, arguments, words):
@@ -173,4 +177,4 @@ def test_a_missing_package_is_one_line_that_names_the_extra(missing, arguments, 
     assert done.returncode == 2 and done.stdout == ""
     line = done.stderr.strip()
     extra = re.fullmatch(re.escape(f"error: {words}") + r", .*: pip install 'sendvae_fast\[(.+)\]'", line)
-    assert extra and missing in packages_of(extra[1])
+    assert extra and missing in packages_of(*extra[1].split(","))

@@ -13,7 +13,7 @@ FLOORS = [
     {"models", "losses", "data"},
     {"sampling", "evaluation", "train", "nn"},
     {"report", "pretrained"},
-    {"demo"},
+    {"demo", "play"},
     {"cli", "__main__"},
     {"__init__"},
 ]

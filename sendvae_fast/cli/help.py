@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 
 from sendvae_fast.cli.options import Option, config_options
+from sendvae_fast.config import takes_several
 from sendvae_fast.version import __version__
 
 GENERAL = (
@@ -51,7 +52,9 @@ def verb_help(verb: str, module: ModuleType, complete: bool) -> str:
     if not hasattr(module, "Config"):
         return f"usage: sendvae {verb} VERB [options of VERB]\n\n{title}"
     positional = getattr(module, "POSITIONAL", None)
-    bare = f"[{positional.upper()}] " if positional else ""
+    bare = ""
+    if positional:
+        bare = f"[{positional.upper()}{' ...' if takes_several(module.Config, positional) else ''}] "
     lines = [f"usage: sendvae {verb} {bare}[--config NAME ...] [--key.subkey=value ...]", "", title]
     options = {option.key: option for option in config_options(module.Config)}
     sections: dict[str, list[tuple[str, str, str]]] = {}

@@ -1,8 +1,8 @@
 """The sendvae command: finds the verb, reads its config, calls it, and turns failures into one line.
 
 A verb is a module in this package with a docstring (its help), a dataclass `Config` (its options) and `run(config)`;
-optionally `POSITIONAL`, the name of the option that may be given bare, and `MAIN_OPTIONS`, the options beside the
-required ones that its short help shows (without it: all).
+optionally `POSITIONAL`, the name of the option that may be given bare (several times where it is a tuple), and
+`MAIN_OPTIONS`, the options beside the required ones that its short help shows (without it: all).
 """
 
 import difflib
@@ -12,12 +12,13 @@ import select
 import sys
 import traceback
 from contextlib import AbstractContextManager
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sendvae_fast.cli.help import group_help, overview, verb_help
-from sendvae_fast.config import flag_keys, load_config, parse_overrides
+from sendvae_fast.config import flag_keys, load_config, merge, parse_overrides, takes_several
 from sendvae_fast.engine.launch import adopt_slurm
 from sendvae_fast.errors import UserError, needs_extra
 from sendvae_fast.version import __version__
@@ -40,6 +41,7 @@ VERBS = {
     "evaluate latents": "measure how learnable a latent space is, without a generator",
     "evaluate traversals": "move latents along attributes and see which of them change",
     "evaluate correlation": "draw how measures of autoencoders go with how well they generate",
+    "play": "try trained networks by hand in a browser",
     "report": "write a run's offline HTML report",
     "config list": "list the configs that come with the package",
     "config show": "print a fully resolved config",
@@ -47,7 +49,7 @@ VERBS = {
 GROUPS = frozenset(verb.split()[0] for verb in VERBS if " " in verb)
 """First words of the verbs of two words."""
 HELP = ("-h", "--help", "--help=all", "help")
-EXTRAS = {"demo": "train,eval", "data": "data", "evaluate": "eval", "report": "eval"}
+EXTRAS = {"demo": "train,eval", "data": "data", "evaluate": "eval", "play": "eval,play", "report": "eval"}
 """The extra of pyproject.toml that a verb needs, by the verb's first word; the others need `train`."""
 
 
@@ -157,11 +159,14 @@ def _needs_extra_of(verb: str) -> AbstractContextManager[None]:
 
 def _read_arguments(module: ModuleType, arguments: list[str]) -> tuple[type, list[Path], dict]:
     """The arguments of `load_config`, from a verb's command line."""
-    positional = getattr(module, "POSITIONAL", None)
+    positional, bare = getattr(module, "POSITIONAL", None), {}
     if positional and arguments and not arguments[0].startswith("-"):
-        arguments = [f"--{positional}={arguments[0]}", *arguments[1:]]
+        first = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+        several = takes_several(module.Config, positional)
+        bare = {positional: first if several else first[0]}
+        arguments = arguments[len(first) if several else 1 :]
     files, others = _split_config_files(arguments)
-    return module.Config, files, parse_overrides(others, flag_keys(module.Config))
+    return module.Config, files, merge(bare, parse_overrides(others, flag_keys(module.Config)))
 
 
 def _split_config_files(arguments: list[str]) -> tuple[list[Path], list[str]]:
