@@ -1,10 +1,15 @@
 """Reading of files that somebody else may have written: whatever is in them, only a `UserError` comes out."""
 
+import csv
 import json
+import math
 import os
 import stat
+import struct
 import types
 import typing
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +26,9 @@ MAX_NODES = 1_000_000
 """Values in a YAML or JSON file with its aliases written out; a few lines of aliases can stand for billions."""
 
 
-_DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, SafetensorError, TypeError, ValueError)
+_DAMAGE = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, SafetensorError, csv.Error,
+)  # fmt: skip
 """What the code that takes a file's content apart raises where it is not what it should be."""
 
 
@@ -41,6 +48,16 @@ def reading(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
         raise UserError(f"cannot read {os.fspath(path)} ({error.strerror or error}): {remedy}") from error
     except _DAMAGE as error:
         raise UserError(f"{os.fspath(path)} is damaged, or no file of its kind ({_reason(error)}): {remedy}") from error
+
+
+@contextmanager
+def reading_zip(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
+    """`reading` of an archive, such as an npz."""
+    with reading(path, remedy):
+        try:
+            yield
+        except (EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:  # Runtime: encrypted
+            raise NotOfItsKind(str(error)) from error
 
 
 class NotOfItsKind(ValueError):
@@ -146,6 +163,14 @@ def count_in(content: dict[str, Any], name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 2**53:
         raise NotOfItsKind(f"{name} is {value!r:.40} and should be a count")
     return value
+
+
+def numbers_in(content: dict[str, Any]) -> dict[str, float]:
+    """A read mapping of names to finite numbers. NotOfItsKind where a value is none."""
+    for name, value in content.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < math.inf:
+            raise NotOfItsKind(f"{name!r:.40} is {value!r:.40} and should be a number")
+    return content
 
 
 def _checked(content: Any) -> dict[str, Any]:

@@ -2,9 +2,19 @@
 
 import copy
 import json
+import os
+import random
 import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import yaml
+
+from sendvae_fast.errors import UserError
+
+TIMES = int(os.environ.get("SENDVAE_FUZZ", "12"))
+"""Damaged copies of each file."""
 
 JUNK = (
     None,
@@ -26,6 +36,42 @@ JUNK = (
 )
 
 
+class Reader(NamedTuple):
+    """A file of a folder, how a copy of it is damaged, and what reads the folder."""
+
+    file: str
+    damage: Callable[[Path, random.Random], bytes]
+    read: Callable[[Path], object]
+
+
+def check_reader(name, reader, folder):
+    """Whatever happens to the file, its reader takes it or raises a `UserError` of one line."""
+    path, draw = folder / reader.file, random.Random(name)
+    sound = path.read_bytes()
+    reader.read(folder)
+    messages = []
+    try:
+        for _ in range(TIMES):
+            path.write_bytes(sound)
+            content = reader.damage(path, draw)
+            path.write_bytes(content)
+            try:
+                reader.read(folder)
+            except UserError as error:
+                messages.append(str(error))
+            except Exception as error:
+                raise AssertionError(f"{type(error).__name__} by {content[:300]!r}") from error
+    finally:
+        path.write_bytes(sound)
+    assert messages or reader.damage is damaged_content, "a damaged text file is noticed"
+    assert all(message.isprintable() for message in messages)
+
+
+def damaged_content(path, draw):
+    """A damaged copy of a file of any kind."""
+    return damaged_bytes(path.read_bytes(), draw)
+
+
 def damaged_bytes(content, draw):
     """`content` with a few bytes changed, cut off, doubled or added, or something else altogether."""
     kind = draw.randrange(6)
@@ -34,7 +80,7 @@ def damaged_bytes(content, draw):
     if kind == 1:
         return draw.randbytes(draw.randrange(200))
     if kind == 2:
-        return b"[" * draw.choice([10, 100_000])
+        return b"[" * draw.choice([10, 10, 10, 10, 10, 100_000])  # for YAML a second of work
     place = draw.randrange(len(content) + 1)
     if kind == 3:
         return content[:place] + draw.randbytes(draw.randrange(1, 9)) + content[place:]
@@ -46,13 +92,17 @@ def damaged_bytes(content, draw):
     return bytes(changed)
 
 
-def damaged_tree(tree, draw):
-    """A copy of nested dicts and lists with one to three entries that are other values, gone, or have other names."""
+def damaged_tree(tree, draw, junk=()):
+    """A copy of nested dicts and lists with one to three entries that are other values, gone, or have other names.
+
+    junk: further values that may be put in.
+    """
+    junk = (*JUNK, *junk)
     tree = copy.deepcopy(tree)
     for _ in range(draw.randrange(1, 4)):
         places = list(_places(tree))
         if not places:
-            return draw.choice(JUNK)
+            return draw.choice(junk)
         holder, key = draw.choice(places)
         kind = draw.randrange(4)
         if kind == 0:
@@ -60,7 +110,7 @@ def damaged_tree(tree, draw):
         elif kind == 1 and isinstance(holder, dict):
             holder["".join(draw.choices(string.printable, k=4))] = holder.pop(key)
         else:
-            holder[key] = copy.deepcopy(draw.choice(JUNK))
+            holder[key] = copy.deepcopy(draw.choice(junk))
     return tree
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import staged
+from sendvae_fast.reading import reading
 
 ATTRIBUTES_FILE = "attributes.csv"
 
@@ -35,7 +36,7 @@ def read_attributes(root: Path, sample_names: list[str]) -> Attributes | None:
     table = root / ATTRIBUTES_FILE
     if not table.exists():
         return None
-    with open(table, newline="") as file:
+    with reading(table, "correct or remove it"), open(table, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     if not rows or rows[0][:1] != ["file"] or len(rows[0]) < 2:
         raise UserError(f"{table} must begin with a line 'file,<attribute>,...'; correct or remove it")
@@ -58,7 +59,7 @@ def write_attributes(root: Path, names: Sequence[str], samples: Iterable[tuple[s
         names: of the attributes.
         samples: the name of each sample and its values, 0 or 1.
     """
-    with staged(root / ATTRIBUTES_FILE) as unfinished, open(unfinished, "w", newline="") as file:
+    with staged(root / ATTRIBUTES_FILE) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("file", *names))
         writer.writerows((name, *values) for name, values in samples)

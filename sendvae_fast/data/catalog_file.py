@@ -16,6 +16,8 @@ together), files, class_names, damaged and passed-over files, and the `origin` o
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from sendvae_fast.data.sources.base import Listing, ShardedSource
 from sendvae_fast.data.sources.find import SOURCES
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import staged
+from sendvae_fast.reading import NotOfItsKind, reading
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"sendvae"
@@ -104,38 +107,71 @@ def read_catalog_file(path: Path) -> tuple[Listing, pa.Table | None]:
     Raises:
         UserError: when the file is damaged or of another schema version.
     """
-    try:
+    again = "make it again with `sendvae data index`"
+    with reading_parquet(path, again):
         table = pq.read_table(path)
+        table.validate(full=True)
         note = json.loads(table.schema.metadata[METADATA_KEY])
         version = note["schema_version"]
-        if version == SCHEMA_VERSION:
-            return _listing(table, note, path.absolute().parent), _facts(table)
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is a damaged catalog ({error}); make it again with `sendvae data index`") from error
-    raise UserError(
-        f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
-        "make it again with `sendvae data index`"
-    )
+        if version != SCHEMA_VERSION:
+            raise UserError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; {again}")
+        return _listing(table, note, path.absolute().parent), _facts(table)
+
+
+@contextmanager
+def reading_parquet(path: Path, remedy: str) -> Iterator[None]:
+    """`reading` of a parquet file, whose library has errors of its own."""
+    with reading(path, remedy):
+        try:
+            yield
+        except (pa.ArrowException, MemoryError, OSError) as error:  # memory: a damaged size
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise NotOfItsKind(str(error)) from error
 
 
 def read_origin(path: Path) -> dict | None:
-    """The `origin` of a catalog file; None if it has none or the file is no catalog."""
+    """The `origin` of a catalog file; None if it has none or the file is no whole catalog."""
     if not is_catalog_file(path):
         return None
-    return json.loads(pq.read_schema(path).metadata[METADATA_KEY]).get("origin")
+    try:
+        return json.loads(pq.read_schema(path).metadata[METADATA_KEY])["origin"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def _listing(table: pa.Table, note: dict, folder: Path) -> Listing:
     kind, root = SOURCES[note["kind"]], folder / note["root"]
+    files, class_names, damage, passed_over = (
+        _words(note, name) for name in ("files", "class_names", "damage", "passed_over")
+    )
     names = [os.fsdecode(name) for name in table["name"].to_pylist()]
     if issubclass(kind, ShardedSource):
-        size = table["size"].fill_null(-1).to_numpy()
-        source = kind(root, names, note["files"], table["file"].to_numpy(), table["offset"].to_numpy(), size)
+        file = _numbers(table, "file", len(files), np.int32)
+        offset = _numbers(table, "offset", 2**63 - 1, np.int64)
+        source = kind(root, names, files, file, offset, table["size"].fill_null(-1).to_numpy())
     else:
         source = kind(root, names)
-    labels = table["label"].to_numpy().astype(np.int64)
-    return Listing(source, labels, tuple(note["class_names"]), tuple(note["damage"]), tuple(note["passed_over"]))
+    labels = _numbers(table, "label", len(class_names), np.int64)
+    return Listing(source, labels, tuple(class_names), tuple(damage), tuple(passed_over))
+
+
+def _words(note: dict, name: str) -> list[str]:
+    if not isinstance(note[name], list) or not all(isinstance(word, str) for word in note[name]):
+        raise NotOfItsKind(f"{name} is no list of words")
+    return note[name]
+
+
+def _numbers(table: pa.Table, name: str, end: int, dtype: type) -> np.ndarray:
+    """A column of indices in [0, end)."""
+    column = table[name]
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise NotOfItsKind(f"{name} is missing, or no number, in some rows")
+    numbers = column.to_numpy().astype(dtype)
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < end:
+        raise NotOfItsKind(f"{name} is {numbers.min()} to {numbers.max()} and should be from 0 to {end - 1}")
+    return numbers
 
 
 def _facts(table: pa.Table) -> pa.Table | None:
-    return table.select(FACTS.names) if table["verdict"].null_count == 0 else None
+    return table.select(FACTS.names).cast(FACTS) if table["verdict"].null_count == 0 else None

@@ -25,7 +25,7 @@ from sendvae_fast.demo.timeline import Timeline, costs, in_words, measure_speed
 from sendvae_fast.demo.variant import VariantJob, draw_reconstructions
 from sendvae_fast.demo.workers import num_workers, side_by_side
 from sendvae_fast.engine.distributed import init_distributed
-from sendvae_fast.engine.run import describe_changes, plain
+from sendvae_fast.engine.run import plain, recorded_changes
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic
 from sendvae_fast.progress import Progress
@@ -85,7 +85,8 @@ def claim_folder(config: DemoConfig, root: Path) -> None:
     path = root / SETTINGS_FILE
     try:
         if path.is_file():
-            if changes := describe_changes(yaml.safe_load(path.read_text(encoding="utf-8")), settings):
+            changes = recorded_changes(path, settings, (), "repair it, or give another folder with --run=FOLDER")
+            if changes:
                 raise UserError(
                     f"{root} was started with other settings ({changes}): repeat those in {path}, or give another "
                     "folder with --run=FOLDER"

@@ -17,6 +17,7 @@ from sendvae_fast.demo.variant import entry_of, last_step, results_path, seconds
 from sendvae_fast.engine.run import environment, plain
 from sendvae_fast.evaluation.result import read_results
 from sendvae_fast.files import write_atomic
+from sendvae_fast.reading import numbers_in, read_json, reading
 from sendvae_fast.report import load_report, write_report
 
 PAGE_INTERVAL_S = 15.0
@@ -180,11 +181,12 @@ class Results:
 
 def _seconds_before(root: Path) -> dict[str, float]:
     """How long the demo's own parts took that an earlier call has finished."""
-    try:
-        seconds = json.loads((root / "results.json").read_text(encoding="utf-8"))["seconds"]
-    except (OSError, ValueError, KeyError):
+    path, remedy = root / "results.json", "remove it and run the same command again"
+    if not path.is_file():
         return {}
-    return {name: taken for name, taken in seconds.items() if not isinstance(taken, dict)}
+    results = read_json(path, remedy)
+    with reading(path, remedy):
+        return numbers_in({name: taken for name, taken in results["seconds"].items() if not isinstance(taken, dict)})
 
 
 def print_summary(root: Path, results: dict[str, Any], say: Callable[[str], object] = print) -> None:

@@ -46,6 +46,7 @@ from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.pixels import to_model_range, to_uint8
+from sendvae_fast.reading import count_in, numbers_in, read_json, read_json_lines, reading
 from sendvae_fast.sampling.sample_to_folder import sample_to_folder
 from sendvae_fast.sampling.writer import PngFolder
 from sendvae_fast.train.cache_latents import cache
@@ -166,11 +167,13 @@ def entry_of(plan: Plan, root: Path) -> dict[str, Any]:
 
 
 def seconds_of_parts(root: Path, plan: Plan) -> dict[str, float]:
-    """How long each part took that is done."""
-    try:
-        return json.loads(_parts_path(root, plan).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """How long each part took that is done. UserError where the file that says so is damaged."""
+    path, remedy = _parts_path(root, plan), "remove it and run the same command again"
+    if not path.is_file():
         return {}
+    seconds = read_json(path, remedy)
+    with reading(path, remedy):
+        return numbers_in(seconds)
 
 
 def results_path(root: Path, plan: Plan) -> Path:
@@ -180,10 +183,12 @@ def results_path(root: Path, plan: Plan) -> Path:
 
 def last_step(run: Path) -> int:
     """The last step in a run's metrics; 0 while there is none."""
-    try:
-        return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    except (OSError, IndexError, ValueError, KeyError):
+    path, remedy = run / "metrics.jsonl", "repair or remove it"
+    if not path.is_file():
         return 0
+    with reading(path, remedy):
+        lines = read_json_lines(path)
+        return count_in(lines[-1], "step") if lines else 0
 
 
 def _parts_path(root: Path, plan: Plan) -> Path:

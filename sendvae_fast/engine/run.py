@@ -66,10 +66,7 @@ class RunDirectory:
             lock_run(self.path)
             recorded = self.path / "config.yaml"
             if recorded.exists() and any(self.checkpoints.glob("step_*/manifest.json")):
-                remedy = "repair it, or start a new run directory"
-                before = read_yaml(recorded, remedy)
-                with reading(recorded, remedy):
-                    changes = describe_changes(before, self.config, may_change)
+                changes = recorded_changes(recorded, self.config, may_change, "repair it, or start a new run directory")
                 if changes:
                     return (
                         f"{self.path} was started with other settings ({changes}): repeat the settings in "
@@ -122,6 +119,13 @@ def describe_changes(old: Any, new: dict[str, Any], may_change: Collection[str] 
     shown = [f"{key} was {before}, now {after}" for key, (before, after) in list(changes.items())[:NUM_CHANGES_SHOWN]]
     more = len(changes) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+
+
+def recorded_changes(path: Path, new: dict[str, Any], may_change: Collection[str], remedy: str) -> str:
+    """`describe_changes` from the settings in a YAML file to `new`. UserError, with `remedy`, if it is broken."""
+    before = read_yaml(path, remedy)
+    with reading(path, remedy):
+        return describe_changes(before, new, may_change)
 
 
 def environment() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.result import RESULTS_FILE, read_results
 from sendvae_fast.files import staged_output
+from sendvae_fast.reading import read_text, reading
 
 PAPER_TABLE = Path(__file__).parent / "latent_space" / "paper_autoencoders.csv"
 """What the paper prints of its four autoencoders."""
@@ -78,11 +79,9 @@ def evaluate_correlation(config: CorrelationConfig, say: Callable[[str], object]
 
 def read_table(path: Path) -> Table:
     """Values by autoencoder and metric. Raises UserError where the file is not as `CorrelationConfig` says."""
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the table {path} ({error}); give the path of a CSV file") from error
-    rows = list(csv.reader(lines))
+    with reading(path, "give the path of a CSV file"):
+        lines = [line for line in read_text(path).splitlines() if line and not line.startswith("#")]
+        rows = list(csv.reader(lines))
     if not rows or rows[0][:1] != ["autoencoder"] or len(rows[0]) < 3:
         raise UserError(f"{path} must begin with a line 'autoencoder,<metric>,<metric>,...'; correct it")
     table: Table = {}

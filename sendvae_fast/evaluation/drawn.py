@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from sendvae_fast.engine.run import plain
@@ -20,6 +19,7 @@ from sendvae_fast.evaluation.pictures import Pictures
 from sendvae_fast.evaluation.result import PicturesOrigin, WeightsOrigin
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.sit.storage import load_sit
+from sendvae_fast.reading import count_in, dataclass_of, read_yaml, reading
 from sendvae_fast.sampling.generate import GenerateConfig, LatentDecoder, check_fit, generate
 from sendvae_fast.sampling.sample_to_folder import SETTINGS_FILE
 
@@ -73,19 +73,28 @@ class DrawnPictures(Pictures):
 
 
 def sampling_settings(folder: str | Path) -> dict[str, Any]:
-    """The settings that `sendvae sample` noted beside its pictures; empty where there are none."""
-    try:
-        settings = yaml.safe_load((Path(folder) / SETTINGS_FILE).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    """The settings that `sendvae sample` noted beside its pictures; empty where there are none.
+
+    Raises:
+        UserError: the file is damaged, or is none of `sendvae sample`.
+    """
+    path, remedy = Path(folder) / SETTINGS_FILE, "repair it, or remove it to measure the pictures without settings"
+    if not path.is_file():
         return {}
-    return settings if isinstance(settings, dict) else {}
+    settings = read_yaml(path, remedy)
+    with reading(path, remedy):
+        json.dumps(settings)  # as a result holds them
+        count_in({"num_samples": 0} | settings, "num_samples")
+        weights_of_samples(settings)
+    return settings
 
 
 def weights_of_samples(settings: dict[str, Any]) -> dict[str, WeightsOrigin]:
-    """The networks that drew the pictures of a folder with these settings."""
+    """The networks that drew the pictures of a folder with these settings. NotOfItsKind if they say something else."""
     return {
-        role: WeightsOrigin(
-            path=str(settings[role]), sha256=str(settings[f"{role}_sha256"]), step=settings.get(f"{role}_step")
+        role: dataclass_of(
+            WeightsOrigin,
+            {"path": settings[role], "sha256": settings[f"{role}_sha256"], "step": settings.get(f"{role}_step")},
         )
         for role in ("generator", "autoencoder")
         if role in settings and f"{role}_sha256" in settings

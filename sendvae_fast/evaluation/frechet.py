@@ -14,6 +14,7 @@ from torch import Tensor
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import staged
+from sendvae_fast.reading import NotOfItsKind, reading_zip
 
 CHUNK = 4096
 """Feature vectors in float64 at once."""
@@ -87,13 +88,12 @@ def load_moments(path: str | os.PathLike[str], suffix: str = "") -> tuple[np.nda
 
     ADM's reference files have ``_s`` for the spatial features of sFID. Raises UserError if it has no such keys.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            mu, sigma = (archive[f"{key}{suffix}"].astype(np.float64) for key in ("mu", "sigma"))
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"{path} holds no feature statistics ({error}); give an npz with `mu` and `sigma`") from error
-    if sigma.shape != (len(mu), len(mu)):
-        raise UserError(f"{path}: mu is {mu.shape} but sigma {sigma.shape}; give an npz of mean [D], covariance [D, D]")
+    with reading_zip(path, "give an npz with `mu` and `sigma`"), np.load(path, allow_pickle=False) as archive:
+        mu, sigma = (archive[f"{key}{suffix}"].astype(np.float64) for key in ("mu", "sigma"))
+        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+            raise NotOfItsKind(f"mu is {list(mu.shape)} and sigma {list(sigma.shape)}, not [D] and [D, D]")
+        if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+            raise NotOfItsKind("mu or sigma is not finite")
     return mu, sigma
 
 

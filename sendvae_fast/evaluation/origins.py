@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import yaml
 from torch import nn
 
 from sendvae_fast.data.catalog import Catalog
@@ -14,6 +13,10 @@ from sendvae_fast.engine.run_weights import run_of, step_of
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.result import PicturesOrigin, WeightsOrigin
 from sendvae_fast.models.weights import weights_sha256
+from sendvae_fast.reading import NotOfItsKind, count_in, read_yaml, reading
+
+MAX_CROP = 2**14
+"""Pixels of a side; a run's file that names more is damaged."""
 
 
 def weights_origin(path: Path, network: nn.Module) -> WeightsOrigin:
@@ -43,10 +46,13 @@ def crop_size(given: int | None, weights: Path) -> int:
     if given is not None:
         return given
     run = run_of(weights)
-    try:
-        config = {} if run is None else yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        return int(config["data"]["image_size"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+    if run is None:
         raise UserError(
             f"{weights} does not say the size of its pictures: give --image_size (256 for published autoencoders)"
-        ) from None
+        )
+    settings = read_yaml(run / "config.yaml", "give --image_size")
+    with reading(run / "config.yaml", "give --image_size"):
+        size = count_in(settings["data"], "image_size")
+        if not 0 < size <= MAX_CROP:
+            raise NotOfItsKind(f"data.image_size is {size}")
+    return size

@@ -22,10 +22,12 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.origins import catalog_origin
 from sendvae_fast.evaluation.result import PicturesOrigin
 from sendvae_fast.files import file_sha256
+from sendvae_fast.reading import NotOfItsKind, reading_zip
 
 PICTURES_KEY = "arr_0"
 """In an npz of the ADM evaluator: uint8 [N, S, S, 3]."""
 NUM_LOOKED_AT = 8
+_REMEDY = f"give an npz of pictures, uint8 [N, S, S, 3] named {PICTURES_KEY}"
 
 
 class Pictures(ABC):
@@ -78,14 +80,14 @@ class NpzPictures(Pictures):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._open() as file:
-            shape, fortran, dtype = _npy_header(file, path)
+        with reading_zip(path, _REMEDY), self._open() as file:
+            shape, fortran, dtype = _npy_header(file)
             self._data_start = file.tell()
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or fortran:
             raise UserError(
                 f"{path}: {PICTURES_KEY} is {dtype} {list(shape)}; give pictures as uint8 [N, S, S, 3] in C order"
             )
-        if shape[0] == 0:
+        if shape[0] < 1:
             raise UserError(f"{path} has no pictures in it")
         self.origin = PicturesOrigin(
             path=str(path),
@@ -101,7 +103,8 @@ class NpzPictures(Pictures):
             file.seek(self._data_start + start * 3 * size**2)
             for first in range(start, stop, batch_size):
                 num = min(batch_size, stop - first)
-                data = file.read(num * 3 * size**2)
+                with reading_zip(self.path, _REMEDY):
+                    data = file.read(num * 3 * size**2)
                 if len(data) != num * 3 * size**2:
                     raise UserError(
                         f"{self.path} ends after picture {first + len(data) // (3 * size**2)}; write it again"
@@ -110,14 +113,11 @@ class NpzPictures(Pictures):
                 yield pixels.reshape(num, size, size, 3).permute(0, 3, 1, 2).contiguous()
 
     def _open(self):
-        try:
-            return zipfile.ZipFile(self.path).open(f"{PICTURES_KEY}.npy")
-        except FileNotFoundError:
-            raise UserError(f"{self.path} does not exist; give an npz of pictures") from None
-        except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path} is no npz ({error}); write it again") from error
-        except KeyError:
-            raise UserError(f"{self.path} has no {PICTURES_KEY}: it holds no pictures") from None
+        with reading_zip(self.path, _REMEDY):
+            archive = zipfile.ZipFile(self.path)
+            if f"{PICTURES_KEY}.npy" not in archive.namelist():
+                raise NotOfItsKind(f"no {PICTURES_KEY} in it")
+            return archive.open(f"{PICTURES_KEY}.npy")
 
 
 def open_pictures(where: str | Path, image_size: int | None = None) -> Pictures:
@@ -145,11 +145,8 @@ def npz_keys(where: str | Path) -> set[str] | None:
     path = Path(where)
     if path.suffix != ".npz":
         return None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no npz, or not there ({error}); give another --reference") from error
+    with reading_zip(path, "give another --reference"), zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
 
 
 def _common_size(catalog: Catalog) -> int:
@@ -165,11 +162,8 @@ def _common_size(catalog: Catalog) -> int:
     return width
 
 
-def _npy_header(file, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _npy_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, whether in Fortran's order, dtype) of an open .npy, which is then at its data."""
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(file)
-    except ValueError as error:
-        raise UserError(f"{path}: {PICTURES_KEY} is no array ({error}); write it again") from error
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)

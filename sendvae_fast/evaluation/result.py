@@ -105,7 +105,9 @@ def append_results(path: Path, results: Sequence[Result]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        if not before.endswith("\n"):
+            before += "\n" * bool(before)  # a line that was cut off
         lines = [json.dumps(dataclasses.asdict(result)) + "\n" for result in results]
         write_atomic(path, before + "".join(lines))
     except OSError as error:

@@ -132,9 +132,11 @@ def statistics_of_batch_norm(content: dict, origin: str) -> LatentStatistics | N
             continue
         for key in state:
             head, _, last = str(key).rpartition(".")
-            variance = state.get(f"{head}.running_var")
-            if last == "running_mean" and head.split(".")[-1] == "bn" and isinstance(variance, Tensor):
-                return LatentStatistics(state[key], variance.float().sqrt(), f"batch norm {head} in {origin}")
+            if last != "running_mean" or head.split(".")[-1] != "bn":
+                continue
+            mean, variance = state[key], state.get(f"{head}.running_var")
+            if isinstance(mean, Tensor) and isinstance(variance, Tensor):
+                return LatentStatistics(mean, variance.float().sqrt(), f"batch norm {head} in {origin}")
     return None
 
 

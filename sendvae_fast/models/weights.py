@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,8 +46,10 @@ def read_weights(path: str | Path) -> dict:
         raise UserError(
             f"weight file {path} is broken or holds more than tensors: fetch it again, or convert it to .safetensors"
         ) from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"weight file {path} holds a {type(content).__name__}, not named tensors: save a state dict")
+    if any(not _is_plain(tensor) for tensor in _tensors(content)):
+        raise UserError(f"weight file {path} holds sparse, quantised or empty tensors: save plain ones")
     return content
 
 
@@ -130,10 +132,25 @@ def _torch_load(path: Path):
 
 
 def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (*BROKEN, OSError):  # no archive, or a damaged one
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _tensors(content: object) -> Iterator[Tensor]:
+    """The tensors in nested dicts and lists."""
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, (dict, list, tuple)):
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from _tensors(value)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has its values in memory, one by one."""
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
 
 
 def _shape(tensor) -> str:

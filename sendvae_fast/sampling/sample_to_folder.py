@@ -14,7 +14,7 @@ import yaml
 
 from sendvae_fast import checks
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.run import describe_changes, plain
+from sendvae_fast.engine.run import plain, recorded_changes
 from sendvae_fast.engine.run_weights import resolve_weights, step_of
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic
@@ -100,16 +100,16 @@ def _claim(folder: PngFolder, config: SampleConfig, saved: SavedSiT, autoencoder
                 return (
                     f"{folder.root} holds pictures but no {SETTINGS_FILE} to say how they were drawn: give a new folder"
                 )
-            before = yaml.safe_load(recorded.read_text(encoding="utf-8"))
-            if changes := describe_changes(before, settings, MAY_CHANGE):
+            changes = recorded_changes(recorded, settings, MAY_CHANGE, "repair it, or give another folder")
+            if changes:
                 return f"{folder.root} was begun with other settings ({changes}): repeat them, or give another folder"
         folder.root.mkdir(parents=True, exist_ok=True)
         folder.remove_unfinished()
         write_atomic(recorded, yaml.safe_dump(settings, sort_keys=False))
     except OSError as error:
         return f"cannot write to {folder.root} ({error.strerror}): choose another place"
-    except yaml.YAMLError:
-        return f"{recorded} is not YAML any more: repair it, or give another folder"
+    except UserError as error:
+        return str(error)
     num_classes = saved.sit.config.num_classes
     if config.labels == "equal" and config.num_samples % num_classes:
         print(

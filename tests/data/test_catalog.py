@@ -146,7 +146,7 @@ def test_damaged_and_future_catalogs(tmp_path):
     with pytest.raises(UserError, match="schema version 99, this program reads 1"):
         Catalog.open(path)
     pq.write_table(table.replace_schema_metadata({b"sendvae": "{}"}), path)
-    with pytest.raises(UserError, match="damaged catalog.*sendvae data index"):
+    with pytest.raises(UserError, match="is damaged.*sendvae data index"):
         Catalog.open(path)
 
 

@@ -81,7 +81,7 @@ def test_errors(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         synth_scenes(tmp_path / "other" / "thesis.tex", 4)
     (tmp_path / "s" / "scenes.json").write_text("{")
-    with pytest.raises(UserError, match="not readable as JSON"):
+    with pytest.raises(UserError, match="scenes.json is damaged, or no file of its kind .*: remove the folder"):
         synth_scenes(tmp_path / "s", 4, size=16)
     for arguments in ({"num_images": 0}, {"num_images": 1, "size": 4}, {"num_images": 1, "seed": -1}):
         with pytest.raises(UserError, match="at least"):

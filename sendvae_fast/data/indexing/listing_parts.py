@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sendvae_fast.data.catalog_file import FACTS
+from sendvae_fast.data.catalog_file import FACTS, reading_parquet
 from sendvae_fast.data.indexing.sandbox import SampleFacts
 from sendvae_fast.data.sources.base import Listing, ShardedSource
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import staged, write_atomic
+from sendvae_fast.reading import NotOfItsKind, read_json
 
 ORIGIN_FILE = "origin.json"
 
@@ -43,7 +44,7 @@ class ListingParts:
                 write_atomic(note, json.dumps(origin))
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}; give another --out") from error
-        if json.loads(note.read_text()) != origin:
+        if read_json(note, f"remove the folder {folder} and run the same command again") != origin:
             raise UserError(
                 f"{folder} is of an interrupted command on other samples or with other options; finish that one, "
                 "or remove the folder"
@@ -68,13 +69,22 @@ class ListingParts:
             pq.write_table(pa.table(columns, schema=FACTS), unfinished)
 
     def collect(self) -> pa.Table:
-        """The facts about all samples, by id; all parts must be done."""
-        facts = pa.concat_tables([pq.read_table(self._path(number)) for number in range(self.count)])
+        """The facts about all samples, by id; all parts must be done. UserError where one is damaged."""
+        facts = pa.concat_tables([self._read(number) for number in range(self.count)])
         return facts.take(pa.array(np.argsort(self._order)))
 
     def remove(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder)
+
+    def _read(self, number: int) -> pa.Table:
+        path = self._path(number)
+        with reading_parquet(path, "remove it and run the same command again"):
+            facts = pq.read_table(path)
+            facts.validate(full=True)
+            if facts.schema != FACTS or len(facts) != len(self.ids(number)):
+                raise NotOfItsKind(f"{len(facts)} rows of other columns than the {len(self.ids(number))} of this part")
+        return facts
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.parquet"

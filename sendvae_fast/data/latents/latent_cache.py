@@ -119,7 +119,7 @@ class LatentCacheWriter:
             path = self._shard_path(k)
             header = shard_header(path)
             assert header is not None, f"{path} was there"
-            sums = sums + torch.tensor(header["sums"], dtype=torch.float64)  # [3, C]
+            sums = sums + header["sums"]
             shape = header["shape"]
             shards.append({"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)})
         count = self.source.num_samples * shape[1] * shape[2]

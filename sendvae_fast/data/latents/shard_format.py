@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.errors import UserError
-from sendvae_fast.reading import read_json
+from sendvae_fast.reading import read_json, reading
 
 SCHEMA_VERSION = 1
 CACHE_FILE = "cache.json"
@@ -99,14 +99,18 @@ def file_list_sha256(catalog: Catalog) -> str:
 
 
 def shard_header(path: Path) -> dict[str, Any] | None:
-    """The header of a shard: its `source`, the `sums` for the statistics, and the latents' `shape` [C, H, W].
+    """The header of a shard: its `source`, the `sums` for the statistics [3, C], and the latents' `shape` [C, H, W].
 
     None when the file is missing, cut short or broken.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            return {**json.loads(file.metadata()[SHARD_KEY]), "shape": file.get_slice("mean").get_shape()[1:]}
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError):
+        with reading(path, "write it again"), safe_open(path, framework="pt") as file:
+            note, shape = json.loads(file.metadata()[SHARD_KEY]), file.get_slice("mean").get_shape()[1:]
+            sums = torch.tensor(note["sums"], dtype=torch.float64)
+            if sums.shape != (3, shape[0]) or not sums.isfinite().all() or not isinstance(note["source"], dict):
+                return None
+            return {"source": note["source"], "sums": sums, "shape": shape}
+    except UserError:
         return None
 
 

@@ -23,6 +23,7 @@ from sendvae_fast.data.scenes.scene import ATTRIBUTES, CLASS_NAMES, draw_scene, 
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import remove_unfinished, staged, unfinished_files, write_atomic
 from sendvae_fast.progress import Progress
+from sendvae_fast.reading import read_json
 
 SCENES_FILE = "scenes.json"
 SCENES_VERSION = 1
@@ -95,13 +96,10 @@ def _claim_folder(root: Path, arguments: dict[str, int]) -> None:
     root.mkdir(parents=True, exist_ok=True)
     note = root / SCENES_FILE
     if note.exists():
-        try:
-            found = json.loads(note.read_text())
-        except ValueError:
-            raise UserError(f"{note} is not readable as JSON; remove the folder {root} or give another one") from None
+        found = read_json(note, f"remove the folder {root} or give another one")
         if found != arguments:
             raise UserError(
-                f"{root} holds scenes made with {found}, not {arguments}; remove it, give another folder, "
+                f"{root} holds scenes made with {found!s:.200}, not {arguments}; remove it, give another folder, "
                 "or use the same arguments"
             )
     elif set(root.iterdir()) - set(unfinished_files(root)):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.reading import NotOfItsKind, dataclass_of
 
 _RENAMED = [
     (r"down\.(\d+)", r"down_blocks.\1"),
@@ -87,21 +88,21 @@ def to_diffusers_config(config: AutoencoderConfig, latent_mean: Tensor, latent_s
 def from_diffusers_config(entries: dict) -> AutoencoderConfig:
     """Sizes from the content of a diffusers config.json.
 
-    Raises ValueError, in words that follow the file's name, where the network is not one that `Autoencoder` can be.
+    Raises NotOfItsKind, in words that follow the file's name, where the network is not one that `Autoencoder` can be.
     """
     for name, value in _ONLY_VALUES.items():
         if entries.get(name, value) != value:
-            raise ValueError(f"{name} is {entries[name]!r} and only {value!r} is supported")
+            raise NotOfItsKind(f"{name} is {entries[name]!r} and only {value!r} is supported")
     widths = [int(width) for width in entries["block_out_channels"]]
     num_levels = len(widths)
     down, up = list(entries["down_block_types"]), list(entries["up_block_types"])[::-1]
     if not widths or widths[0] < 1 or any(width % widths[0] for width in widths):
-        raise ValueError(f"block_out_channels {widths} are not multiples of the first")
+        raise NotOfItsKind(f"block_out_channels {widths} are not multiples of the first")
     pairs = list(zip(down, up, strict=False))
     if not len(down) == len(up) == num_levels or not {*pairs} <= {_BLOCK, _ATTENTION_BLOCK}:
-        raise ValueError(f"down_block_types {down} and up_block_types {up[::-1]} are not those of an LDM autoencoder")
+        raise NotOfItsKind(f"down_block_types {down} and up_block_types {up[::-1]} are not those of an LDM autoencoder")
     nominal = AutoencoderConfig.nominal_resolution  # a name for levels, not what the weights were trained at
-    return AutoencoderConfig(
+    sizes = dict(
         base_channels=widths[0],
         channel_multipliers=tuple(width // widths[0] for width in widths),
         num_res_blocks=entries.get("layers_per_block", 1),
@@ -110,6 +111,7 @@ def from_diffusers_config(entries: dict) -> AutoencoderConfig:
         num_groups=entries.get("norm_num_groups", 32),
         mid_attention=entries.get("mid_block_add_attention", True),
     )
+    return dataclass_of(AutoencoderConfig, sizes)
 
 
 def _is_attention(key: str) -> bool:

@@ -6,7 +6,6 @@ generators. Nothing in them is ever run: see `weights.read_weights`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from sendvae_fast.models.latent_statistics import (
     statistics_of_diffusers,
 )
 from sendvae_fast.models.weights import part_of_checkpoint, read_weights
+from sendvae_fast.reading import read_json, reading
 
 _DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
@@ -95,8 +95,9 @@ def ldm_config(state: dict[str, Tensor], path: str | Path) -> AutoencoderConfig:
 
 def _read_ldm(path: Path) -> FoundAutoencoder:
     content = read_weights(path)
-    state = ldm_state(content, path)
-    config = ldm_config(state, path)
+    with reading(path, "fetch it again"):
+        state = ldm_state(content, path)
+        config = ldm_config(state, path)
     statistics = statistics_of_batch_norm(content, path.name) or statistics_beside(path)
     return FoundAutoencoder(config, state, path, statistics)
 
@@ -106,12 +107,9 @@ def _read_diffusers(directory: Path) -> FoundAutoencoder:
     weights = next((directory / name for name in _DIFFUSERS_WEIGHTS if (directory / name).is_file()), None)
     if weights is None:
         raise UserError(f"{directory} has none of {', '.join(_DIFFUSERS_WEIGHTS)}: fetch the whole folder again")
-    try:
-        entries = json.loads(config_file.read_text(encoding="utf-8"))
+    remedy = "give the folder of an AutoencoderKL, or fetch it again"
+    entries = read_json(config_file, remedy)
+    with reading(config_file, remedy):
         config = from_diffusers_config(entries)
         statistics = statistics_of_diffusers(entries, str(config_file))
-    except KeyError as error:
-        raise UserError(f"{config_file} is not the config of an AutoencoderKL: it lacks {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{config_file} is not the config of an autoencoder of ours: {error}") from error
     return FoundAutoencoder(config, from_diffusers(read_weights(weights), config), weights, statistics)

@@ -148,7 +148,8 @@ def _read_published(path: Path, ema: bool) -> _Found:
     state = part_of_checkpoint(read_weights(path), FIRST_WEIGHT, wrappers)
     if not state:
         raise UserError(f"{path} holds no SiT, it has no {FIRST_WEIGHT}: give a generator's checkpoint")
-    config, own = from_published(state, str(path))
+    with reading(path, "fetch it again"):
+        config, own = from_published(state, str(path))
     statistics = statistics_of_batch_norm(state, path.name) or statistics_beside(path)
     return _Found(config, own, path, statistics)
 

@@ -22,6 +22,7 @@ import torch
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic
 from sendvae_fast.ops.attention.backends import BACKENDS
+from sendvae_fast.reading import NotOfItsKind, read_json, reading
 
 SCHEMA = 1
 PACKAGES = ("flash-attn", "flash-attn-3", "flash-attn-4", "xformers")
@@ -100,19 +101,17 @@ def table_path(device: torch.device) -> Path:
 def load(device: torch.device) -> list[Measurement]:
     """The measurements of a device. A file that is broken or of another machine is ignored, with a warning."""
     path = table_path(device)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if {key: content[key] for key in _header(device)} != _header(device):
-            raise ValueError("it is of another device, other library versions or another format")
-        return [_from_json(entry) for entry in content["entries"]]
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        warnings.warn(
-            f"attention table {path} is ignored ({type(error).__name__}: {error}): delete it or measure again with "
-            "sendvae doctor --tune_attention",
-            stacklevel=2,
-        )
+    remedy = "it is ignored; delete it or measure again with sendvae doctor --tune_attention"
+    try:
+        content = read_json(path, remedy)
+        with reading(path, remedy):
+            if {key: content[key] for key in _header(device)} != _header(device):
+                raise NotOfItsKind("it is of another device, other library versions or another format")
+            return [_from_json(entry) for entry in content["entries"]]
+    except UserError as error:
+        warnings.warn(f"attention table {error}", stacklevel=2)
         return []
 
 
@@ -173,9 +172,9 @@ def _from_json(entry: dict[str, Any]) -> Measurement:
     dtype = getattr(torch, shape.pop("dtype"))
     numbers = [*(shape[name] for name in ("batch", "heads", "tokens", "head_dim")), *times.values()]
     if not isinstance(dtype, torch.dtype) or not all(isinstance(x, int | float) and x > 0 for x in numbers):
-        raise ValueError(f"no measurement: {entry}")
+        raise NotOfItsKind(f"no measurement: {entry}")
     if times.keys() - BACKENDS:
-        raise ValueError(f"unknown backends: {', '.join(times.keys() - BACKENDS)}")
+        raise NotOfItsKind(f"unknown backends: {', '.join(times.keys() - BACKENDS)}")
     return Measurement(
         AttentionShape(**shape, dtype=dtype), times, dict(entry["failures"]), tuple(entry["untraceable"])
     )

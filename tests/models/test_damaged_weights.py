@@ -1,0 +1,119 @@
+"""Damaged files of other projects' weights: each reader takes them or raises a `UserError` of one line."""
+
+import io
+import json
+import warnings
+
+import pytest
+import torch
+import torchvision
+from fuzz import Reader, check_reader, damaged_bytes, damaged_text, damaged_tree
+
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.diffusers_layout import to_diffusers, to_diffusers_config
+from sendvae_fast.models.autoencoder.storage import load_autoencoder
+from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig, load_discriminator_weights
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
+from sendvae_fast.models.foundation.squeezenet import load_squeezenet
+from sendvae_fast.models.latent_statistics import statistics_of_file
+from sendvae_fast.models.sit.sit import SiT
+from sendvae_fast.models.sit.sizes import SiTConfig
+from sendvae_fast.models.sit.storage import load_sit
+
+pytestmark = pytest.mark.slow
+
+AUTOENCODER = AutoencoderConfig(
+    base_channels=32, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), latent_channels=2
+)
+DISCRIMINATOR = DiscriminatorConfig(base_channels=8, num_layers=1)
+GENERATOR = SiTConfig(
+    latent_size=2, latent_channels=2, patch_size=1, width=8, depth=1, num_heads=2, num_classes=2,
+    rope=True, swiglu=True, rms_norm=True,
+)  # fmt: skip
+VECTOR = torch.ones(2)
+BATCH_NORM = {"bn.running_mean": VECTOR, "bn.running_var": VECTOR, "bn.num_batches_tracked": torch.tensor(3)}
+
+
+def quantised():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch no longer likes to make such tensors; old files have them
+        return torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+
+
+TENSORS = (
+    torch.ones(2, 2).to_sparse(),
+    quantised(),
+    torch.empty(2, device="meta"),
+    torch.tensor([float("nan"), 1]),
+    torch.ones(2, dtype=torch.complex64),
+    torch.zeros(0),
+    torch.tensor(1),
+    torch.tensor([True, False]),
+    {5: torch.ones(2)},
+    torch.float16,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    tmp_path = tmp_path_factory.mktemp("files")
+    vae, discriminator = Autoencoder(AUTOENCODER).state_dict(), Discriminator(DISCRIMINATOR).state_dict()
+    generator = SiT(GENERATOR).state_dict() | {"feat_rope.freqs_cos": torch.ones(4, 4)}
+    repa_e = {"model": BATCH_NORM, "ema": BATCH_NORM, "vae": vae, "opt": {"state": {0: VECTOR}}, "steps": 4}
+    torch.save(repa_e, tmp_path / "repa_e.pt")
+    torch.save(repa_e, tmp_path / "old_form.pt", _use_new_zipfile_serialization=False)
+    torch.save({"mean": VECTOR, "std": VECTOR}, tmp_path / "latents_stats.pt")
+    torch.save({"ema": generator | BATCH_NORM, "step": 4}, tmp_path / "generator.pt")
+    torch.save({"state_dict": discriminator, "epoch": 1}, tmp_path / "discriminator.ckpt")
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeeze.pth")
+    (tmp_path / "diffusers").mkdir()
+    config = to_diffusers_config(AUTOENCODER, VECTOR, VECTOR)
+    (tmp_path / "diffusers/config.json").write_text(json.dumps(config))
+    torch.save(to_diffusers(vae, AUTOENCODER), tmp_path / "diffusers/diffusion_pytorch_model.bin")
+    return tmp_path
+
+
+def damaged_weights(path, draw):
+    """Half of the copies are sound archives of unsound values."""
+    content = path.read_bytes()
+    if draw.random() < 0.5:
+        return damaged_bytes(content, draw)
+    file = io.BytesIO()
+    torch.save(damaged_tree(torch.load(path, weights_only=True), draw, TENSORS), file)
+    return file.getvalue()
+
+
+def read_discriminator(folder):
+    load_discriminator_weights(Discriminator(DISCRIMINATOR), folder / "discriminator.ckpt")
+
+
+def read_statistics(folder):
+    statistics_of_file(folder / "latents_stats.pt").checked(2)
+
+
+def read_squeezenet(folder):
+    load_squeezenet(FoundationConfig(name="squeezenet", weights=str(folder / "squeeze.pth")))
+
+
+READERS = {
+    "config of diffusers": Reader(
+        "diffusers/config.json", damaged_text, lambda folder: load_autoencoder(folder / "diffusers")
+    ),
+    "weights of diffusers": Reader(
+        "diffusers/diffusion_pytorch_model.bin", damaged_weights, lambda folder: load_autoencoder(folder / "diffusers")
+    ),
+    "checkpoint of REPA-E": Reader("repa_e.pt", damaged_weights, lambda folder: load_autoencoder(folder / "repa_e.pt")),
+    "checkpoint in torch's old form": Reader(
+        "old_form.pt", damaged_weights, lambda folder: load_autoencoder(folder / "old_form.pt")
+    ),
+    "statistics of LightningDiT": Reader("latents_stats.pt", damaged_weights, read_statistics),
+    "generator": Reader("generator.pt", damaged_weights, lambda folder: load_sit(folder / "generator.pt")),
+    "discriminator": Reader("discriminator.ckpt", damaged_weights, read_discriminator),
+    "foundation model": Reader("squeeze.pth", damaged_weights, read_squeezenet),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_damage_is_a_user_error_or_nothing(name, folder):
+    check_reader(name, READERS[name], folder)
