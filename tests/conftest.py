@@ -1,7 +1,9 @@
 """What every test needs before torch, Triton or DeepSpeed are imported, and where the real test files are."""
 
 import atexit
+import functools
 import gc
+import importlib.util
 import os
 from pathlib import Path
 
@@ -17,6 +19,27 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 elif "OMP_NUM_THREADS" not in os.environ:
     # Tensors are tiny here: more threads only wait for each other.
     torch.set_num_threads(min(4, len(os.sched_getaffinity(0))))
+
+
+def pytest_configure() -> None:
+    """Spare Triton's interpreter half of its time: it patches its language anew for each call of a kernel's helper."""
+    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+        return
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+
+    patch_and_call = InterpretedFunction.__call__
+
+    @functools.cache
+    def languages(function) -> list:
+        return [module for module in (tl, tl.core) if module in function.__globals__.values()]
+
+    def call(self, *arguments, **named):
+        if any(tl.core.is_builtin(module.broadcast_to) for module in languages(self.fn)):  # they are not patched yet
+            return patch_and_call(self, *arguments, **named)
+        return self.rewrite()(*arguments, **named)
+
+    InterpretedFunction.__call__ = call
 
 
 # The files that take longest, the longest first: were one of them the last to start, the other workers would wait.

@@ -85,8 +85,10 @@ def check(case: LpipsCase, dtype: torch.dtype, backend: str, device: str) -> Non
             leaves = [x.to(compute).detach().requires_grad_() for x in features]
             with use_backend(backend):
                 distance = function(*leaves, weight)
-            grads = torch.autograd.grad(distance, leaves, upstream.to(distance.dtype))
-            results.add({"distance": distance}, dict(zip(("f0", "f1"), grads, strict=True)))
+            grads = ()
+            if number < num_repeats(leaves[0].numel()):  # there are more gradients than distances
+                grads = torch.autograd.grad(distance, leaves, upstream.to(distance.dtype))
+            results.add({"distance": distance}, dict(zip(("f0", "f1"), grads, strict=False)))
     assert_op_within(actual, plain, truth)
 
 
