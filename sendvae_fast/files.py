@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG_FILE = "config.json"
+AUTOENCODER_PART, GENERATOR_PART = "autoencoder", "generator"
+"""Folders of weights within a checkpoint of both networks."""
 """In a folder of weights: the sizes and switches of their network."""
 _SAFETENSORS_UNFINISHED = ".tmp??????"
 """Names of safetensors' own unfinished files: it does not write directly to the given name either."""

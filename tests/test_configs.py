@@ -19,6 +19,8 @@ from sendvae_fast.models.foundation.foundation import load_foundation
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.sampling.sample_to_folder import SampleConfig
 from sendvae_fast.sampling.samplers import time_grid
+from sendvae_fast.train.e2e.networks import build_networks
+from sendvae_fast.train.e2e.settings import E2ETrainConfig
 from sendvae_fast.train.sit.settings import FlowConfig, SiTTrainConfig
 from sendvae_fast.train.vae.networks import build_model
 from sendvae_fast.train.vae.settings import VAETrainConfig
@@ -113,6 +115,14 @@ LIGHTNINGDIT_ROWS = {  # size, steps, steps with logit-normal noise levels
 }
 
 
+# REPA-E's three starts: the autoencoder, C of its latents and their size, the generator's patch size.
+E2E_ROWS = {
+    "va_vae": ("vavae-f16d32", 32, 16, 1),
+    "in_vae": ("invae-f16d32", 32, 16, 1),
+    "sd_vae": ("sdvae-f8d4", 4, 32, 2),
+}
+
+
 class SamplingRow(NamedTuple):
     """Guidance, labels and sampler. The defaults are the paper's section 4.2, with REPA's pixels."""
 
@@ -151,6 +161,8 @@ SAMPLING_ROWS = {
 
 
 def config_class(file: Path) -> type:
+    if file.parent.name == "e2e":
+        return E2ETrainConfig
     if file.parent.name == "sampling":
         return SampleConfig
     return VAETrainConfig if file.parent.name == "vae" or file.stem.startswith("vae") else SiTTrainConfig
@@ -192,7 +204,8 @@ def test_every_config_loads(file):
 
 def test_every_config_has_its_row_here():
     sit_rows, vae_rows = SIT_ROWS | LIGHTNINGDIT_ROWS, {*VAE_ROWS, "in_vae_scratch"}
-    for folder, rows in (("vae", vae_rows), ("sit", sit_rows), ("sampling", SAMPLING_ROWS)):
+    rows_by_folder = {"vae": vae_rows, "sit": sit_rows, "e2e": E2E_ROWS, "sampling": SAMPLING_ROWS}
+    for folder, rows in rows_by_folder.items():
         assert {file.stem for file in FILES if file.parent.name == folder} == set(rows)
 
 
@@ -360,6 +373,28 @@ def test_stage_2_builds_the_rows_generator(name):
     if name in ("b_1", "xl_1"):  # SiT-B/1 and -XL/1 with REPA-E's projector to 768
         projector = {"b_1": 7_344_896, "xl_1": 8_131_328}[name]
         assert num_parameters(generator) == {"b_1": 130_328_096, "xl_1": 674_853_152}[name] + projector
+
+
+@pytest.mark.parametrize("name", E2E_ROWS)
+def test_end_to_end_training_is_repa_es(name):
+    config, (source, channels, size, patch_size) = load(ROOT / "e2e" / f"{name}.yaml"), E2E_ROWS[name]
+    assert config.init_from == f"pretrained/{source}"
+    assert config.discriminator_from == f"pretrained/{source}-discriminator.pt"
+    # train_repae.py and its configuration: three AdamW of the same rate, clipped apart, 80 epochs of 256.
+    assert config.data.global_batch == 256 and config.loop.num_steps == 80 * (NUM_IMAGES // 256)
+    for optimizer in (config.optimizer, config.discriminator_optimizer, config.generator_optimizer):
+        assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-4, (0.9, 0.999), 0.0)
+        assert optimizer.max_grad_norm == 1.0
+    assert config.generator_optimizer.ema_decay == 0.9999
+    assert (config.repa.weight, config.repa.autoencoder_weight, config.repa.block) == (0.5, 1.5, 8)
+    loss = config.loss
+    assert (loss.reconstruction, loss.perceptual.net, loss.gan_weight, loss.kl_weight) == ("l1", "vgg", 0.1, 1e-6)
+    foundation = foundation_without_file(config.repa.foundation)
+    with torch.device("meta"):
+        _, sit = build_networks(dataclasses.replace(config, init_from=None), foundation, 1000)
+    sizes = sit.config
+    assert (sizes.latent_channels, sizes.latent_size, sizes.patch_size) == (channels, size, patch_size)
+    assert ((sizes.depth, sizes.width, sizes.num_heads), foundation.dim) == (XL, 768)
 
 
 @pytest.mark.parametrize("name", SAMPLING_ROWS)

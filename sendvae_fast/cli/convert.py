@@ -17,15 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
 from sendvae_fast import checks
-from sendvae_fast.engine.run_weights import resolve_weights
+from sendvae_fast.engine.run_weights import part_of, resolve_weights
 from sendvae_fast.errors import UserError
-from sendvae_fast.files import staged_directory
+from sendvae_fast.files import AUTOENCODER_PART, staged_directory
 from sendvae_fast.models.autoencoder.export import write_diffusers, write_ldm
-from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
+from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, load_autoencoder, save_autoencoder
 from sendvae_fast.models.hub import check_push, push_folder
 from sendvae_fast.models.sit.storage import load_sit, save_sit, write_published
+from sendvae_fast.models.weights import read_weights
 from sendvae_fast.train.vae.model_card import facts_of_checkpoint
+from sendvae_fast.train.vae.networks import DISCRIMINATOR_FILE
 
 POSITIONAL = "source"
 _GENERATOR_LAYOUTS = ("generator", "repa", "repa-e", "lightningdit")
@@ -40,7 +44,7 @@ class Config:
     to: Literal["diffusers", "ldm", "sendvae", "generator", "repa", "repa-e", "lightningdit"]
     """An autoencoder: diffusers, what AutoencoderKL.from_pretrained reads; ldm, the files REPA-E loads; sendvae, our
     folder. A generator: generator, our folder; repa, repa-e (with the latents' batch norm) or lightningdit, a
-    checkpoint that these load."""
+    checkpoint that these load. An end-to-end run has both; its repa-e is one checkpoint of all networks."""
     out: str
     """Folder to write; must not exist."""
     stats: str | None = None
@@ -84,6 +88,14 @@ def _convert_autoencoder(config: Config, source: Path, folder: Path) -> tuple[st
     return f"f{sizes.downsampling}d{sizes.latent_channels} autoencoder", saved.statistics_origin
 
 
+def _networks_beside(source: Path) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint of an end-to-end run has beside its generator, by REPA-E's names; empty for other weights."""
+    if part_of(source, AUTOENCODER_PART) == source:
+        return {}
+    networks = {"vae": source / AUTOENCODER_PART / WEIGHTS_FILE, "discriminator": source / DISCRIMINATOR_FILE}
+    return {name: read_weights(file) for name, file in networks.items() if file.is_file()}
+
+
 def _convert_generator(config: Config, source: Path, folder: Path) -> tuple[str, str]:
     """Write OUT; returns a description of the network and the origin of its statistics."""
     raw, ema = (load_sit(source, ema, config.stats, config.scaling_factor) for ema in (False, True))
@@ -91,6 +103,6 @@ def _convert_generator(config: Config, source: Path, folder: Path) -> tuple[str,
     if config.to == "generator":
         save_sit(folder, sizes, raw.sit.state_dict(), ema.sit.state_dict(), ema.latent_mean, ema.latent_std)
     else:
-        write_published(folder, raw, ema, config.to)
+        write_published(folder, raw, ema, config.to, _networks_beside(source) if config.to == "repa-e" else None)
     latents = f"{sizes.latent_channels} x {sizes.latent_size} x {sizes.latent_size} latents"
     return f"generator of {sizes.depth} blocks of width {sizes.width} for {latents}", ema.statistics_origin

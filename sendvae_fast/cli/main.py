@@ -34,6 +34,7 @@ VERBS = {
     "convert": "write an autoencoder or a generator in the layout of another program",
     "cache-latents": "encode pictures once into latent shards",
     "train sit": "stage 2: train a SiT flow transformer with REPA on cached latents",
+    "train e2e": "REPA-E: train an autoencoder and the generator on its latents together",
     "sample": "draw pictures from a trained SiT",
     "evaluate generation": "measure how far generated pictures are from real ones",
     "evaluate reconstruction": "measure what an autoencoder loses of held-out pictures",

@@ -192,7 +192,9 @@ class Engine(TrainingState):
         enabled = self.config.precision == "bf16"
         return torch.autocast(self.distributed.device.type, torch.bfloat16, enabled=enabled)
 
-    def input_gradient(self, x: Tensor, loss: Callable[[Any], Tensor]) -> tuple[Any, Tensor]:
+    def input_gradient(
+        self, x: Tensor, loss: Callable[[Any], Tensor], part: Callable[[Tensor], Any] | None = None
+    ) -> tuple[Any, Tensor]:
         """The module's output for `x`, and the gradient of `loss` of that output with respect to `x`.
 
         For a GAN: the generator learns from the gradient, and the graph of the output goes into this engine's own
@@ -205,6 +207,8 @@ class Engine(TrainingState):
         `backward` still needs a call of the engine itself in its loss, here the one for real pictures. Not for ZeRO 3,
         whose hooks gather a module's weights for one traversal of its graph only.
 
+        `part` runs a part of the module on `x` in place of all of it.
+
         Raises:
             ValueError: the engine is at ZeRO stage 3.
         """
@@ -212,7 +216,7 @@ class Engine(TrainingState):
             raise ValueError("input_gradient goes through a graph twice, which ZeRO stage 3 does not allow")
         leaf = x.detach().requires_grad_()
         with self.autocast():
-            output = self.module(leaf)
+            output = self.module(leaf) if part is None else part(leaf)
         (gradient,) = torch.autograd.grad(loss(output), leaf, retain_graph=True)
         return output, gradient
 

@@ -4,11 +4,13 @@ from pathlib import Path
 
 from sendvae_fast.engine.checkpoint import FINAL_NAME, newest_checkpoint
 from sendvae_fast.errors import UserError
-from sendvae_fast.files import CONFIG_FILE
+from sendvae_fast.files import AUTOENCODER_PART, CONFIG_FILE, GENERATOR_PART
 
 
 def resolve_weights(path: str | Path) -> Path:
-    """A weight file or folder (one with config.json): `path` itself, or the newest checkpoint of the run at `path`.
+    """The weights at `path`: itself, if it is a file or a folder of weights, or the newest checkpoint of the run there.
+
+    A folder of weights has a config.json, or one in a folder of each network.
 
     Raises:
         UserError: it is neither.
@@ -16,12 +18,20 @@ def resolve_weights(path: str | Path) -> Path:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a weight file or folder, a checkpoint or a run directory")
-    if path.is_file() or (path / CONFIG_FILE).is_file():
+    if path.is_file() or any((path / part / CONFIG_FILE).is_file() for part in ("", AUTOENCODER_PART, GENERATOR_PART)):
         return path
     newest = newest_checkpoint(path / "checkpoints")
     if newest is None:
         raise UserError(f"{path} is neither a weight folder (no {CONFIG_FILE}) nor a run with a finished checkpoint")
     return newest
+
+
+def part_of(weights: Path, part: str) -> Path:
+    """The folder of one network, where `weights` is a checkpoint of both, else `weights` itself.
+
+    part: `files.AUTOENCODER_PART` or `GENERATOR_PART`.
+    """
+    return weights / part if (weights / part / CONFIG_FILE).is_file() else weights
 
 
 def run_of(weights: Path) -> Path | None:

@@ -16,8 +16,9 @@ from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.storage import load_sit
 from sendvae_fast.ops import noise_inject, philox
 from sendvae_fast.sampling.generate import LatentDecoder, generate
+from sendvae_fast.train.sit.flow_losses import draw_noise_levels
 from sendvae_fast.train.sit.settings import FlowConfig
-from sendvae_fast.train.sit.stage import draw_noise_levels, train_sit
+from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.vae.stage import train_vae
 
 pytestmark = pytest.mark.slow

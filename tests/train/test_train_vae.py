@@ -176,7 +176,7 @@ def test_weights_of_other_sizes_than_the_settings_are_refused(trained, images, t
         ({"init_from": "nowhere", "cold_discriminator": True}, "nowhere does not exist"),
         ({"discriminator_from": "no_critic.pt"}, "no_critic.pt does not exist"),
         ({"alignment": {"foundation": {"name": "dinov2-vit-b"}}}, "weights"),
-        ({"optimizer": {"ema_decay": 0.99}}, "optimizer.ema_decay is for stage 2"),
+        ({"optimizer": {"ema_decay": 0.99}}, "optimizer.ema_decay is for generators"),
     ],
 )
 def test_bad_settings_are_one_clear_line(images, tmp_path, settings, words):

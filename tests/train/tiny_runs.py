@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from sendvae_fast.config import build_config, merge
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.train.cache_latents import CacheConfig, cache
+from sendvae_fast.train.e2e.settings import E2ETrainConfig
 from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.vae.settings import VAETrainConfig
 
@@ -40,15 +41,26 @@ SIT = {
     "loop": {"log_every": 1, "save_every": 1000, "preview_every": 1000},
     "preview": {"num_samples": 4, "batch_size": 4, "sampler": {"num_steps": 2}},
 }
+E2E = {
+    **{key: VAE[key] for key in ("data", "autoencoder", "discriminator", "optimizer", "loop")},
+    **{key: SIT[key] for key in ("generator", "repa", "preview")},
+    "generator_optimizer": SIT["optimizer"],
+}
 
 # For runs that are compared with each other: with Adam's usual eps a gradient that is all rounding moves its weight by
 # a whole learning rate, whichever way the rounding falls.
 COMPARED = {"optimizer": {"eps": 1e-3}, "discriminator_optimizer": {"eps": 1e-3}}
+COMPARED_E2E = COMPARED | {"generator_optimizer": {"eps": 1e-3}}
 
 
 def vae_config(run: Path, images: Path, **settings: Any) -> VAETrainConfig:
     """A stage 1 config; `settings` are merged over the tiny defaults."""
     return build_config(VAETrainConfig, merge(merge(VAE, {"run": str(run), "data": {"root": str(images)}}), settings))
+
+
+def e2e_config(run: Path, images: Path, **settings: Any) -> E2ETrainConfig:
+    """A config of an end-to-end run; `settings` are merged over the tiny defaults."""
+    return build_config(E2ETrainConfig, merge(merge(E2E, {"run": str(run), "data": {"root": str(images)}}), settings))
 
 
 def sit_config(run: Path, images: Path, latents: Path, **settings: Any) -> SiTTrainConfig:

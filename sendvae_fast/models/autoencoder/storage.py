@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from sendvae_fast.engine.run_weights import part_of
 from sendvae_fast.errors import UserError
-from sendvae_fast.files import CONFIG_FILE, save_tensors, write_atomic
+from sendvae_fast.files import AUTOENCODER_PART, CONFIG_FILE, save_tensors, write_atomic
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder.published import FoundAutoencoder, read_published
 from sendvae_fast.models.latent_statistics import STATS_FILE, choose_statistics, save_statistics, statistics_of_file
@@ -57,7 +58,7 @@ def save_autoencoder(directory: str | Path, autoencoder: Autoencoder, latent_mea
 def load_autoencoder(
     path: str | Path, stats: str | Path | None = None, scaling_factor: float | None = None
 ) -> SavedAutoencoder:
-    """Read a folder that `save_autoencoder` wrote, or anything that `read_published` reads.
+    """Read a folder that `save_autoencoder` wrote, a checkpoint that has one, or anything that `read_published` reads.
 
     The network is on the CPU, in float32 and evaluation mode. The latent statistics are `stats` (a file) or
     `scaling_factor` (one number for all channels), else what is found: in our folder, in a diffusers config, in a
@@ -65,7 +66,7 @@ def load_autoencoder(
     Raises `UserError` where a file is missing or broken, the weights are not those of the configuration or not finite,
     or there are no statistics.
     """
-    path = Path(path)
+    path = part_of(Path(path), AUTOENCODER_PART)
     found = read_published(path) if _is_published(path) else _read_own(path)
     channels = found.config.latent_channels
     statistics = choose_statistics(path, found.statistics, stats, scaling_factor, channels, layout="sendvae")

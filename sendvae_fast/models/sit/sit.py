@@ -10,6 +10,7 @@ Shape letters: B batch, C latent channels, H latent size, P patch size, N tokens
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -92,17 +93,31 @@ class SiT(nn.Module):
                 f"SiT was built for latents of {' x '.join(map(str, expected))} but got "
                 f"{' x '.join(map(str, z_t.shape[1:]))}: match latent_channels and latent_size to the data"
             )
-        if return_features and config.repa_dim is None:
-            raise ValueError("return_features needs a SiT with repa_dim")
-        x = self.x_embedder(z_t)
-        stream = Stream(x + self.pos_embed.to(x.dtype))
-        condition = self.t_embedder(t) + self.y_embedder(labels, drop)  # [B, D]
-        features = None
-        for i, block in enumerate(self.blocks, start=1):
+        stream, condition = self._embed(z_t, t, labels, drop)
+        features, done = None, 0
+        if return_features:
+            stream, features = self._project(stream, condition)
+            done = config.repa_block
+        for block in islice(self.blocks, done, None):
             stream = block(stream, condition, self.rope)
-            if return_features and i == config.repa_block:
-                features = self.projectors[0](stream.tokens())
         return self._unpatchify(self.final_layer(stream, condition)), features
+
+    def project(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The projected tokens of `forward` alone, [B, N, repa_dim]; blocks after `repa_block` do not run."""
+        return self._project(*self._embed(z_t, t, labels, None))[1]
+
+    def _embed(self, z_t: Tensor, t: Tensor, labels: Tensor, drop: Tensor | None) -> tuple[Stream, Tensor]:
+        """The first block's input and the condition [B, D] of every block."""
+        x = self.x_embedder(z_t)
+        return Stream(x + self.pos_embed.to(x.dtype)), self.t_embedder(t) + self.y_embedder(labels, drop)
+
+    def _project(self, stream: Stream, condition: Tensor) -> tuple[Stream, Tensor]:
+        """Run the blocks up to `repa_block`, and the projector on their tokens."""
+        if self.config.repa_dim is None:
+            raise ValueError("features need a SiT with repa_dim")
+        for block in islice(self.blocks, self.config.repa_block):
+            stream = block(stream, condition, self.rope)
+        return stream, self.projectors[0](stream.tokens())
 
     def _unpatchify(self, x: Tensor) -> Tensor:
         """Tokens [B, N, P P C] to latents [B, C, H, H]."""

@@ -20,8 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sendvae_fast.engine.run_weights import part_of
 from sendvae_fast.errors import UserError
-from sendvae_fast.files import CONFIG_FILE, save_tensors, write_atomic
+from sendvae_fast.files import CONFIG_FILE, GENERATOR_PART, save_tensors, write_atomic
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE
 from sendvae_fast.models.latent_statistics import (
     STATS_FILE,
@@ -84,7 +85,9 @@ def save_sit(
 def load_sit(
     path: str | Path, ema: bool = True, stats: str | Path | None = None, scaling_factor: float | None = None
 ) -> SavedSiT:
-    """Read a folder that `save_sit` wrote or a published checkpoint file, on the CPU in float32 and evaluation mode.
+    """Read a folder that `save_sit` wrote, a checkpoint that has one, or a published checkpoint file.
+
+    The network is on the CPU, in float32 and evaluation mode.
 
     EMA weights unless `ema` is off; a file with one set of weights gives that. The latents' statistics are `stats` (a
     file), `scaling_factor` (one number for all channels), or what is found: in our folder, in REPA-E's batch norm
@@ -119,10 +122,14 @@ def load_initial_weights(sit: SiT, path: str | Path) -> None:
     load_weights(sit, {key: value for key, value in state.items() if key in own}, path)
 
 
-def write_published(directory: Path, raw: SavedSiT, ema: SavedSiT, layout: str) -> None:
+def write_published(
+    directory: Path, raw: SavedSiT, ema: SavedSiT, layout: str, others: dict[str, dict[str, Tensor]] | None = None
+) -> None:
     """Write a checkpoint in the layout "repa", "repa-e" or "lightningdit" into `directory`.
 
     It has the model and the EMA, and beside it the latent statistics in a file of that project's form.
+
+    others: state dicts of other networks that the checkpoint has, by the layout's names for them.
     """
     mean, std = ema.latent_mean, ema.latent_std
     if layout not in ("repa", "repa-e", "lightningdit"):
@@ -134,10 +141,11 @@ def write_published(directory: Path, raw: SavedSiT, ema: SavedSiT, layout: str) 
         has_batch_norm = layout == "repa-e"
         content = {name: to_repa(part.sit, mean, std, has_batch_norm) for name, part in (("model", raw), ("ema", ema))}
         save_repa_e_statistics(directory / PUBLISHED_FILE, mean, std)
-    torch.save(content, directory / PUBLISHED_FILE)
+    torch.save({**content, **(others or {})}, directory / PUBLISHED_FILE)
 
 
 def _read(path: Path, ema: bool) -> tuple[SiT, LatentStatistics | None]:
+    path = part_of(path, GENERATOR_PART)
     found = _read_published(path, ema) if path.is_file() else _read_own(path, ema)
     sit = build_to_fit(lambda: SiT(found.config), found.state, found.weights)
     return sit.eval(), found.statistics

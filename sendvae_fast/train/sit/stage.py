@@ -21,8 +21,6 @@ from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.errors import UserError
 from sendvae_fast.image_grid import save_grid
-from sendvae_fast.losses.alignment import alignment_loss
-from sendvae_fast.losses.velocity import velocity_direction_loss, velocity_loss
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, load_autoencoder
 from sendvae_fast.models.latent_statistics import LatentStatistics, statistics_of_file
 from sendvae_fast.models.sit.sit import SiT
@@ -33,8 +31,9 @@ from sendvae_fast.sampling.generate import LatentDecoder, generate
 from sendvae_fast.train.accumulation import Means, micro_batches
 from sendvae_fast.train.frozen_networks import build_foundation
 from sendvae_fast.train.loop import fit
+from sendvae_fast.train.sit.flow_losses import draw_noise_levels, flow_losses
 from sendvae_fast.train.sit.latent_batches import LatentBatch, TrainingLatents
-from sendvae_fast.train.sit.settings import FlowConfig, SiTTrainConfig
+from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.training_images import HOW_IMAGES_ARE_READ
 
 
@@ -87,28 +86,14 @@ class SiTStage:
         for micro in micro_batches(batch, means.num, self.device):
             target = None if self.foundation is None else self.foundation(micro.images)
             t = draw_noise_levels(self.config.flow, step, key, micro.ids)
-            losses = self._losses(micro, key, t, target)
+            noised = noise_inject(
+                micro.mean.float(), micro.std.float(), self.latent_mean, self.latent_std, key, micro.ids, t,
+                spread_is_std=True, patch_size=self.model.config.patch_size,
+            )  # fmt: skip
+            losses = flow_losses(self.engine, self.config, noised, micro.labels, key, micro.ids, target)
             self.engine.backward(losses["loss"])
             means.add(losses)
         return {**means.values, "grad_norm": self.engine.queue_step()}
-
-    def _losses(self, batch: LatentBatch, key: Tensor, t: Tensor | None, target: Tensor | None) -> dict[str, Tensor]:
-        noised = noise_inject(
-            batch.mean.float(), batch.std.float(), self.latent_mean, self.latent_std, key, batch.ids, t,
-            spread_is_std=True, patch_size=self.model.config.patch_size,
-        )  # fmt: skip
-        draw = philox.uniform(key, philox.Stream.LABEL_DROPOUT, batch.ids, 1)[:, 0]
-        drop = draw < self.config.generator.label_dropout
-        velocity, features = self.engine(noised.z_t, noised.t, batch.labels, drop, return_features=target is not None)
-        losses = {"velocity": velocity_loss(velocity, noised.velocity)}
-        loss = losses["velocity"]
-        if self.config.flow.direction_weight > 0:
-            losses["direction"] = velocity_direction_loss(velocity, noised.velocity)
-            loss = loss + self.config.flow.direction_weight * losses["direction"]
-        if target is not None:
-            losses["align"] = alignment_loss(features, target)
-            loss = loss + self.config.repa.weight * losses["align"]
-        return {"loss": loss, **losses}
 
     def batches(self, start_step: int) -> Iterator[LatentBatch]:
         """This rank's latents from `start_step` on, with the images of the same ids when REPA looks at them."""
@@ -149,11 +134,6 @@ class SiTStage:
         batches = generate(sit.to(self.device), self.decoder, ids, self.config.preview)
         pictures = torch.cat([batch.images for batch in batches])
         save_grid(directory / f"samples_{step:08d}.png", pictures, columns=math.isqrt(len(pictures)))
-
-
-def draw_noise_levels(flow: FlowConfig, step: int, key: Tensor, sample_ids: Tensor) -> Tensor | None:
-    """Noise levels of the samples, float32 [B], or None: uniform, which `noise_inject` draws in passing."""
-    return None if flow.is_uniform(step) else philox.normal(key, philox.Stream.TIME, sample_ids, ()).sigmoid()
 
 
 def train_sit(config: SiTTrainConfig) -> int:

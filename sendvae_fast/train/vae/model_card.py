@@ -1,4 +1,4 @@
-"""Facts about a stage 1 checkpoint's weights from its run, for a model card."""
+"""Facts about an autoencoder's checkpoint from its run, for a model card."""
 
 from __future__ import annotations
 
@@ -33,17 +33,23 @@ def facts_of_checkpoint(checkpoint: Path) -> dict[str, object]:
 
 
 def _facts(config: dict[str, Any], step: int) -> dict[str, object]:
-    data, alignment = config["data"], config["alignment"]
-    method, weight = alignment["method"], alignment["weight"]
-    weight = DEFAULT_WEIGHT[method] if weight is None else weight
+    data = config["data"]
     return {
         "trained by": f"sendvae_fast {__version__}, {step} steps of {data['global_batch']} pictures of "
         f"{data['image_size']} x {data['image_size']}",
         "started from": "random weights" if config["init_from"] is None else Path(config["init_from"]).name,
-        "aligned with": "nothing"
-        if weight == 0
-        else f"{alignment['foundation']['name']}, method {method}, weight {weight}",
+        "aligned with": _alignment(config["alignment"]) if "alignment" in config else _repa(config["repa"]),
     }
+
+
+def _alignment(alignment: dict[str, Any]) -> str:
+    method, weight = alignment["method"], alignment["weight"]
+    weight = DEFAULT_WEIGHT[method] if weight is None else weight
+    return "nothing" if weight == 0 else f"{alignment['foundation']['name']}, method {method}, weight {weight}"
+
+
+def _repa(repa: dict[str, Any]) -> str:
+    return f"{repa['foundation']['name']}, through a generator (REPA-E), weight {repa['autoencoder_weight']}"
 
 
 def _losses_at(metrics: Path, step: int) -> dict[str, float]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed
@@ -18,9 +18,50 @@ from sendvae_fast.models.foundation.foundation import Foundation
 from sendvae_fast.models.latent_statistics import statistics_of_factor
 from sendvae_fast.models.send_vae import SendVAE
 from sendvae_fast.train.vae.alignment_methods import build_mapper
-from sendvae_fast.train.vae.settings import VAETrainConfig
+from sendvae_fast.train.vae.settings import AutoencoderTraining, VAETrainConfig
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
+
+
+class InitialAutoencoder(NamedTuple):
+    """The autoencoder that a run starts from."""
+
+    autoencoder: Autoencoder
+    statistics: tuple[Tensor, Tensor] | None
+    """Mean and standard deviation of its latents, each [C]; None for random weights."""
+
+
+def initial_autoencoder(config: AutoencoderTraining, scaling_factor: float | None = None) -> InitialAutoencoder:
+    """The autoencoder of `init_from`, or a fresh one of the sizes in the config.
+
+    scaling_factor: what latents are multiplied by, in place of the statistics that come with the weights.
+
+    Raises UserError where the sizes given are not those of `init_from`, or its weights cannot be read.
+    """
+    if config.init_from is None:
+        return InitialAutoencoder(Autoencoder(config.autoencoder), None)
+    saved = load_autoencoder(resolve_weights(config.init_from), scaling_factor=scaling_factor)
+    differences = saved.autoencoder.config.differences(config.autoencoder)
+    if differences and config.autoencoder != AutoencoderConfig():
+        raise UserError(
+            f"init_from={config.init_from} is not what `autoencoder` describes: {'; '.join(differences)}. Leave its "
+            "settings out, or give weights of these sizes"
+        )
+    return InitialAutoencoder(saved.autoencoder, (saved.latent_mean, saved.latent_std))
+
+
+def tokens_per_side(autoencoder: Autoencoder, image_size: int, patch_size: int, key: str) -> int:
+    """Patches of latents along a side of a picture; UserError where they do not divide it.
+
+    key: the setting that gives `patch_size`, for the message.
+    """
+    tokens, remainder = divmod(image_size, autoencoder.downsampling * patch_size)
+    if remainder:
+        raise UserError(
+            f"data.image_size={image_size} must be a multiple of the autoencoder's downsampling "
+            f"{autoencoder.downsampling} times {key}={patch_size}"
+        )
+    return tokens
 
 
 def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVAE:
@@ -30,29 +71,15 @@ def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVA
     """
     alignment = config.alignment
     scale = alignment.latent_scale if alignment.latent_norm == "scale" else None
-    initial = (
-        None if config.init_from is None else load_autoencoder(resolve_weights(config.init_from), scaling_factor=scale)
-    )
-    autoencoder = Autoencoder(config.autoencoder) if initial is None else initial.autoencoder
-    differences = autoencoder.config.differences(config.autoencoder)
-    if differences and config.autoencoder != AutoencoderConfig():
-        raise UserError(
-            f"init_from={config.init_from} is not what `autoencoder` describes: {'; '.join(differences)}. Leave its "
-            "settings out, or give weights of these sizes"
-        )
+    autoencoder, statistics = initial_autoencoder(config, scale)
     patch_size = 1 if foundation is None else alignment.patch_size
-    grid_size, remainder = divmod(config.data.image_size, autoencoder.downsampling * patch_size)
-    if remainder:
-        raise UserError(
-            f"data.image_size={config.data.image_size} must be a multiple of the autoencoder's downsampling "
-            f"{autoencoder.downsampling} times alignment.patch_size={patch_size}"
-        )
+    grid_size = tokens_per_side(autoencoder, config.data.image_size, patch_size, "alignment.patch_size")
     channels = autoencoder.config.latent_channels
     mapper = None if foundation is None else build_mapper(alignment, channels, grid_size, foundation)
     latent_norm: Any = "fixed" if scale is not None else alignment.latent_norm  # "scale" has a factor
     model = SendVAE(autoencoder, mapper, latent_norm)
-    if initial is not None:
-        model.latent_norm.set_statistics(initial.latent_mean, initial.latent_std)
+    if statistics is not None:
+        model.latent_norm.set_statistics(*statistics)
     elif scale is not None:
         model.latent_norm.set_statistics(*statistics_of_factor(scale, channels)[:2])
     elif alignment.latent_norm == "fixed":
@@ -60,7 +87,7 @@ def build_model(config: VAETrainConfig, foundation: Foundation | None) -> SendVA
     return model
 
 
-def build_discriminator_engine(config: VAETrainConfig, distributed: Distributed) -> Engine | None:
+def build_discriminator_engine(config: AutoencoderTraining, distributed: Distributed) -> Engine | None:
     """The discriminator in training, or None where the GAN loss has no weight."""
     if config.loss.gan_weight == 0:
         return None
@@ -71,7 +98,7 @@ def build_discriminator_engine(config: VAETrainConfig, distributed: Distributed)
     return build_engine(discriminator, config.discriminator_optimizer, whole, distributed)
 
 
-def build_discriminator(config: VAETrainConfig, distributed: Distributed) -> Discriminator:
+def build_discriminator(config: AutoencoderTraining, distributed: Distributed) -> Discriminator:
     """The discriminator, from `discriminator_from` or fresh, synchronised over ranks where that is asked for.
 
     Raises UserError where the weights do not fit, or its batch norm cannot be synchronised on this device.

@@ -71,8 +71,11 @@ class VAELossConfig:
 
 
 @dataclass(kw_only=True)
-class VAETrainConfig:
-    """A stage 1 run. Raises `UserError` for settings that exclude each other."""
+class AutoencoderTraining:
+    """What every run that trains an autoencoder is told, whatever else it trains.
+
+    Raises `UserError` for settings that exclude each other.
+    """
 
     run: str
     """Run directory. The same command again resumes it."""
@@ -85,8 +88,6 @@ class VAETrainConfig:
     """Sizes of the autoencoder; with `init_from` they come from there, and other ones than the default must agree."""
     discriminator_from: str | None = None
     """Discriminator to start from: REPA-E's file, a training checkpoint of VA-VAE or REPA-E that has one, or a run."""
-    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
-    """Alignment with a foundation model."""
     loss: VAELossConfig = field(default_factory=VAELossConfig)
     """Weights of the autoencoder's own losses."""
     cold_discriminator: bool = False
@@ -94,8 +95,8 @@ class VAETrainConfig:
     Otherwise that is an error, as it does more harm than no GAN loss."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """Sizes of the PatchGAN discriminator."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-4))
-    """AdamW of autoencoder and mapper. The paper: lr 3e-4."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
+    """AdamW of the autoencoder. REPA-E: lr 1e-4."""
     discriminator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
     """AdamW of the discriminator. REPA-E: lr 1e-4."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -124,9 +125,22 @@ class VAETrainConfig:
         for name in ("optimizer", "discriminator_optimizer"):
             if getattr(self, name).ema_decay is not None:
                 raise UserError(
-                    f"{name}.ema_decay is for stage 2: stage 1 exports its weights as they are, as REPA-E does, and "
-                    "would keep an average for nothing: leave it out"
+                    f"{name}.ema_decay is for generators: autoencoders are exported as they are, as REPA-E does, and "
+                    "an average of them would be kept for nothing: leave it out"
                 )
+
+
+@dataclass(kw_only=True)
+class VAETrainConfig(AutoencoderTraining):
+    """A stage 1 run. Raises `UserError` for settings that exclude each other."""
+
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    """Alignment with a foundation model."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-4))
+    """AdamW of autoencoder and mapper. The paper: lr 3e-4."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.alignment.is_adaptive and not self.engine.has_whole_parameters:
             raise UserError(
                 "alignment.va.adaptive needs whole weights in the decoder, which engine.zero_stage=3 splits: use "

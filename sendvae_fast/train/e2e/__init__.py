@@ -1,0 +1,1 @@
+"""REPA-E: an autoencoder and the generator on its latents, trained together."""

@@ -1,0 +1,228 @@
+"""REPA-E (Leng et al., arXiv:2504.10483): train an autoencoder and the SiT on its latents together.
+
+    autoencoder    L_VAE + 1.5 (1 - cos(projected tokens, foundation features)), through the SiT's first blocks
+    generator      |v̂ - v|² + 0.5 (1 - cos(projected tokens, foundation features)), on the same latents, cut off
+
+Each has its own optimizer and clipping, as has the discriminator. Latent, noise and noise level of both passes are the
+same: they are drawn by step and sample id. The generator's loss does not reach the autoencoder, the autoencoder's moves
+no weight of the generator. Shape letters: B batch, C latent channels, H W latent size, N tokens, D feature width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sendvae_fast.data.loader import ImageBatch
+from sendvae_fast.engine.build import build_engine
+from sendvae_fast.engine.distributed import Distributed, init_distributed
+from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.files import AUTOENCODER_PART, GENERATOR_PART, save_tensors
+from sendvae_fast.image_grid import save_grid
+from sendvae_fast.losses.alignment import alignment_loss
+from sendvae_fast.losses.known_gradient import with_known_gradient
+from sendvae_fast.losses.reconstruction import kl_loss
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, save_autoencoder
+from sendvae_fast.models.pixels import to_model_range, to_uint8
+from sendvae_fast.models.sit.sit import SiT
+from sendvae_fast.models.sit.storage import save_sit
+from sendvae_fast.models.weights import read_weights
+from sendvae_fast.ops import philox
+from sendvae_fast.sampling.generate import LatentDecoder, generate
+from sendvae_fast.train.accumulation import Means, micro_batches
+from sendvae_fast.train.e2e.networks import NoisedReconstruction, build_networks, noise_latents
+from sendvae_fast.train.e2e.settings import E2ETrainConfig
+from sendvae_fast.train.frozen_networks import build_foundation, build_perceptual
+from sendvae_fast.train.loop import fit
+from sendvae_fast.train.sit.flow_losses import draw_noise_levels, flow_losses
+from sendvae_fast.train.training_images import HOW_IMAGES_ARE_READ, TrainingImages
+from sendvae_fast.train.vae.networks import build_discriminator_engine
+from sendvae_fast.train.vae.picture_judge import PictureJudge
+
+LATENT_NORM_FILE = "latent_norm.safetensors"
+_AUTOENCODER, _NORM = "autoencoder.", "bn."
+
+
+class Encoded(NamedTuple):
+    """What the generator's pass needs of a micro-batch that has gone through the autoencoder."""
+
+    ids: Tensor  # int64 [B]
+    labels: Tensor  # int64 [B]
+    moments: Tensor  # [B, 2C, H, W]
+    z: Tensor  # [B, C, H, W]
+    t: Tensor  # float32 [B]
+    target: Tensor  # [B, N, D]
+
+
+class E2EStage:
+    """An end-to-end run behind the loop's interface (`train.loop.Stage`)."""
+
+    title = "train e2e"
+    NUM_PREVIEW_IMAGES = 8
+
+    def __init__(self, config: E2ETrainConfig, images: TrainingImages, distributed: Distributed) -> None:
+        self.config, self.images, self.distributed = config, images, distributed
+        self.device = distributed.device
+        foundation = build_foundation(config.repa.weight, config.repa.foundation, config.engine, self.device)
+        assert foundation is not None  # the settings refuse a weight of 0
+        self.foundation = foundation
+        torch.manual_seed(config.seed)
+        self.model, self.sit = build_networks(config, foundation, len(images.catalog.class_names))
+        config.preview.check_channels(self.sit.config.latent_channels)
+        perceptual = build_perceptual(config.loss.perceptual, config.engine, self.device)
+        self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
+        self.generator = build_engine(self.sit, config.generator_optimizer, config.engine, distributed)
+        discriminator = build_discriminator_engine(config, distributed)
+        last_layer = self.model.autoencoder.decoder.conv_out
+        self.judge = PictureJudge(config.loss, perceptual, discriminator, last_layer, distributed)
+
+    def train_step(self, step: int, batch: ImageBatch) -> dict[str, Tensor | float]:
+        """One step of the autoencoder, of the discriminator, then of the generator on the latents from before."""
+        key = philox.make_key(self.config.seed, step, self.device)
+        means = Means(self.config.engine.accumulation_steps)
+        encoded = [
+            self._train_autoencoder(step, micro, key, means) for micro in micro_batches(batch, means.num, self.device)
+        ]
+        grad_norm = self.engine.queue_step()
+        self.judge.update_discriminator(step)
+        statistics = self.sit.bn.follow([part.z for part in encoded], self.distributed)
+        for part in encoded:
+            self._train_generator(part, statistics, key, means)
+        generator_grad_norm = self._update_generator()
+        both = torch.hypot(torch.as_tensor(grad_norm), torch.as_tensor(generator_grad_norm))
+        return {**means.values, "grad_norm": both, "generator_grad_norm": generator_grad_norm}
+
+    def _train_autoencoder(self, step: int, batch: ImageBatch, key: Tensor, means: Means) -> Encoded:
+        """The autoencoder's backward pass; what the generator's needs afterwards."""
+        x, target = to_model_range(batch.images), self.foundation(batch.images)
+        t = draw_noise_levels(self.config.flow, step, key, batch.ids)
+        output = self.engine(x, self.sit.bn.statistics(), key, batch.ids, t)
+        pictures = self.judge(x, output.reconstruction, step)
+        kl, align = kl_loss(output.moments), self._alignment(output, batch.labels, target)
+        loss = pictures.loss + self.config.loss.kl_weight * kl + self.config.repa.autoencoder_weight * align
+        self.engine.backward(loss)
+        means.add({"loss": loss, **pictures.logged, "kl": kl, "autoencoder_align": align})
+        return Encoded(batch.ids, batch.labels, output.moments.detach(), output.z.detach(), output.t, target)
+
+    def _alignment(self, output: NoisedReconstruction, labels: Tensor, target: Tensor) -> Tensor:
+        """The alignment of the generator's tokens as a loss of the autoencoder: its graph begins at the noised latent.
+
+        No label is dropped and no weight of the generator gets a gradient.
+        """
+
+        def loss(features: Tensor) -> Tensor:
+            return alignment_loss(features, target)
+
+        features, gradient = self.generator.input_gradient(
+            output.z_t, loss, lambda z_t: self.sit.project(z_t, output.t, labels)
+        )
+        return with_known_gradient(loss(features.detach()), output.z_t, gradient)
+
+    def _train_generator(self, part: Encoded, statistics: tuple[Tensor, Tensor], key: Tensor, means: Means) -> None:
+        """The generator's backward pass, on latents normalised by their own batch."""
+        noised = noise_latents(
+            part.moments.float(), statistics, key, part.ids, part.t, self.sit.config.patch_size
+        )  # fmt: skip
+        losses = flow_losses(self.generator, self.config, noised, part.labels, key, part.ids, part.target)
+        self.generator.backward(losses.pop("loss"))
+        means.add(losses)
+
+    def _update_generator(self) -> Tensor | float:
+        """The generator's step and the averages that go with it; the norm of its gradients."""
+        grad_norm = self.generator.queue_step()
+        decay = self.config.generator_optimizer.ema_decay
+        assert decay is not None  # the settings refuse it
+        self.sit.bn.average(decay, torch.as_tensor(grad_norm).isfinite())
+        return grad_norm
+
+    def batches(self, start_step: int) -> Iterator[ImageBatch]:
+        """This rank's batches from `start_step` on."""
+        return self.images.batches(start_step)
+
+    def save(self, directory: Path) -> None:
+        """A folder of the autoencoder, one of the generator, and the engines' states. Collective.
+
+        Both have the averaged latent statistics: REPA-E exports these with the autoencoder's weights as they are.
+        """
+        state, weights, ema = (
+            self.engine.full_state("model"), self.generator.full_state("model"), self.generator.full_state("ema")
+        )  # fmt: skip
+        self.engine.save(directory / "engine" / AUTOENCODER_PART)
+        self.generator.save(directory / "engine" / GENERATOR_PART)
+        self.judge.save(directory)
+        if not self.distributed.is_main:
+            return
+        autoencoder = Autoencoder(self.model.autoencoder.config)
+        autoencoder.load_state_dict({key.removeprefix(_AUTOENCODER): value for key, value in state.items()})
+        statistics = [value.cpu() for value in self.sit.bn.averaged()]
+        save_autoencoder(directory / AUTOENCODER_PART, autoencoder, *statistics)
+        norm = {key: value for key, value in weights.items() if key.startswith(_NORM)}
+        weights, ema = ({key: value for key, value in part.items() if key not in norm} for part in (weights, ema))
+        save_sit(directory / GENERATOR_PART, self.sit.config, weights, ema, *statistics)
+        save_tensors(directory / LATENT_NORM_FILE, norm)
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote."""
+        autoencoder = read_weights(directory / AUTOENCODER_PART / WEIGHTS_FILE)
+        self.engine.load_model({f"{_AUTOENCODER}{key}": value for key, value in autoencoder.items()})
+        self.engine.load(directory / "engine" / AUTOENCODER_PART)
+        generator = read_weights(directory / GENERATOR_PART / WEIGHTS_FILE)
+        self.generator.load_model({**generator, **read_weights(directory / LATENT_NORM_FILE)})
+        self.generator.load(directory / "engine" / GENERATOR_PART)
+        self.judge.load(directory)
+
+    @torch.no_grad()
+    def preview(self, step: int, directory: Path) -> None:
+        """Originals over reconstructions, and samples of the EMA weights decoded by the autoencoder of this step.
+
+        The files are `reconstruction_<step>.png` and `samples_<step>.png`.
+        """
+        images = self.images.spread(self.NUM_PREVIEW_IMAGES).to(self.device)
+        ids = torch.arange(len(images), device=self.device)
+        key = philox.make_key(self.config.seed, step, self.device)
+        self.model.eval()
+        output = self.engine(to_model_range(images), self.sit.bn.statistics(), key, ids, None)
+        self.model.train()
+        ema = self.generator.full_state("ema")
+        if not self.distributed.is_main:
+            return
+        pictures = torch.cat([images, to_uint8(output.reconstruction)])
+        save_grid(directory / f"reconstruction_{step:08d}.png", pictures, columns=len(images))
+        sit = SiT(self.sit.config)
+        sit.load_state_dict({key: value for key, value in ema.items() if not key.startswith(_NORM)})
+        decoder = LatentDecoder(self.model.autoencoder, *self.sit.bn.averaged())
+        ids = torch.arange(self.config.preview.num_samples, device=self.device)
+        batches = generate(sit.to(self.device), decoder, ids, self.config.preview)
+        pictures = torch.cat([batch.images for batch in batches])
+        save_grid(directory / f"samples_{step:08d}.png", pictures, columns=math.isqrt(len(pictures)))
+
+
+def train_e2e(config: E2ETrainConfig) -> int:
+    """Run or resume an end-to-end run; returns the exit code (see `train.loop.fit`). Collective."""
+    distributed = init_distributed()
+    images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
+    run = RunDirectory(
+        config.run,
+        config,
+        distributed,
+        may_change=(
+            "run",
+            "loop",
+            "engine",
+            "preview",
+            *HOW_IMAGES_ARE_READ,
+            "init_from",
+            "generator_from",
+            "discriminator_from",
+            "repa.foundation.weights",
+            "loss.perceptual.weights",
+            "loss.perceptual.heads",
+        ),
+    )
+    return fit(E2EStage(config, images, distributed), config.loop, run, config.data.global_batch, distributed)
