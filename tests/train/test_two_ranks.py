@@ -45,7 +45,7 @@ def test_previews_of_two_ranks_are_those_of_one(runs, engine):
 
 @pytest.mark.parametrize(
     ("stage", "engine"),
-    [*product(("vae", "sit"), ENGINES), *product(("va", "reals"), ALIGNED_ENGINES)],
+    [*product(("vae", "sit"), ENGINES), *product(("va", "reals", "e2e"), ALIGNED_ENGINES)],
 )
 def test_two_ranks_equal_one(runs, stage, engine):
     one = checkpoint_tensors(runs / "one" / "ddp" / stage, 3)
@@ -58,7 +58,7 @@ def test_two_ranks_equal_one(runs, stage, engine):
         )
 
 
-@pytest.mark.parametrize("stage", ["vae", "sit", "va"])
+@pytest.mark.parametrize("stage", ["vae", "sit", "va", "e2e"])
 def test_two_ranks_log_what_one_logs(runs, stage):
     """The values are those of the global batch, not of the first rank's part of it."""
     one, two = (

@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny_runs import COMPARED, sit_config, vae_config
+from tiny_runs import COMPARED, COMPARED_E2E, e2e_config, sit_config, vae_config
 
 from sendvae_fast.engine.distributed import init_distributed
+from sendvae_fast.train.e2e.stage import train_e2e
 from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.vae.stage import train_vae
 
@@ -21,11 +22,12 @@ def train_all(out: Path, images: Path, latents: Path, autoencoder: Path, engines
 
 
 def train_aligned(out: Path, images: Path, engines: dict[str, dict]) -> None:
-    """Three steps of stage 1 by the other alignment methods, every weight adaptive, into `out/<engine>/{va,reals}`."""
+    """Three steps of each other way to align, weights adaptive where possible, into `out/<engine>/{va,reals,e2e}`."""
     for name, engine in engines.items():
         for method in ("va", "reals"):
             settings = {"engine": engine, "loop": {"num_steps": 3}, "loss": {"gan_adaptive": True}, **COMPARED}
             train_vae(vae_config(out / name / method, images, alignment={"method": method}, **settings))
+        train_e2e(e2e_config(out / name / "e2e", images, engine=engine, loop={"num_steps": 3}, **COMPARED_E2E))
 
 
 ALIGNED_ENGINES = {"ddp": {"name": "ddp"}, "zero2": {"zero_stage": 2}}
