@@ -58,7 +58,10 @@ def test_diffusers_opens_the_folder(folder, tmp_path, capsys):
     assert theirs.config.scaling_factor == 1.0
     x = torch.rand(2, 3, 32, 64) * 2 - 1
     with torch.no_grad():
-        assert_close(load_autoencoder(folder).autoencoder(x), theirs(x).sample, rtol=1e-5, atol=1e-5)
+        ours, rounded = load_autoencoder(folder).autoencoder(x), theirs(x).sample
+        truth = theirs.double()(x.double()).sample
+    # The same network to rounding, whose size differs from processor to processor: theirs is the measure.
+    assert (ours - truth).abs().max() < 4 * (rounded - truth).abs().max() < 1e-4
     card = (tmp_path / "hf" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: diffusers\n") and "2 times smaller, 3 latent" in card
     assert "`ours`" in card and str(tmp_path) not in card
