@@ -22,6 +22,7 @@ from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.files import AUTOENCODER_PART, GENERATOR_PART, save_tensors
 from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.alignment import alignment_loss
@@ -69,13 +70,14 @@ class E2EStage:
     def __init__(self, config: E2ETrainConfig, images: TrainingImages, distributed: Distributed) -> None:
         self.config, self.images, self.distributed = config, images, distributed
         self.device = distributed.device
-        foundation = build_foundation(config.repa.weight, config.repa.foundation, config.engine, self.device)
-        assert foundation is not None  # the settings refuse a weight of 0
-        self.foundation = foundation
-        torch.manual_seed(config.seed)
-        self.model, self.sit = build_networks(config, foundation, len(images.catalog.class_names))
-        config.preview.check_channels(self.sit.config.latent_channels)
-        perceptual = build_perceptual(config.loss.perceptual, config.engine, self.device)
+        with distributed.all_or_none():
+            foundation = build_foundation(config.repa.weight, config.repa.foundation, config.engine, self.device)
+            assert foundation is not None  # the settings refuse a weight of 0
+            self.foundation = foundation
+            torch.manual_seed(config.seed)
+            self.model, self.sit = build_networks(config, foundation, len(images.catalog.class_names))
+            config.preview.check_channels(self.sit.config.latent_channels)
+            perceptual = build_perceptual(config.loss.perceptual, config.engine, self.device)
         self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
         self.generator = build_engine(self.sit, config.generator_optimizer, config.engine, distributed)
         discriminator = build_discriminator_engine(config, distributed)
@@ -145,30 +147,39 @@ class E2EStage:
         """This rank's batches from `start_step` on."""
         return self.images.batches(start_step)
 
-    def save(self, directory: Path) -> None:
+    def snapshot(self, snapshot: Snapshot) -> Write:
         """A folder of the autoencoder, one of the generator, and the engines' states. Collective.
 
         Both have the averaged latent statistics: REPA-E exports these with the autoencoder's weights as they are.
         """
-        state, weights, ema = (
-            self.engine.full_state("model"), self.generator.full_state("model"), self.generator.full_state("ema")
-        )  # fmt: skip
-        self.engine.save(directory / "engine" / AUTOENCODER_PART)
-        self.generator.save(directory / "engine" / GENERATOR_PART)
-        self.judge.save(directory)
-        if not self.distributed.is_main:
-            return
-        autoencoder = Autoencoder(self.model.autoencoder.config)
-        autoencoder.load_state_dict({key.removeprefix(_AUTOENCODER): value for key, value in state.items()})
-        statistics = [value.cpu() for value in self.sit.bn.averaged()]
-        save_autoencoder(directory / AUTOENCODER_PART, autoencoder, *statistics)
-        norm = {key: value for key, value in weights.items() if key.startswith(_NORM)}
-        weights, ema = ({key: value for key, value in part.items() if key not in norm} for part in (weights, ema))
-        save_sit(directory / GENERATOR_PART, self.sit.config, weights, ema, *statistics)
-        save_tensors(directory / LATENT_NORM_FILE, norm)
+        state = {
+            key.removeprefix(_AUTOENCODER): value
+            for key, value in self.engine.copy_full_state("model", snapshot).items()
+        }
+        weights, ema = (self.generator.copy_full_state(kind, snapshot) for kind in ("model", "ema"))
+        mean, std = (snapshot.copy("latent statistics", value) for value in self.sit.bn.averaged())
+        write_engine, write_generator = self.engine.snapshot(snapshot), self.generator.snapshot(snapshot)
+        write_judge = self.judge.snapshot(snapshot)
+
+        def write(directory: Path) -> None:
+            write_engine(directory / "engine" / AUTOENCODER_PART)
+            write_generator(directory / "engine" / GENERATOR_PART)
+            write_judge(directory)
+            if not self.distributed.is_main:
+                return
+            with torch.device("meta"):  # the copies become its weights: none are made, no random number is drawn
+                autoencoder = Autoencoder(self.model.autoencoder.config)
+            autoencoder.load_state_dict(state, assign=True)
+            save_autoencoder(directory / AUTOENCODER_PART, autoencoder, mean, std)
+            folder = directory / GENERATOR_PART
+            save_sit(folder, self.sit.config, without_norm(weights), without_norm(ema), mean, std)
+            norm = {key: value for key, value in weights.items() if key.startswith(_NORM)}
+            save_tensors(directory / LATENT_NORM_FILE, norm)
+
+        return write
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote."""
+        """Read what was written of a `snapshot`."""
         autoencoder = read_weights(directory / AUTOENCODER_PART / WEIGHTS_FILE)
         self.engine.load_model({f"{_AUTOENCODER}{key}": value for key, value in autoencoder.items()})
         self.engine.load(directory / "engine" / AUTOENCODER_PART)
@@ -195,7 +206,7 @@ class E2EStage:
         pictures = torch.cat([images, to_uint8(output.reconstruction)])
         save_grid(directory / f"reconstruction_{step:08d}.png", pictures, columns=len(images))
         sit = SiT(self.sit.config)
-        sit.load_state_dict({key: value for key, value in ema.items() if not key.startswith(_NORM)})
+        sit.load_state_dict(without_norm(ema))
         decoder = LatentDecoder(self.model.autoencoder, *self.sit.bn.averaged())
         ids = torch.arange(self.config.preview.num_samples, device=self.device)
         batches = generate(sit.to(self.device), decoder, ids, self.config.preview)
@@ -203,10 +214,16 @@ class E2EStage:
         save_grid(directory / f"samples_{step:08d}.png", pictures, columns=math.isqrt(len(pictures)))
 
 
+def without_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a `NormalisingSiT` as that of a `SiT`."""
+    return {key: value for key, value in state.items() if not key.startswith(_NORM)}
+
+
 def train_e2e(config: E2ETrainConfig) -> int:
     """Run or resume an end-to-end run; returns the exit code (see `train.loop.fit`). Collective."""
     distributed = init_distributed()
-    images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
+    with distributed.all_or_none():
+        images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
     run = RunDirectory(
         config.run,
         config,
