@@ -4,7 +4,6 @@ The verdicts "bad" (refused) and "odd" (decoded, but out of the ordinary) are ma
 name alone, so that a picture has the same verdict in a folder, a tar shard and a parquet file.
 """
 
-import io
 import os
 import stat
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import PurePosixPath
 
 from PIL import Image
 
+from sendvae_fast.data import limits
 from sendvae_fast.errors import UserError
 
 FORMAT_OF_EXTENSION = {
@@ -29,14 +29,6 @@ FORMAT_OF_EXTENSION = {
 """File name endings taken for images, whatever their case, and the format they promise."""
 FORMATS = tuple(dict.fromkeys(FORMAT_OF_EXTENSION.values()))
 """The only formats tried: some of Pillow's other plugins run programs or never end."""
-MAX_FILE_BYTES = 2**28
-MAX_PIXELS = 2**26
-"""Room for ImageNet's largest picture (61 megapixels), and decoded within 2 s and 1 GiB."""
-MAX_ASPECT = 100
-"""A longer strip is refused: its centre crop would first enlarge it to too much memory."""
-MAX_JPEG_SCANS = 64
-"""Encoders write about ten; every scan costs a pass over the whole picture, however small it is."""
-START_OF_SCAN = b"\xff\xda"
 ORIENTATION_TAG = 0x0112
 MAX_REASON = 200
 ODD_MODES = {"1": "black and white", "L": "grey", "P": "palette", "I;16": "16-bit", "I;16B": "16-bit", "I": "16-bit"}
@@ -82,16 +74,10 @@ def read_encoded(path: str | os.PathLike[str]) -> bytes:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError("not a regular file")
-            check_size(status.st_size)
+            limits.check_size(status.st_size)
             return file.read()
     except (OSError, ValueError) as error:
         raise UnreadableImage(os.fspath(path), failure_reason(error)) from error
-
-
-def check_size(num_bytes: int) -> None:
-    """Raise a ValueError when a picture has too many bytes to be read."""
-    if num_bytes > MAX_FILE_BYTES:
-        raise ValueError(f"{num_bytes} bytes are too many for a picture")
 
 
 def decode_rgb(source: bytes | str | os.PathLike[str], where: str = "in memory") -> Image.Image:
@@ -105,7 +91,7 @@ def decode_rgb(source: bytes | str | os.PathLike[str], where: str = "in memory")
         where: the name of bytes in messages; a path needs none.
 
     Raises:
-        UnreadableImage: when the file is missing, broken, truncated, not an image, or over the limits of this module.
+        UnreadableImage: when the file is missing, broken, truncated, not an image, or over `data.limits`.
     """
     if not isinstance(source, bytes):
         source, where = read_encoded(source), os.fspath(source)
@@ -138,7 +124,7 @@ def failure_reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or of an unknown format"
     if isinstance(error, Image.DecompressionBombError):
-        return f"decompression bomb: more than {MAX_PIXELS} pixels"
+        return f"decompression bomb: more than {limits.MAX_PIXELS} pixels"
     if isinstance(error, FileNotFoundError):
         return "the file does not exist"
     if isinstance(error, MemoryError):
@@ -149,33 +135,35 @@ def failure_reason(error: Exception) -> str:
     return words[:MAX_REASON].encode("ascii", "backslashreplace").decode()  # they may repeat bytes of the file
 
 
+def check(data: bytes, where: str) -> str:
+    """The format of the picture `data`, by its header, after all limits of `data.limits` have been looked at.
+
+    Raises:
+        UnreadableImage: it is over one of them, or no picture.
+    """
+    try:
+        with _open(data) as image:
+            return image.format or ""
+    except Exception as error:  # as in `decode_rgb`
+        raise UnreadableImage(where, failure_reason(error)) from error
+
+
 def _open(data: bytes) -> Image.Image:
     """Parse the header; refuse a picture that would take too long or too much memory to decode.
 
     Raises:
         ValueError: for a picture over the limits; Pillow's own errors for a broken one.
     """
-    check_size(len(data))
-    if not data:
-        raise ValueError("the file is empty")
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    short, long = sorted(image.size)
-    # Progressive JPEGs and WebP are decoded through further buffers as large as the picture.
-    doubled = image.format == "WEBP" or "progressive" in image.info
-    if short * long * (2 if doubled else 1) > MAX_PIXELS:
-        raise ValueError(f"decompression bomb: {image.width} x {image.height} pixels")
-    if long > MAX_ASPECT * short:
-        raise ValueError(f"{image.width} x {image.height} pixels are too unequal for a centre crop")
-    # Two bytes of anything else may look like a scan, too, but not so often.
-    if image.format in ("JPEG", "MPO") and data.count(START_OF_SCAN) > MAX_JPEG_SCANS:
-        raise ValueError(f"more than {MAX_JPEG_SCANS} scans in one JPEG")
+    num_scans = limits.check_encoded(data)
+    image = Image.open(limits.CountedReads(data), formats=FORMATS)
+    limits.check_opened(image, data, num_scans)
     return image
 
 
 def _pixels(image: Image.Image, data: bytes) -> Image.Image:
     """Decode an opened picture to RGB."""
     if image.format == "PNG":  # Pillow decodes PNGs without looking at the checksums of their pixels
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
+        with Image.open(limits.CountedReads(data), formats=("PNG",)) as again:
             again.verify()
     image.load()
     return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy one that is RGB already

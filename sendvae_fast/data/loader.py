@@ -21,7 +21,7 @@ from sendvae_fast.data.bad_images import BadImages
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.crop import read_crop
 from sendvae_fast.data.dali_decoder import DaliDecoder, import_dali
-from sendvae_fast.data.decode import UnreadableImage
+from sendvae_fast.data.decode import UnreadableImage, check
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.engine.streams import HandOver
 from sendvae_fast.errors import UserError
@@ -176,8 +176,16 @@ class ImageLoader:
             images = self._empty(len(ids))
             futures = [pool.submit(self._put, i, row) for i, row in zip(ids, images, strict=True)]
             return lambda: Prepared([future.result() for future in futures], HandOver(images))
-        encoded = {i: pool.submit(self.catalog.read, i) for i in ids if self._is_for_dali[i] and not self._is_cached[i]}
+        for_dali = [i for i in ids if self._is_for_dali[i] and not self._is_cached[i]]
+        encoded = {i: pool.submit(self._read_for_dali, i) for i in for_dali}
         return dali_thread.submit(self._decode_with_dali, ids, encoded).result
+
+    def _read_for_dali(self, sample_id: int) -> bytes:
+        """The bytes of a sample; UnreadableImage where they are no longer a JPEG within the limits, as when indexed."""
+        data, where = self.catalog.read(sample_id), self.catalog.locate(sample_id)
+        if check(data, where) != "JPEG":
+            raise UnreadableImage(where, "no JPEG any more")
+        return data
 
     def _batch(self, step: int, finish: Callable[[], Prepared]) -> ImageBatch:
         prepared = finish()
@@ -200,7 +208,7 @@ class ImageLoader:
         """The samples `ids`: those in `encoded` by DALI, if it can, the others from the cache or by Pillow."""
         data = {}
         for sample_id, future in encoded.items():
-            with suppress(UnreadableImage):  # `_sample` meets it again and replaces it
+            with suppress(UnreadableImage):  # `_sample` looks again, and decodes or replaces it
                 data[sample_id] = future.result()
         with self._dali_lock:
             if self._dali is None:

@@ -1,9 +1,10 @@
 """The examination of pictures in worker processes, so that a hostile picture harms nothing but its own verdict.
 
-A worker examines one picture after the other. For each picture the kernel kills the worker after `CPU_LIMIT_S` of CPU
-time and refuses it more than `MEMORY_LIMIT` further bytes. When a worker dies, the picture that it was examining is bad
-for that reason, and a new worker continues with the next one. Only CPU time counts, so a slow disk or a busy machine
-makes no picture bad.
+What a picture may cost is counted in `data.limits`, so that its verdict is the same here, in training and on any
+machine. This is the net for what no limit foresees, a crash or an endless loop in a decoder: a worker examines one
+picture after the other; for each the kernel kills it after `CPU_LIMIT_S` of CPU time, ten times what any picture within
+the limits takes, and refuses it more than `MEMORY_LIMIT` further bytes. When a worker dies, the picture that it was
+examining is bad for that reason, and a new worker continues with the next one.
 """
 
 import hashlib
@@ -25,8 +26,8 @@ from sendvae_fast.data.decode import UnreadableImage, examine
 from sendvae_fast.data.sources.base import Source
 from sendvae_fast.errors import UserError
 
-CPU_LIMIT_S = 2.0
-MEMORY_LIMIT = 2**30
+CPU_LIMIT_S = 30.0
+MEMORY_LIMIT = 2**31
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 
 
@@ -173,7 +174,7 @@ class _Worker:
         number = -(self._process.exitcode or 0)
         self.connection.close()
         if number == signal.SIGPROF:
-            facts = bad_sample(f"takes more than {CPU_LIMIT_S:g} s to decode")
+            facts = bad_sample("the decoder comes to no end")
         elif number in CRASHES and self._is_ready:
             facts = bad_sample(f"crashes the decoder ({signal.Signals(number).name})")
         else:

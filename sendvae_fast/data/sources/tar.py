@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sendvae_fast.data.decode import UnreadableImage, check_size, failure_reason
+from sendvae_fast.data.decode import UnreadableImage, failure_reason
+from sendvae_fast.data.limits import check_size
 from sendvae_fast.data.sources.base import Listing, ShardedSource, common_folder, index_classes, sample_order
 from sendvae_fast.data.sources.folder import EXTENSIONS
 from sendvae_fast.data.sources.tar_headers import TarMember, read_tar_headers
