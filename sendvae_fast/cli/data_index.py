@@ -5,8 +5,8 @@
     sendvae data index 'imagenet-1k/data/train-*.parquet' --out=train.catalog.parquet
 
 SOURCE is an ImageFolder, tar shards or Hugging Face parquet files. The catalog it writes can be given wherever pictures
-are asked for. Every picture is decoded, in a worker process whose death costs that picture alone. The same command again
-goes on where it was stopped.
+are asked for. Every picture is decoded in a worker process whose death costs that picture alone. The same command goes
+on where it was stopped.
 """
 
 from dataclasses import dataclass

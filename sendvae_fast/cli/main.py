@@ -7,6 +7,7 @@ optionally `POSITIONAL`, the name of the option that may be given bare (several 
 
 import difflib
 import importlib
+import io
 import os
 import select
 import sys
@@ -57,6 +58,9 @@ EXTRAS = {"demo": "train,eval", "data": "data", "evaluate": "eval", "play": "eva
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 2 the user can mend it, 75 stopped by a signal and saved."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a path is bytes, and need not be text: it is shown, escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in arguments
     try:
         adopt_slurm()

@@ -1,15 +1,11 @@
 """The demo's variants side by side, in processes of their own: small networks keep one core busy each, not several.
 
-The processes print nothing, and end when the one that started them does, whatever ended it.
+The processes print nothing; a training is asked to save itself when the process that started it is gone.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -17,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+from sendvae_fast.processes import parent_is_gone, process_pool
 from sendvae_fast.progress import Progress
 
 POLL_INTERVAL_S = 0.5
@@ -57,8 +54,7 @@ def num_workers() -> int:
 def side_by_side() -> Iterator[Workers]:
     """Workers for the length of the block."""
     num, cores = num_workers(), len(os.sched_getaffinity(0))
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num, context, _start_worker, (max(cores // num, 1),))
+    pool = process_pool(num, _start_worker, (max(cores // num, 1),), grace_s=GRACE_S)
     try:
         yield Workers(pool)
     finally:
@@ -68,22 +64,10 @@ def side_by_side() -> Iterator[Workers]:
 def _start_worker(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     Progress.silence()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _work(work: Callable[[Job], int], job: Job) -> int:
     code = work(job)
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
+    if parent_is_gone():
         os._exit(code)  # nobody waits for the answer, and the pool would wait for the next job for ever
     return code
-
-
-def _end_with_parent() -> None:
-    """Wait for the parent to end; then ask a training to save itself, as a batch system does, and end."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # this runs in workers only
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_S)
-    os._exit(1)

@@ -9,11 +9,10 @@ The bytes of a shard depend on the catalog and the options alone. Bad samples ar
 
 import hashlib
 import io
-import multiprocessing
 import os
 import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from sendvae_fast.data.sources.shards import CATALOG_NAME
 from sendvae_fast.data.sources.tar import list_tars
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import staged
+from sendvae_fast.processes import process_pool
 from sendvae_fast.progress import Progress
 
 PARTS_FOLDER = ".parts"
@@ -99,8 +99,7 @@ def _write_shards(jobs: list[tuple[int, tuple]], num_workers: int) -> Iterator[t
     if num_workers == 1:
         yield from ((number, _write_shard(*arguments)) for number, arguments in jobs)
         return
-    # Spawned, not forked: the caller may have live torch threads, which do not survive a fork.
-    pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = process_pool(num_workers)
     try:
         futures = {pool.submit(_write_shard, *arguments): number for number, arguments in jobs}
         for future in as_completed(futures):

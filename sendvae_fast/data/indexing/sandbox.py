@@ -25,6 +25,7 @@ import numpy as np
 from sendvae_fast.data.decode import UnreadableImage, examine
 from sendvae_fast.data.sources.base import Source
 from sendvae_fast.errors import UserError
+from sendvae_fast.processes import end_with_parent
 
 CPU_LIMIT_S = 30.0
 MEMORY_LIMIT = 2**31
@@ -189,6 +190,7 @@ class _Worker:
 
 def _serve(connection: Connection, quick: bool) -> None:
     """Body of a worker: sources come in, facts go out, sample by sample."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C goes to all; the parent decides
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     warnings.simplefilter("ignore")  # Pillow's warnings about odd files; the verdict is enough

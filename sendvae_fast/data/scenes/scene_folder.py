@@ -6,11 +6,9 @@
 """
 
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from sendvae_fast.data.attributes import ATTRIBUTES_FILE, write_attributes
 from sendvae_fast.data.scenes.scene import ATTRIBUTES, CLASS_NAMES, draw_scene, render_scene
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import remove_unfinished, staged, unfinished_files, write_atomic
+from sendvae_fast.processes import process_pool
 from sendvae_fast.progress import Progress
 from sendvae_fast.reading import read_json
 
@@ -139,6 +138,5 @@ def _map_chunks(function: Callable[[Sequence[int]], Any], ids: Sequence[int], nu
     if num_workers == 1 or len(ids) < IN_PROCESS_LIMIT:
         yield from map(function, chunks)
         return
-    # Spawned, not forked: the caller may have live torch threads, which do not survive a fork.
-    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with process_pool(num_workers) as pool:
         yield from pool.map(function, chunks)

@@ -1,8 +1,10 @@
 """The files that a pattern or a folder of shards stands for."""
 
 import glob
+import itertools
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from sendvae_fast.data.sources.folder import visible_entries
@@ -11,7 +13,10 @@ from sendvae_fast.errors import UserError
 CATALOG_NAME = "catalog.parquet"
 """Name of the catalog by which a folder of shards is opened. A file whose name ends with it is no shard."""
 BRACES = re.compile(r"\{([^{}]*)\}")
-RANGE = re.compile(r"(\d+)\.\.(\d+)")
+RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+MAX_SHARDS = 2**18
+"""Files that one pattern may name by its braces: 256 million samples in shards of a thousand."""
+MAX_BRACES = 16
 SPLIT_WORDS = re.compile(r"(?<![a-z])(train|val|validation|test)(?![a-z])")
 
 
@@ -24,10 +29,14 @@ def expand(pattern: str) -> list[Path]:
     """The files a pattern names, sorted: `{000..127}` and `{a,b}` as in WebDataset, `*`, `?` and `[...]` as in a shell.
 
     Raises:
-        UserError: when a file that braces name is missing, or nothing matches.
+        UserError: when a file that braces name is missing, nothing matches, or the braces stand for too many files.
     """
+    too_many = pattern.count("{") > MAX_BRACES
+    names = [] if too_many else list(itertools.islice(_expand_braces(pattern), MAX_SHARDS + 1))
+    if too_many or len(names) > MAX_SHARDS:
+        raise UserError(f"{pattern} stands for more than {MAX_SHARDS} files, or has more than {MAX_BRACES} braces: correct it")
     found = []
-    for name in _expand_braces(pattern):
+    for name in names:
         matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
         found += matches
     missing = [name for name in found if not os.path.isfile(name)]
@@ -57,15 +66,17 @@ def shards_in(folder: Path, suffix: str) -> list[Path]:
     return found
 
 
-def _expand_braces(pattern: str) -> list[str]:
+def _expand_braces(pattern: str) -> Iterator[str]:
     match = BRACES.search(pattern)
     if match is None:
-        return [pattern]
+        yield pattern
+        return
     numbers = RANGE.fullmatch(match[1])
     if numbers:
         first, last = numbers.groups()
-        options = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+        options = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
     else:
-        options = match[1].split(",")
+        options = iter(match[1].split(","))
     head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [expanded for option in options for expanded in _expand_braces(head + option + tail)]
+    for option in options:
+        yield from _expand_braces(head + option + tail)
