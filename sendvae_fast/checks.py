@@ -49,6 +49,21 @@ def paths(config: Any, *names: str, where: str = "") -> None:
     _check(lambda value: bool(str(value).strip()), "the path of a file or folder", config, names, where)
 
 
+def weight_paths(config: Any, *names: str, where: str = "") -> None:
+    """Files and folders to write tensors to: `paths` in UTF-8, because safetensors reads no others."""
+    paths(config, *names, where=where)
+    _check(is_utf8, "a path in UTF-8, because safetensors reads no others", config, names, where)
+
+
+def is_utf8(path: Any) -> bool:
+    """Whether the bytes of a path are UTF-8; Python holds others as lone surrogates."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def choices(config: Any, where: str = "") -> None:
     """Every field annotated ``Literal[...]`` holds one of the values listed there."""
     for name, annotation in typing.get_type_hints(type(config)).items():

@@ -56,7 +56,7 @@ class Config:
     you open it on its page. Needs `hf auth login`; without this option nothing leaves the machine."""
 
     def __post_init__(self) -> None:
-        checks.paths(self, "out")
+        checks.weight_paths(self, "out")
 
 
 def run(config: Config) -> None:

@@ -6,9 +6,11 @@ optionally `POSITIONAL`, the name of the option that may be given bare (several 
 """
 
 import difflib
+import errno
 import importlib
 import io
 import os
+import re
 import select
 import sys
 import traceback
@@ -55,6 +57,11 @@ EXTRAS = {"demo": "train,eval", "data": "data", "evaluate": "eval", "play": "eva
 """The extra of pyproject.toml that a verb needs, by the verb's first word; the others need `train`."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_MEMORY = re.compile("not enough memory|can't allocate memory|Unable to allocate|CUDA out of memory")
+"""In the errors of PyTorch on a CPU, NumPy, and PyTorch on a GPU where it wraps its own."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 2 the user can mend it, 75 stopped by a signal and saved."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -83,12 +90,26 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        line = " ".join(str(error).split()) or "no message"
-        print(
-            f"{_rank_words()}error: unexpected {type(error).__name__}: {line} (run again with --debug for details)",
-            file=sys.stderr,
+        known = _what_the_machine_lacks(error)
+        line = known or f"unexpected {type(error).__name__}: {UserError(error)} (run again with --debug for details)"
+        print(f"{_rank_words()}error: {line}", file=sys.stderr)
+        return UserError.exit_code if known else 1
+
+
+def _what_the_machine_lacks(error: Exception) -> str | None:
+    """What the user can mend of a failure that may come from any call: memory, or a file's name, place or disk."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"cannot use {UserError(os.fsdecode(error.filename))}: {error.strerror}; check the path and its disk"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"cannot write: {error.strerror}; make room there and run the same command again"
+    words = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY.search(words):
+        return (
+            f"not enough memory ({UserError(words.partition('.')[0] or 'refused')}): make the batch, the pictures or "
+            "the networks smaller; in training raise engine.accumulation_steps or lower data.cache_mb; run the same "
+            "command again to go on"
         )
-        return 1
+    return None
 
 
 def _rank_words() -> str:

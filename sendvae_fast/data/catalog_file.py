@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sendvae_fast.data.arrow_files import create_for_arrow, open_for_arrow
 from sendvae_fast.data.sources.base import Listing, ShardedSource
 from sendvae_fast.data.sources.find import SOURCES
 from sendvae_fast.errors import UserError
@@ -57,7 +58,8 @@ LOCATION = pa.schema(
 def is_catalog_file(path: Path) -> bool:
     """Whether a file is a catalog, and not parquet of another kind or something else."""
     try:
-        return METADATA_KEY in (pq.read_schema(path).metadata or {})
+        with open_for_arrow(path) as file:
+            return METADATA_KEY in (pq.read_schema(file).metadata or {})
     except (OSError, pa.ArrowException):
         return False
 
@@ -97,8 +99,8 @@ def write_catalog_file(path: Path, listing: Listing, facts: pa.Table | None, ori
     table = pa.table([pa.array(columns[field.name], field.type) for field in LOCATION], schema=LOCATION)
     for field in FACTS:
         table = table.append_column(field, known[field.name])
-    with staged(path) as unfinished:
-        pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(note)}), unfinished)
+    with staged(path) as unfinished, create_for_arrow(unfinished) as file:
+        pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(note)}), file)
 
 
 def read_catalog_file(path: Path) -> tuple[Listing, pa.Table | None]:
@@ -109,7 +111,8 @@ def read_catalog_file(path: Path) -> tuple[Listing, pa.Table | None]:
     """
     again = "make it again with `sendvae data index`"
     with reading_parquet(path, again):
-        table = pq.read_table(path)
+        with open_for_arrow(path) as file:
+            table = pq.read_table(file)
         table.validate(full=True)
         note = json.loads(table.schema.metadata[METADATA_KEY])
         version = note["schema_version"]
@@ -135,7 +138,8 @@ def read_origin(path: Path) -> dict | None:
     if not is_catalog_file(path):
         return None
     try:
-        return json.loads(pq.read_schema(path).metadata[METADATA_KEY])["origin"]
+        with open_for_arrow(path) as file:
+            return json.loads(pq.read_schema(file).metadata[METADATA_KEY])["origin"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
 

@@ -74,7 +74,7 @@ class DemoConfig:
     """How pictures are drawn."""
 
     def __post_init__(self) -> None:
-        checks.paths(self, "run")
+        checks.weight_paths(self, "run")
         checks.seeds(self, "seed")
         checks.at_least(
             1, self, "num_train_images", "num_test_images", "vae_steps", "finetune_steps", "generator_steps"

@@ -57,7 +57,7 @@ class AttributeDataConfig(EvaluationConfig):
         checks.at_least(1, self, "image_size")
         checks.seeds(self, "seed")
         checks.choices(self)
-        checks.paths(self, "cache")
+        checks.weight_paths(self, "cache")
         if (self.benchmark == "csv") != (self.train_data is not None):
             raise UserError("train_data goes with benchmark=csv, and only with it: a benchmark has a split of its own")
 

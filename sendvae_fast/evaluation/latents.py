@@ -69,7 +69,7 @@ class LatentsConfig(EvaluationConfig):
         super().__post_init__()
         checks.at_least(1, self, "image_size", "num_decoded")
         checks.seeds(self, "seed")
-        checks.paths(self, "cache")
+        checks.weight_paths(self, "cache")
         if unknown := [name for name in self.measures if name not in MEASURES]:
             raise UserError(f"measures has {unknown[0]!r}: it may name {', '.join(MEASURES)}")
 

@@ -56,7 +56,7 @@ class TraversalsConfig(AttributeDataConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.at_least(1, self, "num_pictures", "num_shown")
-        checks.paths(self, "folder")
+        checks.weight_paths(self, "folder")
         checks.choices(self)
         if not self.autoencoders:
             raise UserError("autoencoders is empty: name one or more folders or runs")

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 
 BROKEN = (
@@ -35,6 +36,8 @@ def read_weights(path: str | Path) -> dict:
     if not path.is_file():
         wrong = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"weight file {path} {wrong}: give the path of a .safetensors or .pth file")
+    if not checks.is_utf8(path):
+        raise UserError(f"the path of the weights {path} is not UTF-8, and safetensors reads no such file: rename it")
     if _is_torchscript(path):
         raise UserError(
             f"weight file {path} is a TorchScript archive, a program that is not run here: give the same weights as "

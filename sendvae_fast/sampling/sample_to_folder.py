@@ -54,7 +54,7 @@ class SampleConfig(GenerateConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.paths(self, "out")
+        checks.weight_paths(self, "out")
 
 
 def sample_to_folder(config: SampleConfig, distributed: Distributed) -> PngFolder:

@@ -47,7 +47,7 @@ class CacheConfig:
     """How images are read."""
 
     def __post_init__(self) -> None:
-        checks.paths(self, "out")
+        checks.weight_paths(self, "out")
         checks.choices(self)
         checks.at_least(1, self, "image_size", "batch_size", "shard_size")
 

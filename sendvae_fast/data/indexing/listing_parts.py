@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sendvae_fast.data.arrow_files import create_for_arrow, open_for_arrow
 from sendvae_fast.data.catalog_file import FACTS, reading_parquet
 from sendvae_fast.data.indexing.sandbox import SampleFacts
 from sendvae_fast.data.sources.base import Listing, ShardedSource
@@ -65,8 +66,8 @@ class ListingParts:
     def write(self, number: int, facts: Sequence[SampleFacts]) -> None:
         """Write the facts about the samples of a part, which is then done."""
         columns = [pa.array(column, field.type) for column, field in zip(zip(*facts, strict=True), FACTS, strict=True)]
-        with staged(self._path(number)) as unfinished:
-            pq.write_table(pa.table(columns, schema=FACTS), unfinished)
+        with staged(self._path(number)) as unfinished, create_for_arrow(unfinished) as file:
+            pq.write_table(pa.table(columns, schema=FACTS), file)
 
     def collect(self) -> pa.Table:
         """The facts about all samples, by id; all parts must be done. UserError where one is damaged."""
@@ -80,7 +81,8 @@ class ListingParts:
     def _read(self, number: int) -> pa.Table:
         path = self._path(number)
         with reading_parquet(path, "remove it and run the same command again"):
-            facts = pq.read_table(path)
+            with open_for_arrow(path) as file:
+                facts = pq.read_table(file)
             facts.validate(full=True)
             if facts.schema != FACTS or len(facts) != len(self.ids(number)):
                 raise NotOfItsKind(f"{len(facts)} rows of other columns than the {len(self.ids(number))} of this part")

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc  # makes its functions when it is imported, so that pyright knows none of them
 import pyarrow.parquet as pq
 
+from sendvae_fast.data.arrow_files import open_for_arrow
 from sendvae_fast.data.decode import UnreadableImage, failure_reason
 from sendvae_fast.data.sources.base import Listing, ShardedSource, common_folder, index_classes, sample_order
 from sendvae_fast.errors import UserError
@@ -51,7 +52,7 @@ class ParquetSource(ShardedSource):
 
     def _picture(self, file: int, row: int) -> pa.Scalar:
         if file not in self._readers:
-            reader = pq.ParquetFile(self.root / self.files[file])
+            reader = pq.ParquetFile(open_for_arrow(self.root / self.files[file]))
             self._readers[file] = reader, np.cumsum([0, *_row_group_sizes(reader)])
         reader, first_rows = self._readers[file]
         group = int(np.searchsorted(first_rows, row, side="right")) - 1
@@ -114,7 +115,7 @@ def list_parquet(files: Sequence[Path], label: str | None = None) -> Listing:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        reader = pq.ParquetFile(path)
+        reader = pq.ParquetFile(open_for_arrow(path))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"cannot read {path} as parquet: {failure_reason(error)}; fetch it again") from error
     metadata = reader.metadata

@@ -34,7 +34,7 @@ def expand(pattern: str) -> list[Path]:
     too_many = pattern.count("{") > MAX_BRACES
     names = [] if too_many else list(itertools.islice(_expand_braces(pattern), MAX_SHARDS + 1))
     if too_many or len(names) > MAX_SHARDS:
-        raise UserError(f"{pattern} stands for more than {MAX_SHARDS} files, or has more than {MAX_BRACES} braces: correct it")
+        raise UserError(f"{pattern} has over {MAX_BRACES} braces or stands for over {MAX_SHARDS} files: correct it")
     found = []
     for name in names:
         matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]

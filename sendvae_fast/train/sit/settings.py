@@ -140,7 +140,7 @@ class SiTTrainConfig:
     """Seed of weights, data order, noise and label dropout."""
 
     def __post_init__(self) -> None:
-        checks.paths(self, "run")
+        checks.weight_paths(self, "run")
         checks.seeds(self, "seed")
         if self.generator.label_dropout == 0 and self.preview.guidance_scale > 1:
             raise UserError(

@@ -107,7 +107,7 @@ class AutoencoderTraining:
     """Seed of weights, data order and noise."""
 
     def __post_init__(self) -> None:
-        checks.paths(self, "run")
+        checks.weight_paths(self, "run")
         checks.seeds(self, "seed")
         loss = self.loss
         first_weight = loss.gan_weight_at(loss.discriminator_first_step)
