@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from bench.command_line import Parser, chosen_cases, positive
-from bench.flops import count_flops, gemm_flops_per_s
+from bench.gemm import gemm_flops_per_s
 from bench.goals import step_verdicts
 from bench.machine import ROOT, machine_facts, source_facts, version_facts
 from bench.result_file import write_rows
@@ -36,6 +36,7 @@ from bench.step_names import OURS
 from bench.step_parts import parts_of
 from bench.timing import time_interleaved
 from sendvae_fast.engine.distributed import Distributed, init_distributed
+from sendvae_fast.engine.flops import count_flops
 from sendvae_fast.errors import UserError
 
 SAMPLE_S = 1e-3  # a step is longer: one step is a sample

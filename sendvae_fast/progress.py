@@ -9,6 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 PLAIN_INTERVAL_S = 10.0
 
@@ -30,6 +31,11 @@ class Progress:
         """Show no progress in this process from now on, because another process shows it."""
         cls._all_silent = True
 
+    @classmethod
+    def is_silent(cls) -> bool:
+        """Whether `silence` was called."""
+        return cls._all_silent
+
     def __init__(self, title: str, total: int, unit: str = "it", start: int = 0) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, start
         self._start = start
@@ -42,15 +48,16 @@ class Progress:
         self._began_s = self._last_line_s = time.monotonic()
         if not self._silent and sys.stderr.isatty():
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[values]}"),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=10),
+                TaskProgressColumn(table_column=Column(no_wrap=True)),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
+                # What there is no room for is cut off here, and not in the time that is left.
+                TextColumn("{task.fields[values]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             )
-            self._bar = RichProgress(*columns, console=Console(stderr=True))
+            self._bar = RichProgress(*columns, console=Console(stderr=True), expand=True)
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, rate="", values="")
         return self
@@ -65,6 +72,16 @@ class Progress:
             self._bar.update(self._task, completed=self.done, rate=self._rate_text(), values=self._values_text())
         elif time.monotonic() - self._last_line_s >= PLAIN_INTERVAL_S and self._printed != self.total:
             self._print_line()
+
+    def say(self, line: str) -> None:
+        """Print a line: above the bar, or in place of the next plain line."""
+        if self._silent:
+            return
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self._last_line_s = time.monotonic()
+            print(f"{self.title}: {line}", file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

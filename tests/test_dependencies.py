@@ -147,7 +147,8 @@ def test_everything_that_make_installs_is_pinned():
         for name in ("requirements.txt", "requirements-deepspeed.txt", "requirements-play.txt")
     )
     pinned = {name_of(line) for line in text.splitlines() if "==" in line}
-    assert packages_of("train", "eval", "data", "logging", "play", "test") <= pinned
+    unpinned = {"trackio", "wandb"}  # trackio wants an older Pillow; the tests of both run where they are installed
+    assert packages_of("train", "eval", "data", "logging", "play", "test") - unpinned <= pinned
 
 
 def test_a_package_in_several_extras_has_one_range():

@@ -66,12 +66,14 @@ class Decoding(nn.Module):
 
 
 class DecoderStage:
-    """Behind the loop's interface (`train.loop.Stage`)."""
+    """Behind the loop's interface (`train.stage.Stage`)."""
 
     title = "decoder tuning"
+    flops_per_image: int | None = None
 
     def __init__(self, config: DecoderTuningConfig, images: TrainingImages, distributed: Distributed) -> None:
         self.config, self.images, self.distributed = config, images, distributed
+        self.dtype, self.learning_rate = config.engine.dtype, config.optimizer.learning_rate
         saved = load_autoencoder(resolve_weights(config.init_from))
         self.statistics = saved.latent_mean, saved.latent_std
         self.std = saved.latent_std.to(distributed.device)[:, None, None]
@@ -80,6 +82,14 @@ class DecoderStage:
         for name in trained:
             self.autoencoder.get_parameter(name).requires_grad_(True)
         self.engine = build_engine(Decoding(self.autoencoder), config.optimizer, config.engine, distributed)
+
+    def facts(self) -> dict[str, str]:
+        """The pictures."""
+        return self.images.facts()
+
+    def next_command(self) -> str:
+        """The tuned decoder's reconstructions."""
+        return f"sendvae evaluate reconstruction --autoencoder={self.config.run}"
 
     def train_step(self, step: int, batch: ImageBatch) -> dict[str, Tensor | float]:
         """One step of the decoder."""

@@ -107,6 +107,21 @@ class ImageLoader:
         self._dali: DaliDecoder | None = None
         self._dali_lock = threading.Lock()  # of the one pipeline, for iterations at the same time
 
+    def decoder_words(self) -> str:
+        """Who decodes, and why not DALI where it is left to Pillow without being asked for."""
+        if self._is_for_dali is not None:
+            return f"DALI for {self._is_for_dali.sum():,} of {len(self.catalog):,} pictures, Pillow for the others"
+        if self.config.decoder == "pillow":
+            return f"Pillow, as {self.config.section}.decoder says"
+        if self._device.type != "cuda":
+            return "Pillow (DALI is for GPUs)"
+        if self.catalog.facts is None:
+            return (
+                "Pillow: a plain folder does not say which pictures DALI can decode; `sendvae data index "
+                f"{self.catalog.root}` makes a catalog that does"
+            )
+        return "Pillow: DALI is not installed (pip install nvidia-dali-cuda130)"
+
     def _plan_dali(self) -> np.ndarray | None:
         """Which samples DALI decodes, bool [num_samples]; None without DALI."""
         decoder, facts = self.config.decoder, self.catalog.facts

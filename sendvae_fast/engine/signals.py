@@ -28,12 +28,14 @@ class StopOnSignal:
                     checkpointer.save(step, write)
                     raise SystemExit(EXIT_REQUEUE)
 
-    A second SIGINT interrupts at once. The earlier handlers are restored at the end.
+    A second SIGINT interrupts at once. The earlier handlers are restored at the end; where a stop was asked for, the
+    signals are ignored from there on: a batch system signals each host by itself, and what comes late, when all ranks
+    have saved, must not end this one in another way.
     """
 
     def __init__(self, distributed: Distributed) -> None:
         self._distributed = distributed
-        self._received = False
+        self._received = self._stopping = False
 
     def __enter__(self) -> Self:
         # Under nohup the end of the terminal is ignored, and must stay so.
@@ -45,14 +47,16 @@ class StopOnSignal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            late = self._stopping and number != signal.SIGINT
+            signal.signal(number, _come_too_late if late else handler)
 
     def requested(self) -> bool:
         """Whether any rank was asked to stop. Collective: all ranks get the same answer at the same step.
 
         A tensor on the CPU carries the answer, so that it costs no GPU synchronisation.
         """
-        return self._distributed.all_reduce_sum(torch.tensor(int(self._received))).item() > 0
+        self._stopping = self._distributed.all_reduce_sum(torch.tensor(int(self._received))).item() > 0
+        return self._stopping
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self._received and self._distributed.is_main:
@@ -60,3 +64,7 @@ class StopOnSignal:
         self._received = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _come_too_late(number: int, frame: FrameType | None) -> None:
+    """Nothing. In place of SIG_IGN, which processes that are started later would inherit."""

@@ -53,11 +53,15 @@ class Watchdog:
         self._step, self._doing, self._longest_s = 0, "starting", 0.0
         self._since = time.monotonic()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        # Two, as one that writes to the store of a host that was cut off waits with it.
+        self._threads = [
+            threading.Thread(target=work, name="watchdog", daemon=True) for work in (self._beat, self._watch)
+        ]
 
     def __enter__(self) -> Self:
         self._show(0)  # at once: a rank that dies in the first second is missed by those that were seen
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
@@ -67,7 +71,8 @@ class Watchdog:
         self._doing, self._since = "ending", time.monotonic()
         silent = self._silent_ranks() if isinstance(error, RuntimeError) else []
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(SILENT_S)
         if silent:
             if self._distributed.rank != min(set(range(self._distributed.world_size)) - set(silent)):
                 raise SystemExit(EXIT_STUCK) from error
@@ -87,11 +92,14 @@ class Watchdog:
         yield
         self._doing, self._since = "training", time.monotonic()
 
-    def _watch(self) -> None:
+    def _beat(self) -> None:
         count = 0
         while not self._ended.wait(BEAT_S):
             count += 1
             self._show(count)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(BEAT_S):
             waited, limit = time.monotonic() - self._since, STARTING_S
             if self._doing == "training":
                 limit = max(self._limit_s, SLOW_STEPS * self._longest_s)
@@ -113,7 +121,7 @@ class Watchdog:
         except OSError as error:
             print(f"warning: cannot write {stacks} ({error.strerror})", file=sys.stderr, flush=True)
         silent = self._silent_ranks()
-        if ranks.rank == min(set(range(ranks.world_size)) - set(silent), default=ranks.rank):
+        if silent == [0] or ranks.rank == min(set(range(ranks.world_size)) - set(silent), default=ranks.rank):
             why = f"no step was finished for {waited:.0f} s"
             print(
                 f"error: {self._message(silent, why)}; stacks are in {self._folder}/stacks_rank*.txt", file=sys.stderr
@@ -134,6 +142,14 @@ class Watchdog:
         )
 
     def _silent_ranks(self) -> list[int]:
+        """The ranks that do not answer; rank 0 alone where its store cannot be reached, which knows of the others."""
+        answers: list[list[int]] = []
+        thread = threading.Thread(target=lambda: answers.append(self._standing_still()), daemon=True)
+        thread.start()
+        thread.join(3 * SILENT_S)
+        return answers[0] if answers else [0]
+
+    def _standing_still(self) -> list[int]:
         """Other ranks whose counts stand still for `SILENT_S`, or that never counted; none where nothing is known."""
         before = self._counts()
         if self._distributed.rank not in before:

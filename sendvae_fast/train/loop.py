@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from sendvae_fast import checks
 from sendvae_fast.engine.background_saver import BackgroundSaver
 from sendvae_fast.engine.checkpoint import Checkpointer, newest_checkpoint
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.metrics import MetricsLogger
+from sendvae_fast.engine.loggers import LoggingConfig
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.signals import EXIT_REQUEUE, StopOnSignal
-from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.engine.streams import ToHost
 from sendvae_fast.engine.watchdog import Watchdog
 from sendvae_fast.errors import UserError
-from sendvae_fast.progress import Progress
+from sendvae_fast.train.reporter import Reporter
+from sendvae_fast.train.stage import Stage
 
-SHOWN = ("loss", "psnr", "velocity", "align")
-"""Values shown beside the progress bar."""
 MAX_SKIPPED_STEPS = 100
 """Skipped steps in a row (gradients not finite) after which a run ends, because more would only burn time."""
 
@@ -58,31 +53,14 @@ class LoopConfig:
         )
 
 
-class Stage(Protocol):
-    """The interface of a training stage to the loop."""
-
-    title: str
-
-    def train_step(self, step: int, batch: Any) -> dict[str, Tensor | float]:
-        """One optimizer step on this rank's share of the global batch; returns scalars to log."""
-        ...
-
-    def batches(self, start_step: int) -> Iterator[Any]:
-        """This rank's batches from `start_step` on."""
-        ...
-
-    def snapshot(self, snapshot: Snapshot) -> Write:
-        """Copy every weight and optimizer state; the result writes them into a checkpoint directory. Collective."""
-        ...
-
-    def load(self, directory: Path) -> None:
-        """Read what was written of a `snapshot`, whatever world size wrote it. Called on every rank."""
-
-    def preview(self, step: int, directory: Path) -> None:
-        """Write preview pictures into `directory`. Called on every rank."""
-
-
-def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, distributed: Distributed) -> int:
+def fit(
+    stage: Stage,
+    config: LoopConfig,
+    run: RunDirectory,
+    global_batch: int,
+    distributed: Distributed,
+    logging: LoggingConfig | None = None,
+) -> int:
     """Train `stage` from the run's newest checkpoint to the last step.
 
     Returns the exit code: 0 when the run is complete, `EXIT_REQUEUE` when a signal stopped it after a save. Raises
@@ -91,7 +69,8 @@ def fit(stage: Stage, config: LoopConfig, run: RunDirectory, global_batch: int, 
     """
     with distributed.beside() as writers:
         checkpointer = Checkpointer(run.checkpoints, writers, config.keep_checkpoints, run.config_hash)
-        return _train(stage, config, run, checkpointer, global_batch, distributed)
+        reporter = Reporter(stage, run, config.num_steps, global_batch, distributed, logging)
+        return _train(stage, config, run, checkpointer, reporter, distributed)
 
 
 def _train(
@@ -99,48 +78,44 @@ def _train(
     config: LoopConfig,
     run: RunDirectory,
     checkpointer: Checkpointer,
-    global_batch: int,
+    reporter: Reporter,
     distributed: Distributed,
 ) -> int:
     """`fit`, with checkpoints through a checkpointer whose ranks have a group of their own."""
     step = resume(stage, checkpointer)
     if step >= config.num_steps:
+        reporter.ended(step)
         return 0
-    logger = MetricsLogger(run, distributed, last_step=step)
-    window, batches = MetricsWindow(), stage.batches(step)
-    shown: dict[str, float] = {}
-    skipped = SkippedSteps()
+    batches, skipped = stage.batches(step), SkippedSteps()
     with (
         Watchdog(distributed, config.step_timeout_s, run.path) as watchdog,
         BackgroundSaver(checkpointer, distributed, in_background=config.save_in_background) as saver,
         StopOnSignal(distributed) as stop,
-        Progress(stage.title, config.num_steps, "step", start=step) as progress,
+        reporter.following(step) as progress,
     ):
         while step < config.num_steps:
-            of_step = stage.train_step(step, next(batches))
-            window.add(of_step)
+            of_step = stage.train_step(step, reporter.fetch(batches))
+            reporter.add(of_step)
             step += 1
             skipped.see(step, of_step["grad_norm"])
             saver.settle()
             stopping, last = stop.requested(), step == config.num_steps
             if last or stopping or step % config.log_every == 0:
-                values = window.mean(distributed)
-                logger.log(step, {**values, "img_per_s": progress.rate_per_s * global_batch})
-                shown = {name: values[name] for name in SHOWN if name in values}
-            progress.advance(1, **shown)
+                reporter.report(step, progress)
+            progress.advance(1, **reporter.shown)
             watchdog.finished(step)
             if last or stopping or step % config.save_every == 0:
                 skipped.read()
-                with watchdog.pausing("saving"):
+                with watchdog.pausing("saving"), reporter.pausing():
                     saver.begin(step, stage.snapshot)
                     if (last or stopping) and saver.finish() is None:
                         raise _lost(step, run.checkpoints)
             if last or step % config.preview_every == 0:
-                with watchdog.pausing("drawing previews"):
-                    stage.preview(step, run.samples)
+                with watchdog.pausing("drawing previews"), reporter.pausing():
+                    reporter.preview(step)
             if stopping and not last:
                 break
-    logger.close()
+    reporter.ended(step)
     return 0 if step == config.num_steps else EXIT_REQUEUE
 
 
@@ -196,25 +171,3 @@ class SkippedSteps:
                 "was stopped: go on from its newest checkpoint with engine.precision=fp32, or start another run from "
                 "it (init_from) with a lower learning rate"
             )
-
-
-class MetricsWindow:
-    """Means of logged scalars since the last report, kept on the device so that no step waits for the host."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor | float] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, values: dict[str, Tensor | float]) -> None:
-        for name, value in values.items():
-            value = value.detach().float() if isinstance(value, Tensor) else float(value)
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def mean(self, distributed: Distributed) -> dict[str, float]:
-        """The means over steps and ranks, as numbers; starts a new window. Collective."""
-        own = [float(total) / self._counts[name] for name, total in self._sums.items()]
-        means = distributed.all_reduce_mean(torch.tensor(own, dtype=torch.float64)).tolist()
-        named = dict(zip(self._sums, means, strict=True))
-        self._sums, self._counts = {}, {}
-        return named

@@ -17,6 +17,7 @@ from sendvae_fast.data.loader import ImageBatch, ImageLoader, LoaderConfig
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
+from sendvae_fast.train.run_words import picture_words
 
 HOW_IMAGES_ARE_READ = ("data.root", *(f"data.{field.name}" for field in dataclasses.fields(LoaderConfig)))
 """Settings of both stages that decide where and how images are read, not which: they may change when a run resumes."""
@@ -71,6 +72,10 @@ class TrainingImages:
         return self._loader.batches(
             self.schedule, start=start_step, rank=self._ranks.rank, world_size=self._ranks.world_size
         )
+
+    def facts(self) -> dict[str, str]:
+        """The pictures and who decodes them, for a run's header."""
+        return {"pictures": picture_words(self.catalog), "decoder": self._loader.decoder_words()}
 
     def spread(self, num: int) -> Tensor:
         """`num` images spread evenly over the catalog, for previews: uint8 [num, 3, S, S]."""

@@ -10,7 +10,7 @@ from sendvae_fast.engine.signals import EXIT_REQUEUE, SIGNALS, StopOnSignal
 @pytest.fixture(autouse=True)
 def of_a_terminal():
     """Signals as a program in a terminal has them, also where the tests were started by nohup or in the background."""
-    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    usual = {**dict.fromkeys(SIGNALS, signal.SIG_DFL), signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
     for number, handler in before.items():
@@ -37,6 +37,16 @@ def test_handlers_come_back():
     with StopOnSignal(Distributed()):
         os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_signal_that_comes_late_changes_nothing():
+    """Batch systems signal each host: another rank may have been stopped by its signal before this one got its own."""
+    with StopOnSignal(Distributed()) as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.requested()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_nohup_holds():

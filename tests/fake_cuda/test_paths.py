@@ -34,7 +34,7 @@ from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.ops import use_attention, use_backend
 from sendvae_fast.sampling.generate import GenerateConfig, LatentSampler
 from sendvae_fast.sampling.samplers import SamplerConfig
-from sendvae_fast.train.loop import MetricsWindow
+from sendvae_fast.train.reporter import MetricsWindow
 from sendvae_fast.train.sit.latent_batches import LatentBatch
 
 pytestmark = pytest.mark.slow

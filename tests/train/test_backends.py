@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_runs import cache_of, sit_config, vae_config
 
+from sendvae_fast.engine.loggers import GROUPS
 from sendvae_fast.ops import chosen_backend
 from sendvae_fast.ops.dispatch import ENVIRONMENT_VARIABLE, OPS
 from sendvae_fast.train.sit.stage import train_sit
@@ -40,7 +41,7 @@ def train(request, images, tmp_path, monkeypatch):
         else:
             train_sit(sit_config(run, images, latents, **SMOOTH))
         logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        names = logged[0].keys() - {"step", "time_s", "img_per_s"}
+        names = logged[0].keys() - {"step", "time_s", *GROUPS["speed"]}
         return {name: torch.tensor([entry[name] for entry in logged], dtype=torch.float64) for name in names}
 
     return curves

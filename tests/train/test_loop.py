@@ -17,7 +17,13 @@ from sendvae_fast.train.loop import MAX_SKIPPED_STEPS, LoopConfig, fit
 
 
 class IdleStage:
-    title = "idle"
+    title, dtype, learning_rate, flops_per_image = "idle", torch.float32, 1e-4, 1000
+
+    def facts(self):
+        return {"pictures": "none"}
+
+    def next_command(self):
+        return "sendvae sample"
 
     def __init__(self, grad_norm):
         self.grad_norm, self.steps = grad_norm, []

@@ -11,6 +11,7 @@ from tiny_runs import NUM_IMAGES
 
 from sendvae_fast.config import build_config
 from sendvae_fast.data.scenes.scene_folder import synth_scenes
+from sendvae_fast.engine.loggers import GROUPS
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.sit.storage import load_sit
@@ -34,9 +35,13 @@ def old(tmp_path, monkeypatch):
     return tmp_path
 
 
+NOT_COMPARED = {"time_s", "learning_rate", *GROUPS["speed"]}
+"""Of the machine, or not written then."""
+
+
 def metrics_of(run: Path) -> dict[int, dict[str, float]]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {line.pop("step"): {k: v for k, v in line.items() if k not in ("time_s", "img_per_s")} for line in lines}
+    return {line.pop("step"): {k: v for k, v in line.items() if k not in NOT_COMPARED} for line in lines}
 
 
 @pytest.mark.parametrize(

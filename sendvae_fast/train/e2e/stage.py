@@ -41,6 +41,7 @@ from sendvae_fast.train.e2e.networks import NoisedReconstruction, build_networks
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
 from sendvae_fast.train.frozen_networks import build_foundation, build_perceptual
 from sendvae_fast.train.loop import fit
+from sendvae_fast.train.run_words import count_words
 from sendvae_fast.train.sit.flow_losses import draw_noise_levels, flow_losses
 from sendvae_fast.train.training_images import HOW_IMAGES_ARE_READ, TrainingImages
 from sendvae_fast.train.vae.networks import build_discriminator_engine
@@ -62,14 +63,16 @@ class Encoded(NamedTuple):
 
 
 class E2EStage:
-    """An end-to-end run behind the loop's interface (`train.loop.Stage`)."""
+    """An end-to-end run behind the loop's interface (`train.stage.Stage`)."""
 
     title = "train e2e"
+    flops_per_image: int | None = None
     NUM_PREVIEW_IMAGES = 8
 
     def __init__(self, config: E2ETrainConfig, images: TrainingImages, distributed: Distributed) -> None:
         self.config, self.images, self.distributed = config, images, distributed
         self.device = distributed.device
+        self.dtype, self.learning_rate = config.engine.dtype, config.optimizer.learning_rate
         with distributed.all_or_none():
             foundation = build_foundation(config.repa.weight, config.repa.foundation, config.engine, self.device)
             assert foundation is not None  # the settings refuse a weight of 0
@@ -78,11 +81,30 @@ class E2EStage:
             self.model, self.sit = build_networks(config, foundation, len(images.catalog.class_names))
             config.preview.check_channels(self.sit.config.latent_channels)
             perceptual = build_perceptual(config.loss.perceptual, config.engine, self.device)
+        networks = (self.model, self.sit)
+        self.num_parameters = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
         self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
         self.generator = build_engine(self.sit, config.generator_optimizer, config.engine, distributed)
         discriminator = build_discriminator_engine(config, distributed)
         last_layer = self.model.autoencoder.decoder.conv_out
         self.judge = PictureJudge(config.loss, perceptual, discriminator, last_layer, distributed)
+
+    def facts(self) -> dict[str, str]:
+        """The pictures, the sizes, and what is aligned with what."""
+        sizes, repa = self.sit.config, self.config.repa
+        autoencoder, generator = map(count_words, self.num_parameters)
+        return {
+            **self.images.facts(),
+            "parameters": f"{autoencoder} of the autoencoder and {generator} of the generator in training",
+            "latents": f"{sizes.latent_channels} x {sizes.latent_size} x {sizes.latent_size}",
+            "tokens": f"{sizes.grid_size} x {sizes.grid_size} of width {sizes.width}, {sizes.depth} blocks",
+            "alignment": f"block {repa.block}, {repa.foundation.name}",
+        }
+
+    def next_command(self) -> str:
+        """Pictures from both networks."""
+        run = self.config.run
+        return f"sendvae sample --generator={run} --autoencoder={run} --out={run}-samples"
 
     def train_step(self, step: int, batch: ImageBatch) -> dict[str, Tensor | float]:
         """One step of the autoencoder, of the discriminator, then of the generator on the latents from before."""
@@ -231,6 +253,7 @@ def train_e2e(config: E2ETrainConfig) -> int:
         may_change=(
             "run",
             "loop",
+            "logging",
             "engine",
             "preview",
             *HOW_IMAGES_ARE_READ,
@@ -242,4 +265,6 @@ def train_e2e(config: E2ETrainConfig) -> int:
             "loss.perceptual.heads",
         ),
     )
-    return fit(E2EStage(config, images, distributed), config.loop, run, config.data.global_batch, distributed)
+    return fit(
+        E2EStage(config, images, distributed), config.loop, run, config.data.global_batch, distributed, config.logging
+    )

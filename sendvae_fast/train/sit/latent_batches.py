@@ -111,6 +111,12 @@ class TrainingLatents:
         """The number of classes in the photographs' folder; without a folder, as many as the labels name."""
         return len(self._images.catalog.class_names) if self._images else int(self.cache.labels.max()) + 1
 
+    def facts(self) -> dict[str, str]:
+        """The latents, and the pictures beside them, for a run's header."""
+        shape = " x ".join(map(str, self.cache.rows.shape))
+        own = {"latents": f"{len(self.cache):,} of {shape} in {self.num_classes:,} classes, {self.cache.directory}"}
+        return own if self._images is None else {**own, **self._images.facts()}
+
     def batches(self, start_step: int) -> Iterator[LatentBatch]:
         """Batches from `start_step` on, endless. Their latents hold until the next is asked for (`LatentReader`)."""
         for (mean, *rest), (ids, images) in self._reader.read(self._plan(start_step)):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from sendvae_fast import checks
 from sendvae_fast.engine.engine import EngineConfig
+from sendvae_fast.engine.loggers import LoggingConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
@@ -134,6 +135,8 @@ class SiTTrainConfig:
     """What drives training."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(num_steps=400_320))
     """Length and reporting."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """TensorBoard, Weights & Biases, trackio."""
     preview: GenerateConfig = field(default_factory=lambda: GenerateConfig(num_samples=16, batch_size=16))
     """How the preview grid is sampled from the EMA weights."""
     seed: int = 0

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
+from sendvae_fast.engine.flops import flops_per_image
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.engine.snapshot import Snapshot, Write
@@ -31,6 +32,8 @@ from sendvae_fast.sampling.generate import LatentDecoder, generate
 from sendvae_fast.train.accumulation import Means, micro_batches
 from sendvae_fast.train.frozen_networks import build_foundation
 from sendvae_fast.train.loop import fit
+from sendvae_fast.train.run_words import count_words
+from sendvae_fast.train.sit.arithmetic import step_flops
 from sendvae_fast.train.sit.flow_losses import draw_noise_levels, flow_losses
 from sendvae_fast.train.sit.latent_batches import LatentBatch, TrainingLatents
 from sendvae_fast.train.sit.settings import SiTTrainConfig
@@ -38,7 +41,7 @@ from sendvae_fast.train.training_images import HOW_IMAGES_ARE_READ
 
 
 class SiTStage:
-    """Stage 2 behind the loop's interface (`train.loop.Stage`)."""
+    """Stage 2 behind the loop's interface (`train.stage.Stage`)."""
 
     title = "train sit"
 
@@ -56,6 +59,11 @@ class SiTStage:
         with distributed.all_or_none():
             if config.init_from is not None:
                 load_initial_weights(self.model, resolve_weights(config.init_from))
+        self.dtype, self.learning_rate = config.engine.dtype, config.optimizer.learning_rate
+        self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.flops_per_image = flops_per_image(
+            lambda: step_flops(self.model, self.foundation, config.data.image_size, self.device)
+        )
         self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
         statistics = LatentStatistics(cache.latent_mean, cache.latent_std, config.latents)
         if config.latent_stats is not None:
@@ -78,6 +86,21 @@ class SiTStage:
             )
         device = self.device if self.distributed.is_main else "cpu"
         return LatentDecoder(autoencoder.to(device), self.latent_mean, self.latent_std)
+
+    def facts(self) -> dict[str, str]:
+        """The latents, the pictures, the sizes, and what is aligned with what."""
+        sizes, repa = self.model.config, self.config.repa
+        return {
+            **self.latents.facts(),
+            "parameters": f"{count_words(self.num_parameters)} in training",
+            "tokens": f"{sizes.grid_size} x {sizes.grid_size} of width {sizes.width}, {sizes.depth} blocks",
+            "alignment": "none" if self.foundation is None else f"block {repa.block}, {repa.foundation.name}",
+        }
+
+    def next_command(self) -> str:
+        """Pictures from the generator."""
+        run, autoencoder = self.config.run, self.config.autoencoder or "THE_LATENTS_AUTOENCODER"
+        return f"sendvae sample --generator={run} --autoencoder={autoencoder} --out={run}-samples"
 
     def train_step(self, step: int, batch: LatentBatch) -> dict[str, Tensor | float]:
         """One optimizer step over the accumulated micro-batches."""
@@ -156,6 +179,7 @@ def train_sit(config: SiTTrainConfig) -> int:
         may_change=(
             "run",
             "loop",
+            "logging",
             "engine",
             *HOW_IMAGES_ARE_READ,
             "preview",
@@ -167,4 +191,4 @@ def train_sit(config: SiTTrainConfig) -> int:
         ),
     )
     stage = SiTStage(config, latents, distributed)
-    return fit(stage, config.loop, run, config.data.global_batch, distributed)
+    return fit(stage, config.loop, run, config.data.global_batch, distributed, config.logging)

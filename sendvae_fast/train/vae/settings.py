@@ -7,6 +7,7 @@ from typing import Literal
 
 from sendvae_fast import checks
 from sendvae_fast.engine.engine import EngineConfig
+from sendvae_fast.engine.loggers import LoggingConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.losses.perceptual import PerceptualConfig
@@ -103,6 +104,8 @@ class AutoencoderTraining:
     """The training engine."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Length and reporting."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """TensorBoard, Weights & Biases, trackio."""
     seed: int = 0
     """Seed of weights, data order and noise."""
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
+from sendvae_fast.engine.flops import flops_per_image
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.files import save_tensors
@@ -29,8 +30,10 @@ from sendvae_fast.ops import philox
 from sendvae_fast.train.accumulation import Means, micro_batches
 from sendvae_fast.train.frozen_networks import build_foundation, build_perceptual
 from sendvae_fast.train.loop import fit
+from sendvae_fast.train.run_words import count_words
 from sendvae_fast.train.training_images import HOW_IMAGES_ARE_READ, TrainingImages
 from sendvae_fast.train.vae.aligner import Aligner
+from sendvae_fast.train.vae.arithmetic import step_flops
 from sendvae_fast.train.vae.networks import build_discriminator_engine, build_model
 from sendvae_fast.train.vae.picture_judge import PictureJudge
 from sendvae_fast.train.vae.settings import VAETrainConfig
@@ -39,7 +42,7 @@ MAPPER_FILE = "mapper.safetensors"
 
 
 class VAEStage:
-    """Stage 1 behind the loop's interface (`train.loop.Stage`)."""
+    """Stage 1 behind the loop's interface (`train.stage.Stage`)."""
 
     title = "train vae"
     NUM_PREVIEW_IMAGES = 8
@@ -53,11 +56,33 @@ class VAEStage:
             torch.manual_seed(config.seed)
             self.model = build_model(config, foundation)
             perceptual = build_perceptual(loss.perceptual, config.engine, self.device)
+        self.dtype, self.learning_rate = config.engine.dtype, config.optimizer.learning_rate
+        self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.flops_per_image = flops_per_image(
+            lambda: step_flops(self.model, foundation, perceptual, config.data.image_size, self.device)
+        )
         self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
         discriminator = build_discriminator_engine(config, distributed)
         last_layer = self.model.autoencoder.decoder.conv_out
         self.judge = PictureJudge(loss, perceptual, discriminator, last_layer, distributed)
         self.aligner = None if foundation is None else Aligner(alignment, foundation, self.model, distributed)
+
+    def facts(self) -> dict[str, str]:
+        """The pictures, the sizes, and what is aligned with what."""
+        autoencoder, alignment = self.model.autoencoder.config, self.config.alignment
+        grid = self.config.data.image_size // self.model.autoencoder.downsampling
+        aligned = "none" if self.aligner is None else f"{alignment.method}, {alignment.foundation.name}"
+        return {
+            **self.images.facts(),
+            "parameters": f"{count_words(self.num_parameters)} in training",
+            "latents": f"{autoencoder.latent_channels} x {grid} x {grid} of {self.config.data.image_size} px",
+            "alignment": aligned,
+        }
+
+    def next_command(self) -> str:
+        """Stage 2 begins with the latents."""
+        run = self.config.run
+        return f"sendvae cache-latents --autoencoder={run} --data={self.config.data.root} --out={run}-latents"
 
     def train_step(self, step: int, batch: ImageBatch) -> dict[str, Tensor | float]:
         """One step of autoencoder and mapper, and one of the discriminator, over the accumulated micro-batches."""
@@ -143,6 +168,7 @@ def train_vae(config: VAETrainConfig) -> int:
         may_change=(
             "run",
             "loop",
+            "logging",
             "engine",
             *HOW_IMAGES_ARE_READ,
             "init_from",
@@ -153,4 +179,4 @@ def train_vae(config: VAETrainConfig) -> int:
         ),
     )
     stage = VAEStage(config, images, distributed)
-    return fit(stage, config.loop, run, config.data.global_batch, distributed)
+    return fit(stage, config.loop, run, config.data.global_batch, distributed, config.logging)

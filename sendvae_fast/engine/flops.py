@@ -1,0 +1,74 @@
+"""Floating-point operations of a computation, counted without doing it, and what GPUs can do at most."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from sendvae_fast import ops
+
+PEAK_BF16_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989.5e12,
+    "H100 PCIe": 756.5e12,
+    "H100 NVL": 835.5e12,
+    "H100": 989.5e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+}
+"""Dense bf16 with fp32 sums, by a part of the GPU's name, the longer names first (NVIDIA's data sheets)."""
+
+
+class FlopCounter(TorchDispatchMode):
+    """Adds up PyTorch's own formulas, as its FlopCounterMode does; that one's hooks on modules forbid autograd.grad."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """Floating-point operations (a multiply-add is two) of convolutions, matrix products and attention in a call."""
+    with FlopCounter() as counter:
+        call()
+    return counter.total
+
+
+def forward_flops(call: Callable[[], object]) -> int:
+    """`count_flops` of a call that is only pretended: nothing is computed, no memory is taken, no module changes.
+
+    Args:
+        call: makes its tensors and runs networks without gradients; fused ops stand for nothing, as they have no matrix
+            products, and attention is counted as two.
+    """
+    with (
+        torch.no_grad(),
+        ops.use_attention("math"),
+        ops.use_backend("reference"),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
+        return count_flops(call)
+
+
+def flops_per_image(parts: Callable[[], int]) -> int | None:
+    """What `parts` counts, or None where a network cannot be pretended: a number for people, which ends no run."""
+    with suppress(Exception):
+        return parts()
+    return None
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """The most floating-point operations per second of a device in matrix products; None where it is not known."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_BF16_FLOPS.items() if part in name), None)
