@@ -18,6 +18,8 @@ from sendvae_fast.engine.signals import EXIT_REQUEUE, StopOnSignal
 from sendvae_fast.engine.streams import ToHost
 from sendvae_fast.engine.watchdog import Watchdog
 from sendvae_fast.errors import UserError
+from sendvae_fast.train.memory_advice import advising_on_memory
+from sendvae_fast.train.profiling import profiling
 from sendvae_fast.train.reporter import Reporter
 from sendvae_fast.train.stage import Stage
 
@@ -40,6 +42,8 @@ class LoopConfig:
     the checkpoint's size over all ranks and taken for good. false: a step waits for the disk."""
     preview_every: int = 5_000
     """Steps between preview pictures in samples/; the last step always has one."""
+    profile_steps: int = 0
+    """Steps under PyTorch's profiler, from the tenth after each start on: a trace and a summary in profile/."""
     keep_checkpoints: int = 2
     """Checkpoints kept; the oldest goes once a newer one is verified."""
     step_timeout_s: float = 600.0
@@ -48,6 +52,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         checks.above(0, self, "step_timeout_s", where="loop")
+        checks.at_least(0, self, "profile_steps", where="loop", hint=" (0 profiles nothing)")
         checks.at_least(
             1, self, "num_steps", "log_every", "save_every", "preview_every", "keep_checkpoints", where="loop"
         )
@@ -92,6 +97,8 @@ def _train(
         BackgroundSaver(checkpointer, distributed, in_background=config.save_in_background) as saver,
         StopOnSignal(distributed) as stop,
         reporter.following(step) as progress,
+        profiling(config.profile_steps, run.path / "profile", distributed) as profiled,
+        advising_on_memory(run, distributed),
     ):
         while step < config.num_steps:
             of_step = stage.train_step(step, reporter.fetch(batches))
@@ -103,6 +110,7 @@ def _train(
             if last or stopping or step % config.log_every == 0:
                 reporter.report(step, progress)
             progress.advance(1, **reporter.shown)
+            profiled()
             watchdog.finished(step)
             if last or stopping or step % config.save_every == 0:
                 skipped.read()

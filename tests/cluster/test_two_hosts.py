@@ -103,10 +103,6 @@ def test_a_job_that_is_preempted_goes_on_to_the_same_weights(slurm, photos, tmp_
     batch = [*options, "scripts/slurm/run.sbatch", *train(photos, tmp_path / "stopped")]
     job = slurm.run("node-a", "sbatch", *batch).stdout.strip()
     wait_for(lambda: len(steps_of(tmp_path / "stopped")) > 5 or "ended with" in text_of(log), "the job does not train")
-    # A second start in the same folder, on both hosts too.
-    second = slurm.run("node-a", "srun", "--overlap", f"--jobid={job}", "--nodes=2", "--ntasks=2", PYTHON, "-m",
-                       "sendvae_fast", *train(photos, tmp_path / "stopped"))  # fmt: skip
-    assert second.returncode == 2 and second.stderr.count("is in use by process") == 2, second.stderr
     slurm.run("node-a", "scancel", "--signal=USR1", job)
     wait_for(lambda: "ended with 75" in text_of(log), "the job does not stop")
     wait_for(lambda: "ended with 0" in text_of(log), "the job is not started again")
@@ -119,6 +115,21 @@ def test_a_job_that_is_preempted_goes_on_to_the_same_weights(slurm, photos, tmp_
     assert last_checkpoint(tmp_path / "stopped") == last_checkpoint(tmp_path / "straight") != {}
     facts = json.loads((tmp_path / "stopped" / "environment.json").read_text())
     assert facts["world_size"] == 2 and len(facts["earlier_starts"]) == 1
+
+
+@needs_slurm
+def test_another_job_in_the_run_is_refused_by_every_task(slurm, photos, tmp_path):
+    code = "import sys; from pathlib import Path; from sendvae_fast.engine.run_lock import lock_run; "
+    code += "lock_run(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
+    (tmp_path / "run").mkdir()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    holder = slurm.start("node-b", PYTHON, "-c", code, tmp_path / "run", **pipes)
+    assert holder.stdout.readline() == "locked\n"
+    command = ["srun", "--nodes=2", "--ntasks=2", PYTHON, "-m", "sendvae_fast", *train(photos, tmp_path / "run")]
+    refused = slurm.run("node-a", *command)
+    holder.communicate()
+    assert refused.returncode == 2 and refused.stderr.count("is in use by process") == 2, refused.stderr
+    assert "on node-b" in refused.stderr
 
 
 @needs_slurm

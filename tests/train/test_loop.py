@@ -1,7 +1,9 @@
 """The loop that both stages share, with a stage that does nothing."""
 
 import errno
+import gzip
 import itertools
+import json
 import math
 import os
 import signal
@@ -9,11 +11,12 @@ import signal
 import pytest
 import torch
 
-from sendvae_fast.engine.distributed import init_distributed
+from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.errors import UserError
 from sendvae_fast.train.loop import MAX_SKIPPED_STEPS, LoopConfig, fit
+from sendvae_fast.train.memory_advice import advice
 
 
 class IdleStage:
@@ -45,8 +48,8 @@ class IdleStage:
         pass
 
 
-def train(stage, run, num_steps):
-    config, ranks = LoopConfig(num_steps=num_steps, save_every=50), init_distributed("cpu")
+def train(stage, run, num_steps, **settings):
+    config, ranks = LoopConfig(num_steps=num_steps, save_every=50, **settings), init_distributed("cpu")
     return fit(stage, config, RunDirectory(run, OptimizerConfig(), ranks), 1, ranks)
 
 
@@ -93,3 +96,59 @@ def test_norms_on_the_device_are_read_a_step_late_but_before_a_checkpoint(first,
 def test_single_skipped_steps_stop_nothing(tmp_path):
     stage = IdleStage(lambda step: 1.0 if step % MAX_SKIPPED_STEPS == 0 else math.nan)
     assert train(stage, tmp_path / "run", 3 * MAX_SKIPPED_STEPS) == 0
+
+
+def test_a_window_of_steps_is_profiled(tmp_path, capsys):
+    class Multiplying(IdleStage):
+        def train_step(self, step, batch):
+            torch.ones(8, 8) @ torch.ones(8, 8)
+            return super().train_step(step, batch)
+
+    assert train(Multiplying(lambda step: 1.0), tmp_path / "run", 15, profile_steps=3) == 0
+    rows = [line.split() for line in (tmp_path / "run" / "profile" / "summary.txt").read_text().splitlines()]
+    (product,) = (row for row in rows if row and row[0] == "aten::mm")
+    assert product[-1] == "3"  # calls: one a step
+    with gzip.open(tmp_path / "run" / "profile" / "trace.json.gz") as trace:
+        assert json.load(trace)["traceEvents"]
+    assert [path.name for path in (tmp_path / "run" / "profile").iterdir() if path.name.startswith(".")] == []
+    assert "summary.txt" in capsys.readouterr().err
+
+
+def test_a_profile_that_cannot_be_written_stops_nothing(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "profile").touch()
+    assert train(IdleStage(lambda step: 1.0), tmp_path / "run", 15, profile_steps=3) == 0
+    assert "profile was not written" in capsys.readouterr().err
+
+
+def test_out_of_memory_says_which_settings_need_less(tmp_path):
+    def no_memory(step):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(UserError, match=r"rank 0 has no memory left on cpu: try, .*newest checkpoint"):
+        train(IdleStage(no_memory), tmp_path / "run", 5)
+
+
+@pytest.mark.parametrize(
+    ("engine", "world_size", "ways"),
+    [
+        (
+            {"name": "ddp", "precision": "fp32"},
+            1,
+            ["accumulation_steps=2 (then 16 ", "recompute", "bf16", "global_batch"],
+        ),
+        ({"name": "ddp", "accumulation_steps": 32, "recompute": True}, 1, ["smaller data.global_batch (now 32"]),
+        (
+            {"name": "deepspeed", "zero_stage": 1},
+            4,
+            ["accumulation_steps=2 (then 4 ", "recompute", "zero_stage=2", "batch"],
+        ),
+        ({"name": "deepspeed", "zero_stage": 3}, 4, ["accumulation_steps=2", "global_batch"]),
+        ({"name": "ddp"}, 32, ["recompute", "engine.name=deepspeed engine.zero_stage=1", "global_batch"]),
+    ],
+)
+def test_advice_names_only_what_is_left_to_do(engine, world_size, ways):
+    words = advice({"engine": engine, "data": {"global_batch": 32}}, Distributed(world_size=world_size))
+    parts = words.removeprefix("try, in this order, ").split("; ")
+    assert len([part for part in parts if part != "another run)"]) == len(ways), parts
+    assert all(way in part for way, part in zip(ways, parts, strict=False)), parts
