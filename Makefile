@@ -12,7 +12,7 @@ CSRC := $(filter %.cpp %.cu %.cuh %.h,$(SOURCES)) $(wildcard tests/cuda_on_cpu/*
 IN_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test tests test-fast docs lint format cuda-on-cpu gpu-check clean
+.PHONY: help env demo test tests test-fast docs lint format cluster cuda-on-cpu gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,10 @@ format: env  ## write Python and C++ as lint wants them
 
 docs: $(VENV)/.docs  ## build the documentation as an offline site: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# Not part of `make test`: minutes of processor time, and root for network namespaces and Slurm's daemons.
+cluster: env  ## jobs on two hosts (network namespaces): Slurm, torchrun, DeepSpeed's launcher; one host is cut off
+	SENDVAE_CLUSTER=1 $(BIN)/python -m pytest tests/cluster $(ARGS)
 
 cuda-on-cpu: env  ## the CUDA kernels on the CPU under checks: every case, in several orders of threads
 	SENDVAE_CUDA_ON_CPU=all $(BIN)/python -m pytest tests/cuda_on_cpu $(ARGS)

@@ -10,7 +10,7 @@ from torch.distributed.run import get_args_parser
 from sendvae_fast.cli.main import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/data.md", "docs/stage1.md", "docs/stage2.md", "docs/end_to_end.md"]
+PAGES = ["README.md", "docs/data.md", "docs/stage1.md", "docs/stage2.md", "docs/end_to_end.md", "docs/clusters.md"]
 
 
 def commands():
