@@ -12,7 +12,7 @@ CSRC := $(filter %.cpp %.cu %.cuh %.h,$(SOURCES)) $(wildcard tests/cuda_on_cpu/*
 IN_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test tests test-fast docs lint format cluster cuda-on-cpu gpu-check clean
+.PHONY: help env demo test tests test-fast docs lint format cluster cuda-on-cpu planted-bugs gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ cluster: env  ## jobs on two hosts (network namespaces): Slurm, torchrun, DeepSp
 
 cuda-on-cpu: env  ## the CUDA kernels on the CPU under checks: every case, in several orders of threads
 	SENDVAE_CUDA_ON_CPU=all $(BIN)/python -m pytest tests/cuda_on_cpu $(ARGS)
+
+planted-bugs: env  ## every bug planted in a CUDA kernel is noticed by the checks
+	SENDVAE_CUDA_ON_CPU=bugs $(BIN)/python -m pytest tests/cuda_on_cpu/test_kernels.py -k planted $(ARGS)
 
 env: $(VENV)/.package  ## make .venv, install the pinned dependencies, build the package
 

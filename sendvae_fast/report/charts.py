@@ -1,5 +1,6 @@
 """Line charts as inline SVG that takes its colours and its font from the page, so that it follows light and dark."""
 
+import functools
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -47,18 +48,24 @@ def line_chart(
     colours: index of each entry's CSS variable `--series-<index>`. chart_id: unique in the page. label: for readers
     who do not see it. The y axis is logarithmic where positive values span more than `LOG_SCALE_RATIO`.
     """
+    lines = tuple((*map(_numbers, thin(*points)), colours[name] % NUM_COLOURS) for name, points in series.items())
+    everything = np.concatenate([values for _, values in series.values()])
+    is_logarithmic = bool(everything.min() > 0 and everything.max() > LOG_SCALE_RATIO * everything.min())
+    return _inline(_drawn(lines, is_logarithmic), chart_id, label)
+
+
+@functools.lru_cache(maxsize=512)
+def _drawn(lines: tuple[tuple[tuple[float, ...], tuple[float, ...], int], ...], is_logarithmic: bool) -> str:
+    """matplotlib's `<svg>` of lines (steps, values, colour), kept: a page that fills is written many times."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(3.7, 2.15), layout="constrained")
         axes = figure.add_subplot()
-        for name, (steps, values) in series.items():
-            steps, values = thin(steps, values)
-            colour = _SERIES[colours[name] % NUM_COLOURS]
+        for steps, values, colour in lines:
             if len(steps) == 1:
-                axes.plot(steps, values, color=colour, marker="o", markersize=4)
+                axes.plot(steps, values, color=_SERIES[colour], marker="o", markersize=4)
             else:
-                axes.plot(steps, values, color=colour, linewidth=1.5, solid_joinstyle="round")
-        everything = np.concatenate([values for _, values in series.values()])
-        if everything.min() > 0 and everything.max() > LOG_SCALE_RATIO * everything.min():
+                axes.plot(steps, values, color=_SERIES[colour], linewidth=1.5, solid_joinstyle="round")
+        if is_logarithmic:
             axes.set_yscale("log")
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -70,7 +77,11 @@ def line_chart(
         axes.margins(x=0.02)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True)
-    return _inline(text.getvalue(), chart_id, label)
+    return text.getvalue()
+
+
+def _numbers(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(values.tolist())
 
 
 def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

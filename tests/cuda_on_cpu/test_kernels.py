@@ -1,6 +1,7 @@
 """The CUDA kernels run on the CPU: right results in any order of threads, nothing for the checks to find.
 
-`make test` runs chosen cases and plants chosen bugs, `make cuda-on-cpu` all of them, in more orders.
+`make test` runs chosen cases and plants chosen bugs, `make planted-bugs` plants all, `make cuda-on-cpu` runs all cases
+too, in more orders.
 """
 
 import os
@@ -14,10 +15,11 @@ from cuda_on_cpu.chosen import CHOSEN
 from cuda_on_cpu.planted_bugs import BUGS, Bug
 from sendvae_fast.ops import dispatch
 
-EVERYTHING = os.environ.get("SENDVAE_CUDA_ON_CPU") == "all"
+SENDVAE_CUDA_ON_CPU = os.environ.get("SENDVAE_CUDA_ON_CPU")  # "bugs": all planted bugs, "all": all cases too
+EVERYTHING = SENDVAE_CUDA_ON_CPU == "all"
 RUNS = [("checked", "random:1")]
 MORE_RUNS = [("plain", "forward"), ("plain", "random:2"), ("plain", "random:3"), ("checked", "forward")]
-PLANTED = [bug for bug in BUGS if EVERYTHING or not bug.is_one_more]
+PLANTED = [bug for bug in BUGS if SENDVAE_CUDA_ON_CPU or not bug.is_one_more]
 
 pytestmark = pytest.mark.slow
 
