@@ -3,21 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from adm_crop import plain_adm_crop
 from PIL import Image
 
 from sendvae_fast.data.crop import center_crop, read_crop
-
-
-def plain_adm_crop(image, size):
-    """The protocol again, written on box coordinates: Pillow crops, and halving goes through an explicit target."""
-    width, height = image.size
-    while min(width, height) >= 2 * size:
-        width, height = width // 2, height // 2
-        image = image.resize((width, height), resample=Image.BOX)
-    ratio = size / min(width, height)
-    image = image.resize((int(np.rint(width * ratio)), int(np.rint(height * ratio))), resample=Image.BICUBIC)
-    x, y = (image.size[0] - size) // 2, (image.size[1] - size) // 2
-    return np.array(image.crop((x, y, x + size, y + size)))
 
 
 def picture(width, height, seed=0):

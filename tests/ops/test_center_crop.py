@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from adm_crop import plain_adm_crop
 from op_cases.center_crop import MEAN, STD, CropCase, require_order_of_passes, statistics
 from op_cases.common import require_backend
 from PIL import Image
@@ -28,21 +29,9 @@ def noise(height, width, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
-def plain_adm_crop(image, size):
-    """The protocol on Pillow, written apart from the op's reference."""
-    width, height = image.size
-    while min(width, height) >= 2 * size:
-        width, height = width // 2, height // 2
-        image = image.resize((width, height), resample=Image.BOX)
-    ratio = size / min(width, height)
-    image = image.resize((int(np.rint(width * ratio)), int(np.rint(height * ratio))), resample=Image.BICUBIC)
-    x, y = (image.size[0] - size) // 2, (image.size[1] - size) // 2
-    return torch.from_numpy(np.array(image)[y : y + size, x : x + size].transpose(2, 0, 1).copy())
-
-
 def assert_pillows(image, size, what):
     picture = torch.from_numpy(np.array(image))
-    truth = plain_adm_crop(image, size)
+    truth = torch.from_numpy(plain_adm_crop(image, size)).permute(2, 0, 1)
     assert torch.equal(center_crop(picture, size), truth), what
     assert torch.equal(center_crop(picture, size, flip=True), truth.flip(-1)), what
 
