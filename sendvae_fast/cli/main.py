@@ -77,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print(f"{_rank_words()}error: {error}", file=sys.stderr)
+        if not _is_said(str(error)):
+            print(f"{_rank_words()}error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
@@ -115,6 +116,15 @@ def _what_the_machine_lacks(error: Exception) -> str | None:
 def _rank_words() -> str:
     """The beginning of a message that names its rank; empty for a single rank."""
     return f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ else ""
+
+
+def _is_said(message: str) -> bool:
+    """Whether the first of several ranks says the same: what all have is said once."""
+    if not _rank_words():
+        return False
+    from sendvae_fast.engine.distributed import says_as_first_rank
+
+    return says_as_first_rank(message)
 
 
 def _reader_is_gone() -> bool:

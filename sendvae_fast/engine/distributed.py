@@ -22,6 +22,9 @@ from sendvae_fast.engine.launch import Place, adopt_slurm, read_place
 from sendvae_fast.engine.rendezvous import RENDEZVOUS_S, meet
 from sendvae_fast.errors import UserError
 
+LAST_WORDS, LAST_WORDS_S = "last words", 3.0
+"""Key of the message that rank 0 ends with, and how long the others wait for it before they say their own."""
+
 
 @dataclass(frozen=True)
 class Distributed:
@@ -193,6 +196,25 @@ def _join(backend: str, place: Place, timeout: timedelta, rendezvous_s: float) -
         backend, timeout=timeout, store=dist.PrefixStore("group", store), rank=place.rank, world_size=place.world_size
     )
     _stores.append(dist.PrefixStore("notes", store))
+
+
+def says_as_first_rank(message: str) -> bool:
+    """Whether rank 0 ends with the very same message, so that this rank need not repeat it.
+
+    Rank 0 leaves its message for the others, who wait `LAST_WORDS_S` for it. Where there is no group, or the store is
+    gone with rank 0, the answer is no; nothing is raised.
+    """
+    store = _stores[-1]
+    if store is None or not dist.is_initialized():
+        return False
+    try:
+        if dist.get_rank() == 0:
+            store.set(LAST_WORDS, message)
+            return False
+        store.wait([LAST_WORDS], timedelta(seconds=LAST_WORDS_S))
+        return store.get(LAST_WORDS) == message.encode()
+    except RuntimeError:  # also what torch.distributed raises of its own
+        return False
 
 
 def _leave() -> None:

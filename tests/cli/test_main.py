@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from sendvae_fast.cli.main import VERBS, main
 from sendvae_fast.cli.options import config_options
 from sendvae_fast.config import packaged_configs
+from sendvae_fast.engine import distributed
 from sendvae_fast.evaluation.result import read_results
 from sendvae_fast.files import file_sha256
 from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS
@@ -289,6 +290,16 @@ def test_a_wrong_command_line_is_said_once_for_all_ranks(rank, said, capsys, mon
         with pytest.raises(SystemExit, match="2"):
             main(["train", "vae", "--rum=x"])
     assert ("did you mean run?" in capsys.readouterr().err) == said
+
+
+@pytest.mark.parametrize("is_said", [True, False])
+def test_an_error_of_all_ranks_is_said_once(is_said, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "says_as_first_rank", lambda message: is_said and "nowhere" in message)
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    words = capsys.readouterr().err
+    assert words == "" if is_said else words.startswith("rank 1: error: ")
 
 
 def test_overview_lists_every_verb(capsys):

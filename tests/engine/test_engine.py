@@ -43,6 +43,7 @@ def test_two_ranks(case, kind, two_ranks):
 @pytest.mark.parametrize(
     "case",
     [
+        "what_all_ranks_say_is_said_once",
         "checkpoint_of_two_ranks",
         "every_rank_flushes_its_own_files",
         "saves_beside_the_steps",

@@ -15,7 +15,7 @@ from engine_cases import CASES, ENGINES
 
 from sendvae_fast.engine.background_saver import BackgroundSaver
 from sendvae_fast.engine.checkpoint import Checkpointer
-from sendvae_fast.engine.distributed import init_distributed
+from sendvae_fast.engine.distributed import init_distributed, says_as_first_rank
 from sendvae_fast.engine.metrics import MetricsLogger
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
@@ -144,7 +144,15 @@ def run_directory_of_two_ranks(_, folder: Path) -> None:
     assert len(run.metrics.read_text().splitlines()) == 1
 
 
+def what_all_ranks_say_is_said_once(_, folder: Path) -> None:
+    ranks = init_distributed("cpu")
+    assert says_as_first_rank("the weights are broken") == (ranks.rank == 1)
+    ranks.barrier()
+    assert not says_as_first_rank(f"rank {ranks.rank} has lost its disk")
+
+
 RANK_CASES = [
+    what_all_ranks_say_is_said_once,
     checkpoint_of_two_ranks,
     every_rank_flushes_its_own_files,
     saves_beside_the_steps,
