@@ -149,6 +149,8 @@ def _dispatch(arguments: list[str]) -> int:
         verb, rest = _split_verb(rest)
         print(_module("config show").show(*_read_arguments(_module(verb), rest)), end="")
         return 0
+    if verb.startswith("train ") and _says_that_it_is_finished(verb, rest):
+        return 0
     module = _module(verb)
     if verb == "config show" or any(word in rest for word in HELP[:-1]):
         complete = "--help=all" in rest or rest[-2:] == ["--help", "all"]
@@ -156,6 +158,15 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     with _needs_extra_of(verb):
         return module.run(_load(module, rest)) or 0
+
+
+def _says_that_it_is_finished(verb: str, arguments: list[str]) -> bool:
+    with _needs_extra_of(verb):
+        from sendvae_fast.cli.finished import words_of_finished_run
+    words = words_of_finished_run(verb, *_split_config_files(arguments))
+    if words is not None and os.environ.get("RANK", "0") == "0":
+        print(words, file=sys.stderr)
+    return words is not None
 
 
 def _load(module: ModuleType, arguments: list[str]) -> Any:
