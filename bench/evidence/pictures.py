@@ -19,7 +19,7 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.scenes.scene import CLASS_NAMES
 from sendvae_fast.data.scenes.scene_folder import synth_scenes
 from sendvae_fast.demo.pictures import split_photographs
-from sendvae_fast.evaluation.distribution_metrics import Moments, frechet_interval
+from sendvae_fast.evaluation.distribution_metrics import Moments, Pair, frechet
 from sendvae_fast.evaluation.extraction import FeatureSet, extract
 from sendvae_fast.evaluation.feature_config import FeaturesConfig
 from sendvae_fast.evaluation.features import FeatureNetwork, FoundationFeatures
@@ -98,14 +98,12 @@ class Judge:
         """The distances of pictures' features [n, D] from the held-out pictures', and what tells memorised pictures."""
         reference = self.held_out_features
         ours, theirs = moments(features), moments(reference)
-        value = distance(ours, theirs)
-        interval = None
-        if min(len(features), len(reference)) > features.shape[1]:
-            interval = frechet_interval(value, [(features, ours, theirs), (reference, theirs, ours)])
+        found = frechet(Pair(features, ours, reference, theirs))
         precision, recall = precision_recall(features, reference)
         return {
-            "frechet": value, "frechet_interval": interval, "kid": kernel_distance(features, reference),
-            "precision": precision, "recall": recall, **self._nearest(features),
+            "frechet": found["value"], "frechet_interval": found.get("interval"),
+            "kid": kernel_distance(features, reference), "precision": precision, "recall": recall,
+            **self._nearest(features),
         }  # fmt: skip
 
     def _nearest(self, features: Tensor) -> dict[str, float]:

@@ -6,21 +6,23 @@ Shape letters: N, M pictures of two sets, D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from functools import cached_property
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
 from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
 
 from sendvae_fast.evaluation.extraction import FeatureSet
 from sendvae_fast.evaluation.features import FeatureNetwork
 from sendvae_fast.evaluation.frechet import FeatureStatistics, frechet_distance, influence
 from sendvae_fast.evaluation.intervals import Z_95
+from sendvae_fast.evaluation.kernel_distance import kernel_distance
+from sendvae_fast.evaluation.monge_distance import monge_distance
 from sendvae_fast.evaluation.neighbours import NEIGHBOUR, precision_recall
 from sendvae_fast.evaluation.result import Measurement
 
@@ -30,9 +32,8 @@ MetricName = Literal[
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 SCORE_SPLIT = 5000
 """Pictures in a split of the Inception score."""
-KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
-MIND_PICTURES, MIND_PROJECTIONS = 5000, 1000
 INFINITY_POINTS, INFINITY_LEAST = 15, 5000
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,70 +101,105 @@ def _frechet_metrics(
     metrics: Collection[MetricName],
 ) -> list[Measurement]:
     """frechet, frechet_infinity, and where there are spatial features spatial_frechet."""
-    counts, ours = common["counts"], Moments.of(samples.statistics)
-    remarks = (*network.remarks, *too_few(counts, network.origin.dim))
+    remarks = (*network.remarks, *too_few(common["counts"], network.origin.dim))
     given = () if reference.moments is None else ("the reference's moments are the given file's",)
-    theirs = reference.moments or Moments.of(_some(reference.features).statistics)
     described, found = {**common, "remarks": (*remarks, *given)}, []
-    if "frechet" in metrics:
-        found.append(_with_interval(samples, reference, ours, theirs, described))
-    if "frechet_infinity" in metrics and len(samples.pooled) >= 2 * INFINITY_POINTS:
-        found.append(Measurement(metric="frechet_infinity", **frechet_infinity(samples.pooled, theirs), **described))
-    if "spatial_frechet" not in metrics:
-        return found
-    spatial = samples.spatial_statistics
-    spatial_moments = reference.spatial_moments
-    if spatial_moments is None and reference.features is not None and reference.features.spatial_statistics is not None:
-        spatial_moments = Moments.of(reference.features.spatial_statistics)
-    if spatial is not None and spatial_moments is not None:
-        value = _distance(spatial_moments, Moments.of(spatial))
-        found.append(Measurement(metric="spatial_frechet", value=value, **described))
+    theirs = None if reference.moments is not None else reference.features
+    if {"frechet", "frechet_infinity"} & set(metrics):
+        pair = Pair(samples.pooled, Moments.of(samples.statistics), None if theirs is None else theirs.pooled,
+                    reference.moments or Moments.of(_some(reference.features).statistics))  # fmt: skip
+        if "frechet" in metrics:
+            found.append(Measurement(metric="frechet", **frechet(pair), **described))
+        if "frechet_infinity" in metrics and len(samples.pooled) >= 2 * INFINITY_POINTS:
+            found.append(Measurement(metric="frechet_infinity", **frechet_infinity(pair), **described))
+    if "spatial_frechet" in metrics and samples.spatial is not None:
+        moments, features = reference.spatial_moments, None
+        if moments is None and reference.features is not None and reference.features.spatial is not None:
+            features, moments = reference.features.spatial, Moments.of(_some(reference.features.spatial_statistics))
+        if moments is not None:
+            pair = Pair(samples.spatial, Moments.of(_some(samples.spatial_statistics)), features, moments)
+            found.append(Measurement(metric="spatial_frechet", **frechet(pair), **described))
     return found
 
 
-def _with_interval(
-    samples: FeatureSet, reference: Reference, ours: Moments, theirs: Moments, described: Mapping
-) -> Measurement:
-    """frechet, with an interval where there are more pictures than features."""
-    value, interval = _distance(theirs, ours), None
-    if min(described["counts"].values()) > samples.pooled.shape[1]:
-        sides = [(samples.pooled, ours, theirs)]
-        if reference.moments is None:
-            sides.append((_some(reference.features).pooled, theirs, ours))
-        interval = frechet_interval(value, sides)
-    return Measurement(
-        metric="frechet",
-        value=value,
-        interval=interval,
-        interval_of="the pictures drawn, without the bias of their number" if interval else "",
-        **described,
-    )
+@dataclass(frozen=True)
+class Pair:
+    """Samples and what they are compared with."""
+
+    samples: Tensor
+    """[N, D]."""
+    ours: Moments
+    """Of the samples."""
+    reference: Tensor | None
+    """[M, D]; None where only its moments are known, which then have no error."""
+    theirs: Moments
+    """Of the reference."""
+
+    @property
+    def distance(self) -> float:
+        """The Fréchet distance."""
+        return _distance(self.theirs, self.ours)
+
+    @cached_property
+    def influences(self) -> list[Tensor] | None:
+        """How much each picture moves the distance: float64 [N] and, of a reference with pictures, [M].
+
+        None where pictures are no more than features.
+        """
+        sides = [(self.samples, self.ours, self.theirs)]
+        if self.reference is not None:
+            sides.append((self.reference, self.theirs, self.ours))
+        if min(len(features) for features, *_ in sides) <= self.samples.shape[1]:
+            return None
+        return [
+            influence(features, own.mean, own.covariance, other.mean, other.covariance)
+            for features, own, other in sides
+        ]
 
 
-def frechet_interval(value: float, sides: Sequence[tuple[Tensor, Moments, Moments]]) -> tuple[float, float]:
-    """95 % by the delta method, for sets drawn independently: (features [N, D], their moments, the other's) each."""
-    variance = sum(
-        float(influence(features, own.mean, own.covariance, other.mean, other.covariance).var()) / len(features)
-        for features, own, other in sides
-    )
-    return max(value - Z_95 * math.sqrt(variance), 0.0), value + Z_95 * math.sqrt(variance)
+def frechet(pair: Pair) -> dict:
+    """Value and interval, where there are more pictures than features: 95 % by the delta method."""
+    if pair.influences is None:
+        return {"value": pair.distance}
+    variance = sum(float(one.var()) / len(one) for one in pair.influences)
+    return _with_interval(pair.distance, variance)
 
 
-def frechet_infinity(samples: Tensor, theirs: Moments) -> dict:
-    """The Fréchet distance extrapolated to infinitely many samples (Chong and Forsyth, 2020).
+def frechet_infinity(pair: Pair) -> dict:
+    """The Fréchet distance extrapolated to infinitely many samples (Chong and Forsyth, 2020), with an interval.
 
     The distances of 15 random subsets, of `INFINITY_LEAST` pictures (or half of all, where that is less) to all, are
-    fitted by a line in 1 / n, whose value at 0 it is.
+    fitted by a line in 1 / n, whose value at 0 it is. That is a sum of the distances with known weights, and each of
+    these is to first order a mean over its subset: so a sample's share in the result is known, and so is the variance.
     """
-    num = len(samples)
+    num = len(pair.samples)
     sizes = np.linspace(min(INFINITY_LEAST, num // 2), num, INFINITY_POINTS).astype(int)
-    rng, distances = np.random.default_rng(0), []
-    for size in sizes:
-        statistics = FeatureStatistics(samples.shape[1])
-        statistics.update(samples[torch.from_numpy(rng.permutation(num)[:size])])
-        distances.append(_distance(theirs, Moments.of(statistics)))
-    slope, value = np.polyfit(1 / sizes, distances, 1)
-    return {"value": float(value), "details": {"slope": float(slope), "least_pictures": int(sizes[0])}}
+    weights = np.linalg.pinv(np.stack([1 / sizes, np.ones(INFINITY_POINTS)], axis=1))
+    rng, distances, shares = np.random.default_rng(0), [], np.zeros(num)
+    for size, weight in zip(sizes, weights[1], strict=True):
+        chosen = rng.permutation(num)[:size]
+        statistics = FeatureStatistics(pair.samples.shape[1])
+        statistics.update(pair.samples[torch.from_numpy(chosen)])
+        distances.append(_distance(pair.theirs, Moments.of(statistics)))
+        shares[chosen] += weight / size
+    slope, value = (float(number) for number in weights @ distances)
+    details = {"slope": slope, "least_pictures": int(sizes[0])}
+    if pair.influences is None:
+        return {"value": value, "details": details}
+    ours, *theirs = pair.influences
+    variance = float(ours.var()) * float(np.square(shares).sum())
+    variance += sum(float(one.var()) / len(one) for one in theirs)
+    return {**_with_interval(value, variance), "details": details}
+
+
+def _with_interval(value: float, variance: float) -> dict:
+    half = Z_95 * math.sqrt(variance)
+    interval = max(value - half, 0.0), value + half
+    return {
+        "value": value,
+        "interval": interval,
+        "interval_of": "the pictures drawn, without the bias of their number",
+    }
 
 
 def inception_score(logits: Tensor, described: Measurement) -> Measurement:
@@ -205,32 +241,6 @@ def neighbour_metrics(samples: Tensor, reference: Tensor, device: torch.device, 
     return found
 
 
-def kernel_distance(samples: Tensor, reference: Tensor) -> dict:
-    """KID (Binkowski et al., 2018) by torch-fidelity: cubic kernel, the mean over 100 subsets of 1000 pictures."""
-    size = min(KID_SUBSET_SIZE, len(samples), len(reference))
-    found = kid_features_to_metric(
-        samples, reference, kid_subsets=KID_SUBSETS, kid_subset_size=size, rng_seed=2020, verbose=False
-    )
-    details = {"deviation": found["kernel_inception_distance_std"], "subset_size": size}
-    return {"value": found["kernel_inception_distance_mean"], "details": details}
-
-
-def monge_distance(samples: Tensor, reference: Tensor, device: torch.device) -> dict:
-    """MIND (Berthet et al., 2026): 3 D times the mean squared distance of sorted projections on random directions.
-
-    `MIND_PICTURES` of each set, or as many as the smaller one has, and `MIND_PROJECTIONS` directions. Of two Gaussians
-    that differ in their means by δ it is 3 |δ|².
-    """
-    num = min(MIND_PICTURES, len(samples), len(reference))
-    rng = np.random.default_rng(0)
-    sides = [features[torch.from_numpy(rng.permutation(len(features))[:num])] for features in (samples, reference)]
-    directions = torch.from_numpy(rng.standard_normal((samples.shape[1], MIND_PROJECTIONS), dtype=np.float32))
-    directions = (directions / directions.norm(dim=0)).to(device)
-    ours, theirs = ((features.to(device) @ directions).sort(dim=0).values for features in sides)
-    value = 3 * samples.shape[1] * float((ours - theirs).square().double().mean())
-    return {"value": value, "details": {"pictures": num, "projections": MIND_PROJECTIONS}}
-
-
 def too_few(counts: Mapping[str, int], dim: int) -> tuple[str, ...]:
     """A remark where there are fewer pictures than features: the covariances are singular then."""
     fewest = min(counts.values())
@@ -243,6 +253,6 @@ def _distance(theirs: Moments, ours: Moments) -> float:
     return frechet_distance(theirs.mean, theirs.covariance, ours.mean, ours.covariance)
 
 
-def _some(features: FeatureSet | None) -> FeatureSet:
-    assert features is not None, "a reference without pictures has moments"
-    return features
+def _some(value: T | None) -> T:
+    assert value is not None, "a reference without pictures has moments, and spatial features have statistics"
+    return value

@@ -38,6 +38,11 @@ class FeatureSet:
         return self._chunks.column("logits")
 
     @cached_property
+    def spatial(self) -> Tensor | None:
+        """float32 [N, 2023], None where the network has none."""
+        return self._chunks.column("spatial")
+
+    @cached_property
     def statistics(self) -> FeatureStatistics:
         """Of the pooled features."""
         return statistics_of(part["pooled"] for part in self._chunks)
