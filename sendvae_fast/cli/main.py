@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a path is bytes, and need not be text: it is shown, escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if arguments and arguments[0].startswith("--local_rank="):
+        del arguments[0]  # DeepSpeed's launcher puts it before the verb; LOCAL_RANK says the same
     debug = "--debug" in arguments
     try:
         adopt_slurm()

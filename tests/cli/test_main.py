@@ -302,6 +302,11 @@ def test_an_error_of_all_ranks_is_said_once(is_said, capsys, monkeypatch, tmp_pa
     assert words == "" if is_said else words.startswith("rank 1: error: ")
 
 
+def test_deepspeeds_launcher_puts_the_local_rank_before_the_verb(capsys):
+    assert main(["--local_rank=0", "--version"]) == 0
+    assert capsys.readouterr().out.startswith("sendvae_fast ")
+
+
 def test_overview_lists_every_verb(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
