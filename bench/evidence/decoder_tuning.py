@@ -104,7 +104,9 @@ class DecoderStage:
             z = z + level * self.std * philox.normal(key, philox.Stream.INTERPOLANT, ids, shape)
         loss = reconstruction_loss(x, self.engine(z))
         self.engine.backward(loss)
-        return {"loss": loss.detach(), "grad_norm": self.engine.queue_step()}
+        grad_norm = self.engine.queue_step()
+        self.engine.see(grad_norm)
+        return {"loss": loss.detach(), "grad_norm": grad_norm}
 
     def batches(self, start_step: int) -> Iterator[ImageBatch]:
         """Batches from `start_step` on."""

@@ -12,6 +12,8 @@ from sendvae_fast.engine.engine import Engine, EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.ops.layout import MEMORY_FORMAT
 
+NEVER = 2**31 - 1
+
 
 def _distributed(module: nn.Module) -> DistributedDataParallel:
     """DDP without its copy of rank 0's buffers at each forward: RunningStatistics averages them instead."""
@@ -29,7 +31,12 @@ class DDPEngine(Engine):
         self, module: nn.Module, optimizer_config: OptimizerConfig, config: EngineConfig, distributed: Distributed
     ) -> None:
         super().__init__(module.to(memory_format=MEMORY_FORMAT), optimizer_config, config, distributed)
-        self._forward = _distributed(self.module) if distributed.world_size > 1 else self.module
+        self._forward = self.module
+        if distributed.world_size > 1:
+            self._forward = _distributed(self.module)
+            if config.cuda_graph:
+                # DDP times every hundredth iteration with events that the host waits for: an error while recording.
+                self._forward._set_ddp_runtime_logging_sample_rate(NEVER)
         self.optimizer.init_state(self.trained.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -125,7 +125,11 @@ class Distributed:
 
 
 def init_distributed(
-    device: str | None = None, timeout_s: float = 1800.0, rendezvous_s: float = RENDEZVOUS_S
+    device: str | None = None,
+    timeout_s: float = 1800.0,
+    rendezvous_s: float = RENDEZVOUS_S,
+    *,
+    cuda_graph: bool = False,
 ) -> Distributed:
     """Join the process group of torchrun, DeepSpeed's launcher or srun, else a group of one that needs no port.
 
@@ -137,6 +141,8 @@ def init_distributed(
         device: "cpu" or "cuda"; by default the existing group's, else CUDA where there is one.
         timeout_s: seconds after which a collective fails.
         rendezvous_s: seconds in which all ranks must have come.
+        cuda_graph: whether NCCL's work will be recorded. As PyTorch's notes on DDP in CUDA graphs ask, NCCL's own thread
+            then does not end what fails or hangs; `engine.watchdog` does.
 
     Raises:
         UserError: CUDA was asked for and there is none, there are more local ranks than GPUs, the launcher's variables
@@ -157,6 +163,8 @@ def init_distributed(
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     is_new = not dist.is_initialized()
     if is_new:
+        if cuda_graph:
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # read when the group is made
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
         _join(backend, place, timedelta(seconds=timeout_s), rendezvous_s)
         atexit.register(_leave)

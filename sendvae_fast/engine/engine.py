@@ -16,6 +16,7 @@ from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.optimizer import AdamWEMA, OptimizerConfig
 from sendvae_fast.engine.running_statistics import RunningStatistics
 from sendvae_fast.engine.state import TrainingState, trained_parameters
+from sendvae_fast.engine.streams import ToHost
 from sendvae_fast.errors import UserError
 
 
@@ -44,12 +45,21 @@ class EngineConfig:
     """Activation checkpointing: keep the inputs of each block alone and compute it again in the backward pass. A third
     more arithmetic for a fraction of the memory, the same gradients. Not with zero_stage 3."""
 
+    cuda_graph: bool = False
+    """Record the whole step as a CUDA graph after its first steps and replay it: one launch in place of thousands, for
+    steps that the host cannot queue as fast as the GPU does them. Needs a GPU and name ddp."""
+
     def __post_init__(self) -> None:
         checks.choices(self, where="engine")
         checks.at_least(1, self, "accumulation_steps", where="engine")
         for name in ("compile", "recompute"):
             if getattr(self, name) and not self.has_whole_parameters:
                 raise UserError(f"engine.{name} does not work where parameters are split: take zero_stage 2 or less")
+        if self.cuda_graph and self.name != "ddp":
+            raise UserError(
+                "engine.cuda_graph does not work with DeepSpeed, whose hooks run on the host: set engine.name=ddp, or "
+                "leave it out"
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,7 +116,7 @@ class Engine(TrainingState):
         for buffer in self.module.buffers():
             distributed.broadcast(buffer)
         self._num_backward = 0
-        self._unread: Tensor | float | None = None  # the norm of a queued step that the host has not looked at
+        self._unread: ToHost | float | None = None  # the norm of a step that the host has not looked at
         self._running_statistics = RunningStatistics(self.module, distributed)
 
     @abstractmethod
@@ -121,7 +131,7 @@ class Engine(TrainingState):
     def _apply_gradients(self) -> Tensor | float:
         """Clip and update unless the averaged gradients are not finite, drop them, return their norm.
 
-        As a tensor it is the optimizer's, still on its way to the host.
+        As a tensor it is on the device.
         """
 
     @property
@@ -139,21 +149,21 @@ class Engine(TrainingState):
 
         Non-finite gradients on any rank skip the update on all ranks: nothing is raised, `skipped` is True and
         `num_skipped` counts. Batch-norm running statistics return to their values after the last good step. The host
-        waits for the norm; the update is under way by then, unless it is DeepSpeed's at ZeRO 1 to 3.
+        waits for the step.
 
         Raises:
             RuntimeError: `backward` was not called `accumulation_steps` times.
         """
-        self.queue_step()
+        self.see(self.queue_step())
         result = self._read()
         assert result is not None
         return result
 
     def queue_step(self) -> Tensor | float:
-        """`step`, but the host does not wait: whether the step is skipped is decided on the device.
+        """The device's part of `step`, where it is decided whether the step is skipped; it can be recorded.
 
         Returns the norm where it is: a scalar on the device, or a number at ZeRO 1 to 3, where DeepSpeed reads it in
-        any case. `num_skipped` waits for it.
+        any case. `see` takes it.
         """
         if self._num_backward != self.config.accumulation_steps:
             raise RuntimeError(
@@ -161,15 +171,22 @@ class Engine(TrainingState):
                 f"{self.config.accumulation_steps}"
             )
         self._num_backward = 0
-        self._read()
         norm = self._apply_gradients()
         self._running_statistics.commit(norm.isfinite() if isinstance(norm, Tensor) else math.isfinite(norm))
-        self._unread = norm
         return norm
+
+    def see(self, norm: Tensor | float) -> None:
+        """The host's part of `step`: count the step if it was skipped, which a norm on the device tells a step later.
+
+        Args:
+            norm: of the step that was queued, or replayed, last.
+        """
+        self._read()
+        self._unread = ToHost(norm) if isinstance(norm, Tensor) else norm
 
     @property
     def num_skipped(self) -> int:
-        """Steps skipped so far; the host waits for the norm of the last."""
+        """Steps skipped so far, of those that `see` was told of; the host waits for the norm of the last."""
         self._read()
         return self._num_skipped
 
@@ -182,7 +199,7 @@ class Engine(TrainingState):
         norm, self._unread = self._unread, None
         if norm is None:
             return None
-        grad_norm = self.optimizer.wait_for_grad_norm() if isinstance(norm, Tensor) else norm
+        grad_norm = norm.wait() if isinstance(norm, ToHost) else norm
         skipped = not math.isfinite(grad_norm)
         self._num_skipped += skipped
         return StepResult(grad_norm, skipped)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sendvae_fast import checks
-from sendvae_fast.engine.streams import ToHost
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import adamw_ema_, global_norm
 
@@ -54,9 +53,8 @@ class AdamWEMA(torch.optim.Optimizer):
     without a gradient are left alone.
 
     With `max_grad_norm` the optimizer also measures the global norm of the gradients, leaves it in `grad_norm` (a
-    scalar tensor on the device; `wait_for_grad_norm` has it on the host), clips by it (0: does not clip), and changes
-    nothing when it is not finite. The gradients must then be whole; with ZeRO's partitions DeepSpeed does all that
-    instead.
+    scalar tensor on the device), clips by it (0: does not clip), and changes nothing when it is not finite. The
+    gradients must then be whole; with ZeRO's partitions DeepSpeed does all that instead.
     """
 
     def __init__(
@@ -74,7 +72,6 @@ class AdamWEMA(torch.optim.Optimizer):
         )
         self.max_grad_norm = max_grad_norm
         self.grad_norm: Tensor | None = None
-        self._norm_on_its_way: ToHost | None = None
 
     @classmethod
     def from_config(
@@ -117,17 +114,11 @@ class AdamWEMA(torch.optim.Optimizer):
             self.grad_norm = global_norm(
                 [param.grad for group in self.param_groups for param in group["params"] if param.grad is not None]
             )
-            self._norm_on_its_way = ToHost(self.grad_norm)
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             self.init_state([param for param in params if not self.state[param]])
             self._update(params, group)
         return loss
-
-    def wait_for_grad_norm(self) -> float:
-        """`grad_norm` of the last step, as a number. The host waits for it, but not for the update queued after it."""
-        assert self._norm_on_its_way is not None, "no step has been made, or max_grad_norm is None"
-        return self._norm_on_its_way.wait()
 
     def _update(self, params: list[Tensor], group: dict) -> None:
         states = [self.state[param] for param in params]

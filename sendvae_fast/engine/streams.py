@@ -7,15 +7,16 @@ Nothing else in the engine, in data, sampling and training orders work, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-WARMUP_RUNS = 2
-"""Before a capture: libraries choose their kernels and take their workspaces in the first runs."""
+Results = TypeVar("Results")
 
 
 @dataclass(frozen=True)
@@ -130,21 +131,42 @@ class HostMemory:
 
 
 class CudaGraphRecorder:
-    """Records work as CUDA graphs. They share one memory pool, so they must not be replayed at the same time."""
+    """Records work as CUDA graphs, for `engine.replay`, on a stream of its own.
 
-    def __init__(self) -> None:
+    They share one memory pool, so they must not be replayed at the same time. What keeps a stream in mind (DDP, the
+    gradients of its parameters) is made and first run on that stream, too.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._side = device, SideStream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Run `work`, which reads and writes the same tensors every time, and return the function that repeats it."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUP_RUNS):
-                work()
-        torch.cuda.current_stream().wait_stream(stream)
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """A context in which the recordings' stream is the current one, after what the other has queued before."""
+        assert self._side.cuda is not None
+        current = torch.cuda.current_stream(self._device)
+        self._side.cuda.wait_stream(current)
+        with self._side.active():
+            yield
+        current.wait_stream(self._side.cuda)
+
+    def run(self, work: Callable[[], Results]) -> Results:
+        """Run `work` there now; its results are for the current stream."""
+        with self.active():
+            handed_over = tree_map_only(Tensor, self._side.hand_over, work())
+        return tree_map_only(HandOver, HandOver.take, handed_over)
+
+    def record(self, work: Callable[[], Results]) -> Callable[[], Results]:
+        """Capture `work`; the function returned queues the graph on the current stream, and gives its own tensors."""
         graph = torch.cuda.CUDAGraph()
         # thread_local: what other threads (a data loader's, NCCL's) ask of the GPU meanwhile is no error.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            work()
-        return graph.replay
+        capture = torch.cuda.graph(graph, self._pool, self._side.cuda, capture_error_mode="thread_local")
+        with capture:
+            results = work()
+
+        def replay() -> Results:
+            graph.replay()
+            return results
+
+        return replay

@@ -130,7 +130,7 @@ class LatentSampler:
         self._model: LabelledModel = network.eval()
         self._network_dtype = next(network.parameters()).dtype
         if config.cuda_graphs and device.type == "cuda":
-            self._model = ReplayedModel(network, CudaGraphRecorder())
+            self._model = ReplayedModel(network, CudaGraphRecorder(device), device)
 
     @torch.inference_mode()
     def __call__(

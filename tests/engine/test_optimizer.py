@@ -81,7 +81,6 @@ def test_measures_clips_and_skips_over_all_groups(max_grad_norm):
         optimizer.step()
         reference.step()
         torch.testing.assert_close(optimizer.grad_norm, norm, rtol=1e-14, atol=0)
-        assert optimizer.wait_for_grad_norm() == optimizer.grad_norm.item()
     before = [param.detach().clone() for param in ours]
     ours[3].grad, ours[4].grad = None, torch.full_like(ours[4], torch.nan)
     optimizer.step()

@@ -25,8 +25,10 @@ from sendvae_fast.data.decode import examine
 from sendvae_fast.data.latents.latent_rows import LatentReader, LatentRows, _Buffers
 from sendvae_fast.data.loader import ImageLoader, LoaderConfig
 from sendvae_fast.data.order import BatchSchedule
+from sendvae_fast.engine import build
 from sendvae_fast.engine.ddp_engine import DDPEngine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
+from sendvae_fast.engine.replay import Replayed
 from sendvae_fast.engine.snapshot import Snapshot
 from sendvae_fast.engine.streams import CudaGraphRecorder, HandOver, HostMemory, ToHost
 from sendvae_fast.models.sit.sit import SiT
@@ -54,7 +56,7 @@ def plant(monkeypatch, owner, name, old, new):
     source = textwrap.dedent(inspect.getsource(method))
     assert source.count(old) == 1, source
     scope = {}
-    exec(compile(source.replace(old, new), "planted", "exec"), method.__globals__, scope)
+    exec(compile(source.replace(old, new), "planted", "exec"), inspect.unwrap(method).__globals__, scope)
     monkeypatch.setattr(owner, name, scope[name])
 
 
@@ -202,7 +204,7 @@ def tiny_sit():
 def draw(device, cuda_graphs):
     config = GenerateConfig(
         guidance_scale=2.0, guidance_interval=(0.2, 0.6), precision="fp32", cuda_graphs=cuda_graphs,
-        sampler=SamplerConfig(num_steps=3),
+        sampler=SamplerConfig(num_steps=9),
     )  # fmt: skip
     sampler = LatentSampler(tiny_sit().to(device), config, torch.device(device))
     return torch.cat([sampler(torch.tensor(ids).to(device))[1].cpu() for ids in ([0, 1, 2], [7, 4, 9], [5])])
@@ -218,7 +220,7 @@ def test_recordings_draw_what_the_network_draws(cuda):
 
 @torch.no_grad()
 def test_a_fault_in_the_recordings_order_is_seen(cuda, monkeypatch):
-    plant(monkeypatch, CudaGraphRecorder, "__call__", "stream.wait_stream(torch.cuda.current_stream())", "pass")
+    plant(monkeypatch, CudaGraphRecorder, "active", "self._side.cuda.wait_stream(current)", "pass")
     draw(CUDA, True)
     assert_order(cuda, "before it is written")
 
@@ -237,11 +239,13 @@ def gradients_of_a_loss(engine, loss):
         parameter.grad = torch.full_like(parameter, 1e-3 * number) * loss.detach()
 
 
-def train(device, folder, monkeypatch, num_steps=4):
+def train(device, folder, monkeypatch, num_steps=4, *, cuda_graph=False):
     """Steps of stage 2 on latents and pictures in pinned memory; the means that they log."""
     monkeypatch.setattr(DDPEngine, "_backward", gradients_of_a_loss)
+    monkeypatch.setattr(build, "NUM_FIRST_STEPS", 2)
     pinned = device.type == "cuda"
-    stage = STEP.build(folder, {"name": "ddp", "precision": "fp32"}, Distributed(device=device))
+    engine = {"name": "ddp", "precision": "fp32", "cuda_graph": cuda_graph}
+    stage = STEP.build(folder, engine, Distributed(device=device))
     generator = torch.Generator().manual_seed(0)
     save_file({"mean": torch.randn(10, *STEP.latent_shape, generator=generator)}, folder / "a.safetensors")
     plan = [(torch.arange(start, start + 2), None, torch.arange(start, start + 2)) for start in range(num_steps)]
@@ -252,23 +256,51 @@ def train(device, folder, monkeypatch, num_steps=4):
         images = torch.empty(2, 3, size, size, dtype=torch.uint8, pin_memory=pinned)
         images.copy_(torch.randint(256, images.shape, dtype=torch.uint8, generator=generator))
         window.add(stage.train_step(step, LatentBatch(ids, mean, torch.zeros_like(mean), ids % 2, images)))
-    return window.mean(Distributed())
+    return window.mean(Distributed()), stage.engine.full_state("ema")
 
 
-def test_steps_are_in_order(tmp_path, monkeypatch):
+@pytest.mark.parametrize("cuda_graph", [False, True], ids=["queued", "replayed"])
+def test_steps_are_in_order(tmp_path, monkeypatch, cuda_graph):
     init_distributed("cpu")
     with use_backend("reference"), use_attention("math"):
-        expected = train(torch.device("cpu"), tmp_path, monkeypatch)
+        expected, weights = train(torch.device("cpu"), tmp_path, monkeypatch, 6)
         with FakeCuda() as cuda:
-            means = train(CUDA, tmp_path, monkeypatch)
+            means, on_device = train(CUDA, tmp_path, monkeypatch, 6, cuda_graph=cuda_graph)
     assert_order(cuda, None)
+    assert len(cuda.graphs) == cuda_graph
     assert means == pytest.approx(expected, rel=1e-5) and means["grad_norm"] > 0
+    for name, wanted in weights.items():
+        torch.testing.assert_close(on_device[name], wanted, rtol=1e-5, atol=1e-7)
 
 
 def test_a_norm_that_is_read_too_early_is_seen(cuda, tmp_path, monkeypatch):
     plant(monkeypatch, ToHost, "wait", "self._arrived.synchronize()", "pass")
     train(CUDA, tmp_path, monkeypatch, num_steps=2)
     assert_order(cuda, "read before it is written: by thread")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "old", "new", "problem"),
+    [
+        # Parameters are made on the recordings' stream, and read on the other.
+        (CudaGraphRecorder, "active", "current.wait_stream(self._side.cuda)", "pass", ""),
+        (CudaGraphRecorder, "active", "self._side.cuda.wait_stream(current)", "pass", ""),
+        (CudaGraphRecorder, "run", "HandOver.take, handed_over", "lambda x: x.tensor, handed_over", "given back"),
+        # The next batch is copied in on a stream of its own, while the replay may still read the last one.
+        (
+            Replayed,
+            "__call__",
+            "kind.fill(inputs)",
+            "with torch.cuda.stream(torch.cuda.Stream()):\n        kind.fill(inputs)",
+            "",
+        ),
+    ],
+    ids=["after", "before", "results", "inputs"],
+)
+def test_a_fault_in_the_replayed_steps_order_is_seen(cuda, tmp_path, monkeypatch, owner, name, old, new, problem):
+    plant(monkeypatch, owner, name, old, new)
+    train(CUDA, tmp_path, monkeypatch, 4, cuda_graph=True)
+    assert_order(cuda, problem)
 
 
 # -- a checkpoint beside the steps -------------------------------------------------------------------------------------

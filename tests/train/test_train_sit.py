@@ -158,17 +158,20 @@ def test_accumulated_micro_batches_equal_the_whole_batch(images, latents, tmp_pa
 
 def test_logit_normal_noise_levels():
     key, ids = philox.make_key(3, 7), torch.arange(40_000)
-    flow = FlowConfig(noise_level="logit_normal", logit_normal_steps=10)
-    levels = draw_noise_levels(flow, 9, key, ids)
+    levels = draw_noise_levels(key, ids)
     logits = levels.double().logit()
     # Of 40,000 standard normal numbers the mean is off by 0.005 and the variance by 0.007, one standard deviation.
     assert logits.mean().abs() < 0.02 and (logits.var() - 1).abs() < 0.03
     assert ((logits < 1).double().mean() - 0.8413).abs() < 0.008
-    assert torch.equal(draw_noise_levels(flow, 9, key, ids[5:9]), levels[5:9])
-    assert not torch.equal(draw_noise_levels(flow, 9, philox.make_key(3, 8), ids), levels)
-    assert draw_noise_levels(flow, 10, key, ids) is None
-    assert draw_noise_levels(FlowConfig(), 9, key, ids) is None
-    assert draw_noise_levels(FlowConfig(noise_level="logit_normal"), 10**7, key, ids) is not None
+    assert torch.equal(draw_noise_levels(key, ids[5:9]), levels[5:9])
+    assert not torch.equal(draw_noise_levels(philox.make_key(3, 8), ids), levels)
+
+
+def test_when_noise_levels_are_uniform():
+    flow = FlowConfig(noise_level="logit_normal", logit_normal_steps=10)
+    assert [flow.is_uniform(step) for step in (9, 10)] == [False, True]
+    assert FlowConfig().is_uniform(9)
+    assert not FlowConfig(noise_level="logit_normal").is_uniform(10**7)
 
 
 def test_lightningdits_recipe(images, latents, tmp_path):

@@ -61,6 +61,8 @@ class E2ETrainConfig(AutoencoderTraining):
                 "engine.zero_stage=3 splits the generator's weights, through which the autoencoder learns: use "
                 "zero_stage 0 to 2"
             )
+        if self.engine.cuda_graph:
+            raise UserError("engine.cuda_graph is for `train vae` and `train sit`: leave it out")
         if self.generator.label_dropout == 0 and self.preview.guidance_scale > 1:
             raise UserError(
                 f"preview.guidance_scale is {self.preview.guidance_scale}, but generator.label_dropout=0 leaves no "

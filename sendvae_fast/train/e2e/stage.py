@@ -109,12 +109,14 @@ class E2EStage:
     def train_step(self, step: int, batch: ImageBatch) -> dict[str, Tensor | float]:
         """One step of the autoencoder, of the discriminator, then of the generator on the latents from before."""
         key = philox.make_key(self.config.seed, step, self.device)
-        means = Means(self.config.engine.accumulation_steps)
+        means, gan_weight = Means(self.config.engine.accumulation_steps), self.judge.gan_weight(step)
         encoded = [
-            self._train_autoencoder(step, micro, key, means) for micro in micro_batches(batch, means.num, self.device)
+            self._train_autoencoder(step, micro, key, gan_weight, means)
+            for micro in micro_batches(batch, means.num, self.device)
         ]
         grad_norm = self.engine.queue_step()
-        self.judge.update_discriminator(step)
+        self.engine.see(grad_norm)
+        self.judge.see(self.judge.queue_step(gan_weight))
         statistics = self.sit.bn.follow([part.z for part in encoded], self.distributed)
         for part in encoded:
             self._train_generator(part, statistics, key, means)
@@ -122,12 +124,14 @@ class E2EStage:
         both = torch.hypot(torch.as_tensor(grad_norm), torch.as_tensor(generator_grad_norm))
         return {**means.values, "grad_norm": both, "generator_grad_norm": generator_grad_norm}
 
-    def _train_autoencoder(self, step: int, batch: ImageBatch, key: Tensor, means: Means) -> Encoded:
+    def _train_autoencoder(
+        self, step: int, batch: ImageBatch, key: Tensor, gan_weight: Tensor | None, means: Means
+    ) -> Encoded:
         """The autoencoder's backward pass; what the generator's needs afterwards."""
         x, target = to_model_range(batch.images), self.foundation(batch.images)
-        t = draw_noise_levels(self.config.flow, step, key, batch.ids)
+        t = None if self.config.flow.is_uniform(step) else draw_noise_levels(key, batch.ids)
         output = self.engine(x, self.sit.bn.statistics(), key, batch.ids, t)
-        pictures = self.judge(x, output.reconstruction, step)
+        pictures = self.judge(x, output.reconstruction, gan_weight)
         kl, align = kl_loss(output.moments), self._alignment(output, batch.labels, target)
         loss = pictures.loss + self.config.loss.kl_weight * kl + self.config.repa.autoencoder_weight * align
         self.engine.backward(loss)
@@ -160,6 +164,7 @@ class E2EStage:
     def _update_generator(self) -> Tensor | float:
         """The generator's step and the averages that go with it; the norm of its gradients."""
         grad_norm = self.generator.queue_step()
+        self.generator.see(grad_norm)
         decay = self.config.generator_optimizer.ema_decay
         assert decay is not None  # the settings refuse it
         self.sit.bn.average(decay, torch.as_tensor(grad_norm).isfinite())

@@ -28,9 +28,9 @@ class FlowSettings(Protocol):
     def repa(self) -> RepaConfig: ...
 
 
-def draw_noise_levels(flow: FlowConfig, step: int, key: Tensor, sample_ids: Tensor) -> Tensor | None:
-    """Noise levels of the samples, float32 [B], or None: uniform, which `noise_inject` draws in passing."""
-    return None if flow.is_uniform(step) else philox.normal(key, philox.Stream.TIME, sample_ids, ()).sigmoid()
+def draw_noise_levels(key: Tensor, sample_ids: Tensor) -> Tensor:
+    """Logit-normal noise levels of the samples, float32 [B]. Uniform ones `noise_inject` draws in passing."""
+    return philox.normal(key, philox.Stream.TIME, sample_ids, ()).sigmoid()
 
 
 def flow_losses(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sendvae_fast.engine.build import build_engine
+from sendvae_fast.engine.build import build_engine, build_recorder, replayed_step
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.flops import flops_per_image
 from sendvae_fast.engine.run import RunDirectory
@@ -64,7 +65,10 @@ class SiTStage:
         self.flops_per_image = flops_per_image(
             lambda: step_flops(self.model, self.foundation, config.data.image_size, self.device)
         )
-        self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
+        recorder = build_recorder(config.engine, distributed)
+        with nullcontext() if recorder is None else recorder.active():
+            self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
+        self._make_step = replayed_step(self._step, recorder, distributed)
         statistics = LatentStatistics(cache.latent_mean, cache.latent_std, config.latents)
         if config.latent_stats is not None:
             statistics = statistics_of_file(config.latent_stats).checked(cache.rows.shape[0])
@@ -105,10 +109,16 @@ class SiTStage:
     def train_step(self, step: int, batch: LatentBatch) -> dict[str, Tensor | float]:
         """One optimizer step over the accumulated micro-batches."""
         key = philox.make_key(self.config.seed, step, self.device)
+        values = self._make_step(key, *batch, uniform=self.config.flow.is_uniform(step))
+        self.engine.see(values["grad_norm"])
+        return values
+
+    def _step(self, key: Tensor, *batch: Tensor | None, uniform: bool) -> dict[str, Tensor | float]:
+        """The device's part of a step: tensors in, tensors out, and no look at them, so that it can be replayed."""
         means = Means(self.config.engine.accumulation_steps)
-        for micro in micro_batches(batch, means.num, self.device):
+        for micro in micro_batches(LatentBatch(*batch), means.num, self.device):
             target = None if self.foundation is None else self.foundation(micro.images)
-            t = draw_noise_levels(self.config.flow, step, key, micro.ids)
+            t = None if uniform else draw_noise_levels(key, micro.ids)
             noised = noise_inject(
                 micro.mean.float(), micro.std.float(), self.latent_mean, self.latent_std, key, micro.ids, t,
                 spread_is_std=True, patch_size=self.model.config.patch_size,
@@ -161,7 +171,7 @@ class SiTStage:
 
 def train_sit(config: SiTTrainConfig) -> int:
     """Run or resume stage 2; returns the exit code (see `train.loop.fit`). Collective."""
-    distributed = init_distributed()
+    distributed = init_distributed(cuda_graph=config.engine.cuda_graph)
     with distributed.all_or_none():
         latents = TrainingLatents(
             config.latents,

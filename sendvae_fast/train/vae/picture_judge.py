@@ -61,33 +61,48 @@ class PictureJudge:
         distributed: Distributed,
     ) -> None:
         self.config, self.perceptual, self.discriminator = config, perceptual, discriminator
-        self._is_main = distributed.is_main
+        self._distributed = distributed
         self._balance = Balance(last_layer, GAN_LIMIT, distributed) if config.gan_adaptive else None
 
-    def __call__(self, x: Tensor, reconstruction: Tensor, step: int) -> Judgement:
+    def gan_weight(self, step: int) -> Tensor | None:
+        """A step's weight of the GAN loss, before any adaptive factor: a float32 scalar on the device.
+
+        None before the discriminator's first step, which learns from then on.
+        """
+        if self.discriminator is None or step < self.config.discriminator_first_step:
+            return None
+        return torch.full((), self.config.gan_weight_at(step), device=self._distributed.device)
+
+    def __call__(self, x: Tensor, reconstruction: Tensor, gan_weight: Tensor | None) -> Judgement:
         """Judge the reconstruction of images x, both [B, 3, S, S] in [-1, 1].
 
-        The discriminator's backward pass is in it, from its first step on.
+        With a `gan_weight` the discriminator's backward pass is in it.
         """
         reconstruction = reconstruction.float()
         x_hat = reconstruction.detach().requires_grad_()
         nll, logged = self._nll(x, x_hat)
         (nll_gradient,) = torch.autograd.grad(nll, x_hat)
         loss, gradient = nll.detach(), nll_gradient
-        if self.discriminator is not None and self._discriminates(step):
+        if self.discriminator is not None and gan_weight is not None:
             gan_gradient, terms = self._play(self.discriminator, x, x_hat)
-            weight = self._gan_weight(step, nll_gradient, gan_gradient)
+            weight = gan_weight
+            if self._balance is not None:
+                weight = weight * self._balance.factor(nll_gradient, gan_gradient)
             loss, gradient = loss + weight * terms["gan"], gradient + weight * gan_gradient
             logged |= {**terms, "gan_weight": weight}
         return Judgement(with_known_gradient(loss, reconstruction, gradient), nll_gradient, logged)
 
-    def update_discriminator(self, step: int) -> None:
-        """Update the discriminator, from its first step on, after the backward passes of all micro-batches."""
-        if self.discriminator is not None and self._discriminates(step):
-            self.discriminator.queue_step()
+    def queue_step(self, gan_weight: Tensor | None) -> Tensor | float | None:
+        """Update the discriminator after the backward passes of all micro-batches: `Engine.queue_step`.
 
-    def _discriminates(self, step: int) -> bool:
-        return self.discriminator is not None and step >= self.config.discriminator_first_step
+        Returns None where it does not learn.
+        """
+        return None if self.discriminator is None or gan_weight is None else self.discriminator.queue_step()
+
+    def see(self, grad_norm: Tensor | float | None) -> None:
+        """Take note of what `queue_step` returned: `Engine.see`."""
+        if self.discriminator is not None and grad_norm is not None:
+            self.discriminator.see(grad_norm)
 
     def _nll(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Pixel loss plus LPIPS, weighed and reduced, and their values to log."""
@@ -107,12 +122,6 @@ class PictureJudge:
         discriminator.backward(loss)
         return gradient, {"gan": generator_loss(fake), "discriminator": loss}
 
-    def _gan_weight(self, step: int, nll_gradient: Tensor, gan_gradient: Tensor) -> Tensor:
-        """The step's scheduled weight, times VQGAN's adaptive factor where `loss.gan_adaptive` asks for it."""
-        # `new_full`, because `new_tensor` copies from the host, which then waits for the GPU.
-        weight = nll_gradient.new_full((), self.config.gan_weight_at(step))
-        return weight if self._balance is None else weight * self._balance.factor(nll_gradient, gan_gradient)
-
     def snapshot(self, snapshot: Snapshot) -> Write:
         """Copy the discriminator, if there is one, and its engine's state, for a checkpoint directory. Collective."""
         if self.discriminator is None:
@@ -122,7 +131,7 @@ class PictureJudge:
 
         def write(directory: Path) -> None:
             write_engine(directory / "engine" / "discriminator")
-            if self._is_main:
+            if self._distributed.is_main:
                 save_tensors(directory / DISCRIMINATOR_FILE, state)
 
         return write

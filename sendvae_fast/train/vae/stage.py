@@ -7,13 +7,15 @@ them. Shape letters: B batch, S image size, C latent channels, H W latent size, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sendvae_fast.data.loader import ImageBatch
-from sendvae_fast.engine.build import build_engine
+from sendvae_fast.engine.build import build_engine, build_recorder, replayed_step
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.flops import flops_per_image
 from sendvae_fast.engine.run import RunDirectory
@@ -41,6 +43,13 @@ from sendvae_fast.train.vae.settings import VAETrainConfig
 MAPPER_FILE = "mapper.safetensors"
 
 
+class Pictures(NamedTuple):
+    """What a step needs of a batch."""
+
+    ids: Tensor  # int64 [B]
+    images: Tensor  # uint8 [B, 3, S, S]
+
+
 class VAEStage:
     """Stage 1 behind the loop's interface (`train.stage.Stage`)."""
 
@@ -61,8 +70,11 @@ class VAEStage:
         self.flops_per_image = flops_per_image(
             lambda: step_flops(self.model, foundation, perceptual, config.data.image_size, self.device)
         )
-        self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
-        discriminator = build_discriminator_engine(config, distributed)
+        recorder = build_recorder(config.engine, distributed)
+        with nullcontext() if recorder is None else recorder.active():
+            self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
+            discriminator = build_discriminator_engine(config, distributed)
+        self._make_step = replayed_step(self._step, recorder, distributed)
         last_layer = self.model.autoencoder.decoder.conv_out
         self.judge = PictureJudge(loss, perceptual, discriminator, last_layer, distributed)
         self.aligner = None if foundation is None else Aligner(alignment, foundation, self.model, distributed)
@@ -87,25 +99,35 @@ class VAEStage:
     def train_step(self, step: int, batch: ImageBatch) -> dict[str, Tensor | float]:
         """One step of autoencoder and mapper, and one of the discriminator, over the accumulated micro-batches."""
         key = philox.make_key(self.config.seed, step, self.device)
+        values, discriminator_norm = self._make_step(key, self.judge.gan_weight(step), batch.ids, batch.images)
+        self.engine.see(values["grad_norm"])
+        self.judge.see(discriminator_norm)
+        return values
+
+    def _step(
+        self, key: Tensor, gan_weight: Tensor | None, ids: Tensor, images: Tensor
+    ) -> tuple[dict[str, Tensor | float], Tensor | float | None]:
+        """The device's part of a step: tensors in, tensors out, and no look at them, so that it can be replayed."""
         means = Means(self.config.engine.accumulation_steps)
-        for micro in micro_batches(batch, means.num, self.device):
+        for micro in micro_batches(Pictures(ids, images), means.num, self.device):
             x = to_model_range(micro.images)
             output = self.engine(x, key, micro.ids)
-            losses = self._loss(micro.images, x, output, step)
+            losses = self._loss(micro.images, x, output, gan_weight)
             self.engine.backward(losses["loss"])
             means.add(losses)
         grad_norm = self.engine.queue_step()
-        self.judge.update_discriminator(step)
-        return {**means.values, "grad_norm": grad_norm}
+        return {**means.values, "grad_norm": grad_norm}, self.judge.queue_step(gan_weight)
 
-    def _loss(self, images: Tensor, x: Tensor, output: SendVAEOutput, step: int) -> dict[str, Tensor]:
+    def _loss(self, images: Tensor, x: Tensor, output: SendVAEOutput, gan_weight: Tensor | None) -> dict[str, Tensor]:
         """L of a micro-batch under "loss", beside its terms and what else is logged of them.
 
         Args:
             images: uint8 [B, 3, S, S], for the foundation model.
             x: the same images in [-1, 1].
+            output: the network's, for the same images.
+            gan_weight: see `PictureJudge.gan_weight`.
         """
-        pictures = self.judge(x, output.reconstruction, step)
+        pictures = self.judge(x, output.reconstruction, gan_weight)
         kl = kl_loss(output.moments)
         loss, logged = pictures.loss + self.config.loss.kl_weight * kl, {**pictures.logged, "kl": kl}
         if self.aligner is not None and output.features is not None:
@@ -158,7 +180,7 @@ class VAEStage:
 
 def train_vae(config: VAETrainConfig) -> int:
     """Run or resume stage 1; returns the exit code (see `train.loop.fit`). Collective."""
-    distributed = init_distributed()
+    distributed = init_distributed(cuda_graph=config.engine.cuda_graph)
     with distributed.all_or_none():
         images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
     run = RunDirectory(
