@@ -1,6 +1,9 @@
-// sde_step on CUDA: one launch, a thread takes the four elements of one Philox block. Loads and stores are of single
-// elements: a step moves a few MB at most and costs what a launch costs.
+// sde_step on CUDA: one launch, a thread takes the four elements of one Philox block, in vectors of up to 16 bytes
+// where they lie side by side and aligned.
 #include "sde_step.h"
+
+#include <cstring>
+#include <type_traits>
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -12,34 +15,111 @@ namespace {
 
 constexpr int kWidth = 4;
 
+// A thread's elements in one access, or two of fp64.
+template <typename V>
+using Piece = std::conditional_t<sizeof(V) == 2, uint2, uint4>;
+template <typename V>
+constexpr int kPieces = kWidth * sizeof(V) / sizeof(Piece<V>);
+
+template <typename V>
+bool can_be_whole(const V* data, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(data) % sizeof(Piece<V>) == 0 && stride % kWidth == 0;
+}
+
+template <typename V>
+__device__ __forceinline__ void load_whole(const V* data, V (&out)[kWidth]) {
+  Piece<V> pieces[kPieces<V>];
+  SENDVAE_UNROLL
+  for (int i = 0; i < kPieces<V>; ++i) pieces[i] = reinterpret_cast<const Piece<V>*>(data)[i];
+  memcpy(out, pieces, sizeof pieces);
+}
+
+template <typename V>
+__device__ __forceinline__ void store_whole(V* data, const V (&values)[kWidth]) {
+  Piece<V> pieces[kPieces<V>];
+  memcpy(pieces, values, sizeof pieces);
+  SENDVAE_UNROLL
+  for (int i = 0; i < kPieces<V>; ++i) reinterpret_cast<Piece<V>*>(data)[i] = pieces[i];
+}
+
+// What can be accessed whole, for every thread: the state and both outputs, the velocities.
+struct Whole {
+  bool state, velocity;
+};
+
 template <typename S, typename T>
-__global__ void __launch_bounds__(kMaxThreads) step_kernel(SdeStepArgs<S, T> args, uint32_t blocks_per_sample) {
+Whole whole_of(const SdeStepArgs<S, T>& args) {
+  const Planes<T>& v = args.velocity;
+  const bool samples = args.elements % kWidth == 0;
+  const bool planes = args.plane % kWidth == 0 && v.stride_p == 1 && v.stride_c % kWidth == 0;
+  return {samples && can_be_whole(args.x, args.x_stride),  // the outputs are packed and fresh, so aligned
+          samples && planes && can_be_whole(v.data, v.stride_b) && can_be_whole(args.unconditional.data, v.stride_b)};
+}
+
+template <typename T>
+__device__ __forceinline__ void load_velocity(const Planes<T>& velocity, const Place& place, uint32_t plane,
+                                              uint32_t count, bool whole, T (&out)[kWidth]) {
+  const T* data = velocity.data + place.sample * velocity.stride_b;
+  ChannelCursor cursor(place.element, plane);
+  if (whole) {
+    load_whole(data + cursor.channel * velocity.stride_c + cursor.position(), out);
+    return;
+  }
+  SENDVAE_UNROLL
+  for (int i = 0; i < kWidth; ++i) {
+    if (i >= count) break;
+    out[i] = data[cursor.channel * velocity.stride_c + cursor.position() * velocity.stride_p];
+    cursor.advance();
+  }
+}
+
+template <typename S, typename T>
+__global__ void __launch_bounds__(kMaxThreads)
+    step_kernel(SdeStepArgs<S, T> args, Whole whole, uint32_t blocks_per_sample) {
   const Place place = find_place(blocks_per_sample, kWidth);
   if (place.element >= args.elements) return;
+  const uint32_t count = args.elements - place.element;
+  const S* x_data = args.x + place.sample * args.x_stride + place.element;
+  S x[kWidth] = {};
+  T velocity[kWidth] = {}, unconditional[kWidth] = {};
+  if (whole.state) {
+    load_whole(x_data, x);
+  } else {
+    SENDVAE_UNROLL
+    for (int i = 0; i < kWidth; ++i) {
+      if (i < count) x[i] = x_data[i];
+    }
+  }
+  load_velocity(args.velocity, place, args.plane, count, whole.velocity, velocity);
+  if (args.guided) load_velocity(args.unconditional, place, args.plane, count, whole.velocity, unconditional);
+
   const SdeCoefficients<S> coefficients = sde_coefficients<S>(args.times);
   float noise[kWidth] = {};
   if (!args.last) {
     const PhiloxKey key = make_key(args.key[0], args.key[1]);
     draw_normals(key, Stream::kSamplerStep, args.sample_ids[place.sample], place.element, noise);
   }
+  T network_input[kWidth];
+  SENDVAE_UNROLL
+  for (int i = 0; i < kWidth; ++i) {
+    S v = to_float(velocity[i]);
+    if (args.guided) v = guide(v, static_cast<S>(to_float(unconditional[i])), args.scale);
+    x[i] = sde_drift_step(x[i], v, coefficients);
+    if (!args.last) x[i] += coefficients.noise * noise[i];
+    network_input[i] = from_float<T>(static_cast<float>(x[i]));
+  }
 
-  const S* x = args.x + place.sample * args.x_stride + place.element;
-  const T* velocity = args.velocity.data + place.sample * args.velocity.stride_b;
-  const T* unconditional = args.unconditional.data + place.sample * args.unconditional.stride_b;
   const int64_t offset = place.sample * static_cast<int64_t>(args.elements) + place.element;
-  const uint32_t count = args.elements - place.element;
-  ChannelCursor cursor(place.element, args.plane);
+  if (whole.state) {
+    store_whole(args.x_next + offset, x);
+    store_whole(args.network_input + offset, network_input);
+    return;
+  }
   SENDVAE_UNROLL
   for (int i = 0; i < kWidth; ++i) {
     if (i >= count) break;
-    const int64_t position = cursor.channel * args.velocity.stride_c + cursor.position() * args.velocity.stride_p;
-    S v = to_float(velocity[position]);
-    if (args.guided) v = guide(v, static_cast<S>(to_float(unconditional[position])), args.scale);
-    S x_next = sde_drift_step(x[i], v, coefficients);
-    if (!args.last) x_next += coefficients.noise * noise[i];
-    args.x_next[offset + i] = x_next;
-    args.network_input[offset + i] = from_float<T>(static_cast<float>(x_next));
-    cursor.advance();
+    args.x_next[offset + i] = x[i];
+    args.network_input[offset + i] = network_input[i];
   }
 }
 
@@ -51,7 +131,7 @@ std::tuple<Tensor, Tensor> sde_step_cuda(const Tensor& x, const Tensor& velocity
   call.dispatch([&]<typename S, typename T>(const SdeStepArgs<S, T>& args) {
     if (args.batch == 0) return;
     const Grid grid = grid_for(call.kName, args.batch, args.elements, kWidth);
-    step_kernel<<<grid.blocks, grid.threads, 0, current_stream(x)>>>(args, grid.blocks_per_sample);
+    step_kernel<<<grid.blocks, grid.threads, 0, current_stream(x)>>>(args, whole_of(args), grid.blocks_per_sample);
     check_launch(call.kName);
   });
   return call.outputs();

@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import gc
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -141,8 +142,8 @@ def init_distributed(
         device: "cpu" or "cuda"; by default the existing group's, else CUDA where there is one.
         timeout_s: seconds after which a collective fails.
         rendezvous_s: seconds in which all ranks must have come.
-        cuda_graph: whether NCCL's work will be recorded. As PyTorch's notes on DDP in CUDA graphs ask, NCCL's own thread
-            then does not end what fails or hangs; `engine.watchdog` does.
+        cuda_graph: whether NCCL's work will be recorded. As PyTorch's notes on DDP in CUDA graphs ask, NCCL's own
+            thread then does not end what fails or hangs; `engine.watchdog` does.
 
     Raises:
         UserError: CUDA was asked for and there is none, there are more local ranks than GPUs, the launcher's variables

@@ -90,6 +90,9 @@ CHOSEN = {
         "1x3x5x7-transposed-torch.float64-guided",
         "2x7x1x13-chunk-channels_last-torch.float64-last",
         "3x8x9x6-channels_last_chunk-channels_last-torch.float32-guided",
+        "4x4x8x8-chunk-torch.float64",
+        "4x4x8x8-chunk-torch.float32-guided-last",
+        "2x16x16x16-channels_last_chunk-offset-torch.float64-last",
         "1x1x25x41-contiguous-torch.float64",
     ],
 }
