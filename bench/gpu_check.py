@@ -65,7 +65,9 @@ class Item:
     """Given the place, and the name and the limit of the item."""
 
 
-XL, VAE = "SiT-XL/1 + DINOv2-B, 256 px, batch 128", "f16d32 + DINOv2-B, 256 px, batch 64"
+XL, SMALL_XL = (f"SiT-XL/1 + DINOv2-B, 256 px, batch {batch}" for batch in (128, 32))
+VAE = "f16d32 + DINOv2-B, 256 px, batch 64"
+GRAPH = ("--engines", "ddp", "ddp_graph")
 DRAW = "SiT-XL/1, bf16, batch 128"
 
 
@@ -86,15 +88,18 @@ ITEMS = (
     _bench("step", "sit XL/1", 120, "--stage", "sit", "--quick", "--cases", XL),
     _bench("step", "vae", 90, "--stage", "vae", "--quick", "--cases", VAE),
     _bench("sampling", "XL/1", 90, "--quick", "--cases", DRAW),
+    _bench("step", "sit XL/1, CUDA graph", 90, "--stage", "sit", "--seconds", "10", "--cases", SMALL_XL, *GRAPH),
     *map(_kernels, ("group_norm_silu", "adaln", "noise_inject", "cosine_align", "adamw_ema")),
     _tests("of CUDA ops", 150, "tests/gpu/test_gpu_ops.py", "-k", "not triton"),
     Item("sanitizers", "memcheck", 100, gpu_parts.sanitize),
     Item("sanitizers", "racecheck", 100, gpu_parts.sanitize),
+    _tests("of replayed steps", 100, "tests/gpu/test_gpu_step.py"),
     _tests("of sampling and loading", 100, "tests/gpu/test_gpu_sampling.py", "tests/gpu/test_gpu_loader.py"),
     _tests("of attention", 100, "tests/gpu/test_gpu_attention.py"),
     _bench("step", "sit XL/1, compiled", 240, "--stage", "sit", "--seconds", "30", "--cases", XL),
     _bench("step", "vae, compiled", 300, "--stage", "vae", "--seconds", "30", "--cases", VAE),
     _bench("sampling", "XL/1, compiled", 180, "--cases", DRAW),
+    _bench("step", "vae, CUDA graph", 120, "--stage", "vae", "--seconds", "15", "--cases", VAE, *GRAPH),
     _bench(
         "step", "sit XL/1, engines", 120, "--stage", "sit", "--seconds", "20", "--cases", XL,
         "--engines", "ddp", "zero1",

@@ -12,6 +12,10 @@ With --engines the step is timed under the engines instead, in turn; under torch
 
     DS_ACCELERATOR=cpu torchrun --nproc-per-node 2 -m bench step --stage sit --engines ddp zero0 zero1 zero2
 
+On a GPU ddp_graph is ddp with `engine.cuda_graph`:
+
+    python -m bench step --stage sit --engines ddp ddp_graph
+
 A row per case goes into <out>/step_<stage>_<machine>.json.
 """
 
@@ -54,7 +58,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     options = parser.parse_args(arguments)
     seconds = options.seconds or (10.0 if options.quick else 60.0)
-    distributed = init_distributed()
+    distributed = init_distributed(cuda_graph="ddp_graph" in (options.engines or ()))
     if distributed.world_size > 1 and not options.engines:
         raise UserError("under torchrun only engines are compared: give --engines, or start it without torchrun")
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // distributed.world_size)

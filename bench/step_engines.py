@@ -1,4 +1,7 @@
-"""The same step under each engine: DDP and DeepSpeed's ZeRO stages, on every rank of this process group."""
+"""The same step under each engine, on every rank of this process group.
+
+DDP, DDP replayed as a CUDA graph, and DeepSpeed's ZeRO stages.
+"""
 
 import resource
 import time
@@ -12,11 +15,13 @@ import torch
 
 from bench.step_cases import Stage, StepCase
 from bench.timing import MAX_ROUNDS, MIN_ROUNDS, Timing, rotations
+from sendvae_fast.engine.build import NUM_FIRST_STEPS
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 
 ENGINES = {
     "ddp": {"name": "ddp"},
+    "ddp_graph": {"name": "ddp", "cuda_graph": True},
     **{f"zero{stage}": {"name": "deepspeed", "zero_stage": stage} for stage in (0, 1, 2)},
 }
 BOUND = 1e-3
@@ -48,6 +53,9 @@ def engine_forms(
         stage = case.build(scratch, ENGINES[name], distributed)
         batch: Any = case.batch(stage.config, distributed.device)
         losses[name] = {key: float(value) for key, value in stage.train_step(0, batch).items()}
+        if stage.config.engine.cuda_graph:
+            for _ in range(NUM_FIRST_STEPS):  # with that one more than it takes: the last one is replayed
+                stage.train_step(0, batch)
         steps[name] = measured_step(stage, batch, distributed)
     check_equal(losses)
     estimate_us = sum(step().step_us for step in steps.values())

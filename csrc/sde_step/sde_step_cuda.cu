@@ -42,29 +42,19 @@ __device__ __forceinline__ void store_whole(V* data, const V (&values)[kWidth]) 
   for (int i = 0; i < kPieces<V>; ++i) reinterpret_cast<Piece<V>*>(data)[i] = pieces[i];
 }
 
-// What can be accessed whole, for every thread: the state and both outputs, the velocities.
-struct Whole {
-  bool state, velocity;
-};
-
+// Whether every thread's elements of the state and of the outputs lie side by side and aligned. (The outputs are packed
+// and fresh, so aligned.)
 template <typename S, typename T>
-Whole whole_of(const SdeStepArgs<S, T>& args) {
-  const Planes<T>& v = args.velocity;
-  const bool samples = args.elements % kWidth == 0;
-  const bool planes = args.plane % kWidth == 0 && v.stride_p == 1 && v.stride_c % kWidth == 0;
-  return {samples && can_be_whole(args.x, args.x_stride),  // the outputs are packed and fresh, so aligned
-          samples && planes && can_be_whole(v.data, v.stride_b) && can_be_whole(args.unconditional.data, v.stride_b)};
+bool is_whole(const SdeStepArgs<S, T>& args) {
+  return args.elements % kWidth == 0 && can_be_whole(args.x, args.x_stride);
 }
 
+// One by one: a network gives them channel by channel, so that neighbours lie apart.
 template <typename T>
 __device__ __forceinline__ void load_velocity(const Planes<T>& velocity, const Place& place, uint32_t plane,
-                                              uint32_t count, bool whole, T (&out)[kWidth]) {
+                                              uint32_t count, T (&out)[kWidth]) {
   const T* data = velocity.data + place.sample * velocity.stride_b;
   ChannelCursor cursor(place.element, plane);
-  if (whole) {
-    load_whole(data + cursor.channel * velocity.stride_c + cursor.position(), out);
-    return;
-  }
   SENDVAE_UNROLL
   for (int i = 0; i < kWidth; ++i) {
     if (i >= count) break;
@@ -73,16 +63,16 @@ __device__ __forceinline__ void load_velocity(const Planes<T>& velocity, const P
   }
 }
 
-template <typename S, typename T>
-__global__ void __launch_bounds__(kMaxThreads)
-    step_kernel(SdeStepArgs<S, T> args, Whole whole, uint32_t blocks_per_sample) {
+// kWhole: all four are there, those of the state and the outputs side by side and aligned.
+template <typename S, typename T, bool kWhole>
+__global__ void __launch_bounds__(kMaxThreads) step_kernel(SdeStepArgs<S, T> args, uint32_t blocks_per_sample) {
   const Place place = find_place(blocks_per_sample, kWidth);
   if (place.element >= args.elements) return;
   const uint32_t count = args.elements - place.element;
   const S* x_data = args.x + place.sample * args.x_stride + place.element;
   S x[kWidth] = {};
   T velocity[kWidth] = {}, unconditional[kWidth] = {};
-  if (whole.state) {
+  if constexpr (kWhole) {
     load_whole(x_data, x);
   } else {
     SENDVAE_UNROLL
@@ -90,8 +80,9 @@ __global__ void __launch_bounds__(kMaxThreads)
       if (i < count) x[i] = x_data[i];
     }
   }
-  load_velocity(args.velocity, place, args.plane, count, whole.velocity, velocity);
-  if (args.guided) load_velocity(args.unconditional, place, args.plane, count, whole.velocity, unconditional);
+  const uint32_t num_velocities = kWhole ? kWidth : count;
+  load_velocity(args.velocity, place, args.plane, num_velocities, velocity);
+  if (args.guided) load_velocity(args.unconditional, place, args.plane, num_velocities, unconditional);
 
   const SdeCoefficients<S> coefficients = sde_coefficients<S>(args.times);
   float noise[kWidth] = {};
@@ -110,16 +101,16 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 
   const int64_t offset = place.sample * static_cast<int64_t>(args.elements) + place.element;
-  if (whole.state) {
+  if constexpr (kWhole) {
     store_whole(args.x_next + offset, x);
     store_whole(args.network_input + offset, network_input);
-    return;
-  }
-  SENDVAE_UNROLL
-  for (int i = 0; i < kWidth; ++i) {
-    if (i >= count) break;
-    args.x_next[offset + i] = x[i];
-    args.network_input[offset + i] = network_input[i];
+  } else {
+    SENDVAE_UNROLL
+    for (int i = 0; i < kWidth; ++i) {
+      if (i >= count) break;
+      args.x_next[offset + i] = x[i];
+      args.network_input[offset + i] = network_input[i];
+    }
   }
 }
 
@@ -131,7 +122,8 @@ std::tuple<Tensor, Tensor> sde_step_cuda(const Tensor& x, const Tensor& velocity
   call.dispatch([&]<typename S, typename T>(const SdeStepArgs<S, T>& args) {
     if (args.batch == 0) return;
     const Grid grid = grid_for(call.kName, args.batch, args.elements, kWidth);
-    step_kernel<<<grid.blocks, grid.threads, 0, current_stream(x)>>>(args, whole_of(args), grid.blocks_per_sample);
+    const auto kernel = is_whole(args) ? step_kernel<S, T, true> : step_kernel<S, T, false>;
+    kernel<<<grid.blocks, grid.threads, 0, current_stream(x)>>>(args, grid.blocks_per_sample);
     check_launch(call.kName);
   });
   return call.outputs();

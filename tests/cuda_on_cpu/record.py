@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bench.kernel_cases import cases_of
@@ -88,7 +88,9 @@ def recorded_cases(op: str, libraries: list[Library]) -> Iterator[dict[str, Any]
                 if name == WITH_BACKWARD:
                     roots = [x for x in outputs if x.requires_grad]
                     leaves = [x for x in inputs if isinstance(x, torch.Tensor) and x.requires_grad]
-                    torch.autograd.grad(roots, leaves, [untouched(x) for x in roots])
+                    with _disable_current_modes():  # gradients that come from elsewhere are none of the op's work
+                        upstream = [untouched(x) for x in roots]
+                    torch.autograd.grad(roots, leaves, upstream)
             launches, tensors = [], []
             for library in libraries:
                 records = library.records()
