@@ -113,10 +113,21 @@ class SiTStage:
         self.engine.see(values["grad_norm"])
         return values
 
-    def _step(self, key: Tensor, *batch: Tensor | None, uniform: bool) -> dict[str, Tensor | float]:
+    def _step(
+        self,
+        key: Tensor,
+        ids: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        labels: Tensor,
+        images: Tensor | None,
+        *,
+        uniform: bool,
+    ) -> dict[str, Tensor | float]:
         """The device's part of a step: tensors in, tensors out, and no look at them, so that it can be replayed."""
+        batch = LatentBatch(ids, mean, std, labels, images)
         means = Means(self.config.engine.accumulation_steps)
-        for micro in micro_batches(LatentBatch(*batch), means.num, self.device):
+        for micro in micro_batches(batch, means.num, self.device):
             target = None if self.foundation is None else self.foundation(micro.images)
             t = None if uniform else draw_noise_levels(key, micro.ids)
             noised = noise_inject(
