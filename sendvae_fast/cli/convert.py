@@ -5,6 +5,7 @@
     sendvae convert vavae-imagenet256-f16d32-dinov2.pt --stats=latents_stats.pt --to=sendvae --out=vavae
     sendvae convert sit-ldm-e2e-vavae.pt --to=generator --out=e2e-sit
     sendvae convert runs/xl --to=repa-e --out=xl-repa-e
+    sendvae convert DiT-XL-2-256x256.pt --dit --scaling_factor=0.18215 --to=generator --out=dit
 
 SOURCE is one of our folders or runs, a diffusers AutoencoderKL folder, a checkpoint file in the LDM layout, bare or
 inside a training checkpoint (SD-VAE, VA-VAE, REPA-E), or a generator's checkpoint (SiT, REPA, REPA-E, LightningDiT).
@@ -51,12 +52,16 @@ class Config:
     """File with the latents' statistics, where SOURCE has none or other ones: ours, REPA-E's or LightningDiT's."""
     scaling_factor: float | None = None
     """One factor for all channels instead, as SD-VAE's 0.18215."""
+    dit: bool = False
+    """SOURCE is a checkpoint of DiT. Its weights look like SiT's and mean something else; with --to=generator."""
     push: str | None = None
     """Repository USER/NAME of the Hugging Face hub to upload OUT to, with --to=diffusers. A new one is private until
     you open it on its page. Needs `hf auth login`; without this option nothing leaves the machine."""
 
     def __post_init__(self) -> None:
         checks.weight_paths(self, "out")
+        if self.dit and self.to != "generator":
+            raise UserError(f"--dit is for --to=generator: a DiT has no other layout here, not {self.to}")
 
 
 def run(config: Config) -> None:
@@ -98,7 +103,7 @@ def _networks_beside(source: Path) -> dict[str, dict[str, Tensor]]:
 
 def _convert_generator(config: Config, source: Path, folder: Path) -> tuple[str, str]:
     """Write OUT; returns a description of the network and the origin of its statistics."""
-    raw, ema = (load_sit(source, ema, config.stats, config.scaling_factor) for ema in (False, True))
+    raw, ema = (load_sit(source, ema, config.stats, config.scaling_factor, config.dit) for ema in (False, True))
     sizes = ema.sit.config
     if config.to == "generator":
         save_sit(folder, sizes, raw.sit.state_dict(), ema.sit.state_dict(), ema.latent_mean, ema.latent_std)

@@ -114,17 +114,25 @@ def check_fit(generator: SiTConfig, autoencoder: Autoencoder, config: GenerateCo
             f"guidance_scale is {config.guidance_scale}, but the generator was trained without label dropout and has "
             "no unconditional half to guide away from; give guidance_scale 1"
         )
+    check_sampler(generator, config)
+
+
+def check_sampler(generator: SiTConfig, config: GenerateConfig) -> None:
+    """Raise UserError unless the sampler is one of what the generator predicts and guides channels that it has."""
     config.check_channels(generator.latent_channels)
+    if generator.diffusion != config.sampler.is_diffusion:
+        kind, samplers = ("a DiT", "ddpm or ddim") if generator.diffusion else ("a flow", "sde, euler, heun or dopri5")
+        raise UserError(f"sampler.kind is {config.sampler.kind}, but the generator is {kind}: give {samplers}")
 
 
 class LatentSampler:
     """Draws normalised latents of a generator. Preparations for a batch size serve all batches of that size.
 
-    Raises UserError if more channels are to be guided than the latents have.
+    Raises UserError if the sampler is not one of what the generator predicts, see `check_sampler`.
     """
 
     def __init__(self, sit: SiT, config: GenerateConfig, device: torch.device) -> None:
-        config.check_channels(sit.config.latent_channels)
+        check_sampler(sit.config, config)
         self._sizes, self._config = sit.config, config
         network = copy.deepcopy(sit).to(torch.bfloat16) if config.precision == "bf16" else sit
         self._model: LabelledModel = network.eval()
@@ -143,10 +151,11 @@ class LatentSampler:
         sizes, config = self._sizes, self._config
         if labels is None:
             labels = sample_labels(config.seed, sample_ids, sizes.num_classes, config.labels)
+        # What a DiT says of the variance is never guided.
+        channels = config.guidance_channels or (sizes.latent_channels if sizes.diffusion else None)
         velocity = guided(
-            self._model, labels, config.guidance_scale, config.guidance_interval, sizes.num_classes,
-            config.guidance_channels,
-        )  # fmt: skip
+            self._model, labels, config.guidance_scale, config.guidance_interval, sizes.num_classes, channels
+        )
         noise = initial_noise(config.seed, sample_ids, (sizes.latent_channels, sizes.latent_size, sizes.latent_size))
         with tensor_cores(config.precision != "fp32"):
             latents = sample(velocity, noise, sample_ids, config.seed, config.sampler, on_step, self._network_dtype)

@@ -1,4 +1,4 @@
-"""From noise to latents: the Euler-Maruyama SDE sampler of the paper's numbers, and ODE samplers.
+"""From noise to latents: the Euler-Maruyama SDE sampler of the paper's numbers, ODE samplers, and DiT's.
 
 Noise depends on (seed, step, sample id) alone, so a sample is the same in any batch and on any number of ranks; with
 `dopri5`, which chooses its steps for a batch as a whole, it is the same only within the tolerances.
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from sendvae_fast import checks
 from sendvae_fast.errors import UserError
+from sendvae_fast.models.diffusion import NUM_STEPS
 from sendvae_fast.ops import philox, sde_step
+from sendvae_fast.sampling.diffusion_samplers import diffusion_sample
 from sendvae_fast.sampling.guidance import GuidedVelocity
 
 # (x [B, C, H, W] in the network's dtype, t float64 scalar) -> velocity [B, C, H, W]
@@ -28,9 +30,10 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 class SamplerConfig:
     """How the reverse process is integrated. Raises `UserError` for a value out of range."""
 
-    kind: Literal["sde", "euler", "heun", "dopri5"] = "sde"
+    kind: Literal["sde", "euler", "heun", "dopri5", "ddpm", "ddim"] = "sde"
     """`sde`: Euler-Maruyama, as REPA, REPA-E and Send-VAE sample; `euler`, `heun`, `dopri5`: the probability-flow ODE,
-    the last with steps of its own choice, as SiT's ODE samples (needs the package torchdiffeq)."""
+    the last with steps of its own choice, as SiT's ODE samples (needs the package torchdiffeq); `ddpm`, `ddim`: of DiT,
+    and of nothing else."""
     num_steps: int = 250
     """Steps. The model runs once a step; with `heun`, twice in every step but the last. Not for `dopri5`."""
     last_step: float = 0.04
@@ -49,7 +52,10 @@ class SamplerConfig:
         checks.in_interval("(0, 1)", self, "last_step", where="sampler")
         checks.above(0, self, "timestep_shift", where="sampler", hint=" (1 is no shift)")
         checks.above(0, self, "atol", "rtol", where="sampler")
-        checks.at_least(2 if self.kind == "sde" else 1, self, "num_steps", where="sampler", hint=f" for {self.kind}")
+        fewest = 2 if self.kind == "sde" or self.is_diffusion else 1
+        checks.at_least(fewest, self, "num_steps", where="sampler", hint=f" for {self.kind}")
+        if self.is_diffusion and self.num_steps > NUM_STEPS:
+            raise UserError(f"sampler.num_steps is {self.num_steps}: {self.kind} has {NUM_STEPS} steps at most")
         if self.kind == "dopri5" and importlib.util.find_spec("torchdiffeq") is None:
             raise UserError(
                 "sampler kind dopri5 needs the package torchdiffeq: pip install 'sendvae_fast[ode]', or give heun"
@@ -59,9 +65,14 @@ class SamplerConfig:
                 f"sampler.timestep_shift is {self.timestep_shift}: {self.kind} takes only 1, euler and heun shift"
             )
 
+    @property
+    def is_diffusion(self) -> bool:
+        """Whether the sampler is one of a network that predicts noise in discrete steps."""
+        return self.kind in ("ddpm", "ddim")
+
 
 def time_grid(config: SamplerConfig) -> Tensor:
-    """The noise levels that a sampler visits, from 1 down to 0: float64 [num_steps + 1] on the CPU.
+    """The noise levels that a sampler of a flow visits, from 1 down to 0: float64 [num_steps + 1] on the CPU.
 
     `sde`: linspace(1, last_step, num_steps), then 0. ODE: u of linspace(1, 0, num_steps + 1) becomes
     u / (1 + (s - 1) (1 - u)), s = timestep_shift. That is LightningDiT's s τ / (1 + (s - 1) τ) in its clock τ = 1 - u,
@@ -178,9 +189,10 @@ def sample(
     on_step: Callable[[], object] = lambda: None,
     network_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Integrate from noise at t = 1 to latents at t = 0, with the sampler that `config.kind` names.
+    """Go from noise at t = 1 to latents at t = 0, with the sampler that `config.kind` names.
 
     velocity: (x [B, C, H, W] in the network's dtype, t float64 scalar) -> [B, C, H, W]; often `guidance.guided(...)`.
+    For `ddpm` and `ddim` what `diffusion_sample` takes.
     z: [B, C, H, W], `initial_noise(...)`. sample_ids: int64 [B] on z's device.
     on_step: called after each of the `num_steps` steps (`Progress.advance`, say).
     network_dtype: the dtype of the state that the network sees; z's without it.
@@ -189,6 +201,11 @@ def sample(
     network_dtype = network_dtype or z.dtype
     if config.kind == "sde":
         latents = euler_maruyama(velocity, z, sample_ids, seed, config, network_dtype, on_step)
+    elif config.is_diffusion:
+        x, draws = z.to(getattr(torch, config.dtype)), config.kind == "ddpm"
+        latents = diffusion_sample(
+            velocity, x, sample_ids, seed, config.num_steps, network_dtype, on_step, draws=draws
+        ).to(z.dtype)
     else:
         integrate = {"euler": euler, "heun": heun, "dopri5": dopri5}[config.kind]
         latents = integrate(velocity, z, config, network_dtype, on_step)

@@ -1,15 +1,17 @@
-"""State dicts of SiT, REPA, REPA-E and LightningDiT: from and to ours, which is REPA's.
+"""State dicts of SiT, REPA, REPA-E, LightningDiT and DiT: from and to ours, which is REPA's.
 
 All have the same parameter names. They differ in three things.
 
 - Time. REPA's, like ours, is the noise level; SiT's and LightningDiT's is one minus it, and their velocity points the
   other way. `reverse_time` goes from one to the other by changing weights, exactly but for rounding.
-- SiT predicts a sigma beside every channel, which no sampler uses: that half of the last layer is dropped.
+- SiT predicts a sigma beside every channel, which no sampler uses: that half of the last layer is dropped. A DiT's
+  weights look the same, and are something else: that they are one has to be said.
 - Entries beside the parameters: REPA-E's batch norm of latents, LightningDiT's rotary buffers, REPA's projectors.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -25,8 +27,10 @@ _TIME = "t_embedder.mlp.0.weight"
 _BATCH_NORM, _ROPE = "bn.", "feat_rope."
 
 
-def from_published(state: dict[str, Tensor], source: str) -> tuple[SiTConfig, dict[str, Tensor]]:
+def from_published(state: dict[str, Tensor], source: str, is_dit: bool = False) -> tuple[SiTConfig, dict[str, Tensor]]:
     """Sizes and our state dict of a published one, without its wrappers and prefixes.
+
+    is_dit: it is DiT's.
 
     Latents' statistics, rotary buffers and all projectors but the first are passed over. Time is taken to be SiT's
     where sigma is learned, LightningDiT's where one of its parts is there, and else REPA's. `UserError` where it is no
@@ -38,6 +42,10 @@ def from_published(state: dict[str, Tensor], source: str) -> tuple[SiTConfig, di
         if key.startswith("projectors.0.") or not key.startswith((_BATCH_NORM, _ROPE, "projectors."))
     }  # fmt: skip
     has_sigma = len(state[_OUTPUT[1]]) == 2 * config.patch_size**2 * config.latent_channels
+    if is_dit:
+        if not has_sigma:
+            raise UserError(f"{source} is no DiT: its last layer has no outputs for the variance")
+        return dataclasses.replace(config, diffusion=True), own
     if has_sigma:
         own.update({key: _without_sigma(state[key], config) for key in _OUTPUT})
     return config, reverse_time(own) if has_sigma or _is_lightningdit(config) else own
@@ -48,6 +56,8 @@ def to_repa(sit: SiT, latent_mean: Tensor, latent_std: Tensor, batch_norm: bool)
 
     `UserError` for a network with LightningDiT's parts.
     """
+    if sit.config.diffusion:
+        raise UserError("the generator is a DiT, which none of REPA's checkpoints is: convert --to=generator")
     if _is_lightningdit(sit.config):
         raise UserError("the generator has parts of LightningDiT that REPA's SiT lacks: convert --to=lightningdit")
     state = dict(sit.state_dict())

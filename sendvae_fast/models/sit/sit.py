@@ -1,8 +1,9 @@
 """SiT, the flow transformer of stage 2, with the REPA projector.
 
 The network of REPA and REPA-E (SiT without learned sigma) with their state-dict layout, and by its switches that of
-LightningDiT (Yao et al., 2025) with its parameter names. It predicts the velocity
-``v = ε - z`` at ``z_t = (1 - t) z + t ε``; `t` is the noise level in [0, 1] and is embedded as it is, not times 1000.
+LightningDiT (Yao et al., 2025) with its parameter names, or DiT (Peebles & Xie, 2023). It predicts the velocity
+``v = ε - z`` at ``z_t = (1 - t) z + t ε``; `t` is the noise level in [0, 1] and is embedded as it is, not times 1000. A
+DiT predicts the noise and its variance at step t of 0 .. 999, see `models.diffusion`.
 
 Shape letters: B batch, C latent channels, H latent size, P patch size, N tokens, D width.
 """
@@ -76,13 +77,14 @@ class SiT(nn.Module):
 
         Args:
             z_t: noised latents [B, C, H, H], or their flattened patches [B, N, C P P] (see `PatchEmbed`).
-            t: noise levels [B] in [0, 1].
+            t: noise levels [B] in [0, 1], or a DiT's steps.
             labels: classes int64 [B] in [0, num_classes]; num_classes is the null class.
             drop: bool [B], which labels become the null class; none when not given.
             return_features: also run the REPA projector (needs `repa_dim`). Sampling leaves it off.
 
         Returns:
-            velocity [B, C, H, H] and, with `return_features`, the projected tokens [B, N, repa_dim] (else None).
+            velocity [B, C, H, H], or of a DiT the noise and then what its variance is made of [B, 2C, H, H]; and, with
+            `return_features`, the projected tokens [B, N, repa_dim] (else None).
         """
         config = self.config
         expected = (config.latent_channels, config.latent_size, config.latent_size)
@@ -215,12 +217,12 @@ class SiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and a linear layer from a stream of [B, N, D] to patches [B, N, P P C]."""
+    """Modulated norm and a linear layer from a stream of [B, N, D] to patches [B, N, P P C], or P P 2C of a DiT."""
 
     def __init__(self, config: SiTConfig):
         super().__init__()
         self.norm_final = _norm(config)
-        self.linear = nn.Linear(config.width, config.patch_size**2 * config.latent_channels)
+        self.linear = nn.Linear(config.width, config.patch_size**2 * config.out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
 
     def forward(self, stream: Stream, condition: Tensor) -> Tensor:

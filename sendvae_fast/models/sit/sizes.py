@@ -33,6 +33,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         f"LightningDiT-{size}/{patch}": dict(patch_size=patch, **_SIZES[size], **_LIGHTNING)
         for size in ("B", "L", "XL", "1p0B", "1p6B") for patch in (1, 2)
     },
+    **{
+        f"DiT-{size}/{patch}": dict(patch_size=patch, **_SIZES[size], diffusion=True)
+        for size in ("S", "B", "L", "XL") for patch in (2, 4, 8)
+    },
 }  # fmt: skip
 """Patch size, sizes and switches by published name."""
 
@@ -43,8 +47,8 @@ def preset_sizes(name: str) -> dict[str, Any]:
         lower_case = {known.lower(): known for known in PRESETS}
         near = lower_case[difflib.get_close_matches(name.lower(), lower_case, n=1, cutoff=0.0)[0]]
         raise UserError(
-            f"unknown SiT preset {name!r}, did you mean {near!r}? There are SiT-{{S,B,L,XL}}/{{1,2,4,8}} and "
-            "LightningDiT-{B,L,XL,1p0B,1p6B}/{1,2}"
+            f"unknown SiT preset {name!r}, did you mean {near!r}? There are SiT-{{S,B,L,XL}}/{{1,2,4,8}}, "
+            "LightningDiT-{B,L,XL,1p0B,1p6B}/{1,2} and DiT-{S,B,L,XL}/{2,4,8}"
         )
     return dict(PRESETS[name])
 
@@ -86,6 +90,9 @@ class SiTSizes:
     qk_norm: bool | None = None
     """Normalise queries and keys in every head (RMSNorm with `rms_norm`, else LayerNorm): against NaN in long runs.
     null: off."""
+    diffusion: bool | None = None
+    """Predict the noise and its variance at one of 1000 diffusion steps, as DiT, in place of the velocity at a noise
+    level. null: the preset's, off without one."""
     label_dropout: float = 0.1
     """Share of labels that training replaces by the null class, for classifier-free guidance. Drawn by the caller, not
     by the network."""
@@ -125,6 +132,7 @@ class SiTConfig(SiTSizes):
     rms_norm: bool = False
     rope: bool = False
     qk_norm: bool = False
+    diffusion: bool = False
     latent_size: int
     """Height and width of the latent."""
     latent_channels: int
@@ -158,6 +166,11 @@ class SiTConfig(SiTSizes):
     def grid_size(self) -> int:
         """Tokens per side."""
         return self.latent_size // self.patch_size
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output: the latent's, and with `diffusion` as many again for the variance."""
+        return (2 if self.diffusion else 1) * self.latent_channels
 
     @property
     def head_dim(self) -> int:

@@ -7,7 +7,7 @@ Our format is a plain folder:
     ema.safetensors           their moving average, same keys: what samples are drawn from
     latent_stats.safetensors  latent_mean, latent_std: float32 [C], the normalisation of the latents it was trained on
 
-Published checkpoints (SiT, REPA, REPA-E, LightningDiT; see `published_layouts`) are read in their own form too.
+Published checkpoints (SiT, REPA, REPA-E, LightningDiT, DiT; see `published_layouts`) are read in their own form too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ EMA_FILE = "ema.safetensors"
 PUBLISHED_FILE = "generator.pt"
 _SAME_SIZES = (
     "latent_channels", "latent_size", "patch_size", "width", "depth", "num_heads", "num_classes", "swiglu", "rms_norm",
-    "rope", "qk_norm",
+    "rope", "qk_norm", "diffusion",
 )  # fmt: skip
 
 
@@ -83,7 +83,11 @@ def save_sit(
 
 
 def load_sit(
-    path: str | Path, ema: bool = True, stats: str | Path | None = None, scaling_factor: float | None = None
+    path: str | Path,
+    ema: bool = True,
+    stats: str | Path | None = None,
+    scaling_factor: float | None = None,
+    is_dit: bool = False,
 ) -> SavedSiT:
     """Read a folder that `save_sit` wrote, a checkpoint that has one, or a published checkpoint file.
 
@@ -92,12 +96,13 @@ def load_sit(
     EMA weights unless `ema` is off; a file with one set of weights gives that. The latents' statistics are `stats` (a
     file), `scaling_factor` (one number for all channels), or what is found: in our folder, in REPA-E's batch norm
     (its variance as it is, without the eps it trains with, as REPA-E decodes), or in a file beside the checkpoint.
+    `is_dit` says that a file with a learned sigma is DiT's, not SiT's: nothing in it does.
 
     Raises `UserError` where a file is missing or broken, the weights are not those of the configuration or not finite,
     or there are no statistics.
     """
     path = Path(path)
-    sit, found = _read(path, ema)
+    sit, found = _read(path, ema, is_dit)
     channels = sit.config.latent_channels
     return SavedSiT(sit, *choose_statistics(path, found, stats, scaling_factor, channels, layout="generator"))
 
@@ -144,20 +149,20 @@ def write_published(
     torch.save({**content, **(others or {})}, directory / PUBLISHED_FILE)
 
 
-def _read(path: Path, ema: bool) -> tuple[SiT, LatentStatistics | None]:
+def _read(path: Path, ema: bool, is_dit: bool = False) -> tuple[SiT, LatentStatistics | None]:
     path = part_of(path, GENERATOR_PART)
-    found = _read_published(path, ema) if path.is_file() else _read_own(path, ema)
+    found = _read_published(path, ema, is_dit) if path.is_file() else _read_own(path, ema)
     sit = build_to_fit(lambda: SiT(found.config), found.state, found.weights)
     return sit.eval(), found.statistics
 
 
-def _read_published(path: Path, ema: bool) -> _Found:
+def _read_published(path: Path, ema: bool, is_dit: bool) -> _Found:
     wrappers = ("ema", "model", "state_dict") if ema else ("model", "state_dict", "ema")
     state = part_of_checkpoint(read_weights(path), FIRST_WEIGHT, wrappers)
     if not state:
         raise UserError(f"{path} holds no SiT, it has no {FIRST_WEIGHT}: give a generator's checkpoint")
     with reading(path, "fetch it again"):
-        config, own = from_published(state, str(path))
+        config, own = from_published(state, str(path), is_dit)
     statistics = statistics_of_batch_norm(state, path.name) or statistics_beside(path)
     return _Found(config, own, path, statistics)
 
