@@ -123,6 +123,9 @@ E2E_ROWS = {
 }
 
 
+DIT_ROWS = {"dit_xl_2": XL, "dit_b_2": BASE}
+
+
 class SamplingRow(NamedTuple):
     """Guidance, labels and sampler. The defaults are the paper's section 4.2, with REPA's pixels."""
 
@@ -144,6 +147,8 @@ SAMPLING_ROWS = {
     "lightningdit_unguided": SamplingRow(  # LightningDiT 64 and 800: FID 4.29 and 2.17
         1.0, (0.0, 1 - 0.125), channels=3, rounding="round", kind="euler", num_steps=249, timestep_shift=0.3
     ),
+    "dit_sd_vae": SamplingRow(1.5, (0.0, 1.0), channels=3, rounding="round", kind="ddpm"),  # DiT: FID 2.27
+    "dit_unguided": SamplingRow(1.0, (0.0, 1.0), channels=3, rounding="round", kind="ddpm"),  # DiT: FID 9.62
     "reals": SamplingRow(1.8, (0.0, 0.75), rounding="round"),  # ReaLS 400: FID 1.82
     "repa": SamplingRow(1.8, (0.0, 0.7)),  # Table 1 REPA 800: FID 1.42
     "repa_e_sd_vae": SamplingRow(2.2, (0.0, 0.65)),  # Table 1 E2E-VAE 80: FID 1.67
@@ -203,7 +208,7 @@ def test_every_config_loads(file):
 
 
 def test_every_config_has_its_row_here():
-    sit_rows, vae_rows = SIT_ROWS | LIGHTNINGDIT_ROWS, {*VAE_ROWS, "in_vae_scratch"}
+    sit_rows, vae_rows = SIT_ROWS | LIGHTNINGDIT_ROWS | DIT_ROWS, {*VAE_ROWS, "in_vae_scratch"}
     rows_by_folder = {"vae": vae_rows, "sit": sit_rows, "e2e": E2E_ROWS, "sampling": SAMPLING_ROWS}
     for folder, rows in rows_by_folder.items():
         assert {file.stem for file in FILES if file.parent.name == folder} == set(rows)
@@ -375,6 +380,23 @@ def test_stage_2_builds_the_rows_generator(name):
         assert num_parameters(generator) == {"b_1": 130_328_096, "xl_1": 674_853_152}[name] + projector
 
 
+@pytest.mark.parametrize("name", DIT_ROWS)
+def test_dit_trains_as_published(name):
+    """train.py of DiT: AdamW at 1e-4 without decay or clipping, EMA 0.9999, batch 256, 400,000 steps."""
+    config, size = load(ROOT / "sit" / f"{name}.yaml"), DIT_ROWS[name]
+    optimizer = config.optimizer
+    assert (config.data.global_batch, config.data.image_size, config.loop.num_steps) == (256, 256, 400_000)
+    assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-4, (0.9, 0.999), 0.0)
+    assert (optimizer.max_grad_norm, optimizer.ema_decay, config.repa.weight) == (0.0, 0.9999, 0)
+    sizes = config.generator.build((4, 32, 32), 1000, None, config.repa.block)
+    assert (sizes.depth, sizes.width, sizes.num_heads, sizes.patch_size, sizes.diffusion) == (*size, 2, True)
+    with torch.device("meta"):
+        # SiT's with four more outputs for each of the 4 positions of a token: 675 M and 130 M, as in DiT's Table 4.
+        flow = num_parameters(SiT(dataclasses.replace(sizes, diffusion=False)))
+        assert num_parameters(SiT(sizes)) == flow + 16 * (sizes.width + 1)
+    assert flow == {"dit_xl_2": 674_816_272, "dit_b_2": 130_303_504}[name]
+
+
 @pytest.mark.parametrize("name", E2E_ROWS)
 def test_end_to_end_training_is_repa_es(name):
     config, (source, channels, size, patch_size) = load(ROOT / "e2e" / f"{name}.yaml"), E2E_ROWS[name]
@@ -407,6 +429,8 @@ def test_sampling_has_the_headline_settings(name):
     )  # fmt: skip
     # Section 4.2: 50,000 samples. REPA: last step from 0.04, fp64.
     assert (config.num_samples, config.ema, config.npz, sampler.dtype) == (50_000, True, True, "float64")
+    if sampler.is_diffusion:
+        return
     times = time_grid(sampler)
     # LightningDiT's last time but one of linspace(0, 1, 250), shifted: 1 - 0.3 τ / (1 - 0.7 τ) at τ = 248 / 249.
     before_last = {"sde": 0.04, "euler": 1 / (0.3 * 249 + 0.7)}[sampler.kind]

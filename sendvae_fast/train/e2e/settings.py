@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sendvae_fast import checks
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.sit.sizes import check_repa_block
@@ -68,5 +67,6 @@ class E2ETrainConfig(AutoencoderTraining):
                 f"preview.guidance_scale is {self.preview.guidance_scale}, but generator.label_dropout=0 leaves no "
                 "unconditional half to guide away from; set preview.guidance_scale=1"
             )
-        checks.at_least(1, self.generator, "patch_size", where="generator")
+        if self.generator.is_diffusion:
+            raise UserError("generator.diffusion: end-to-end training is REPA-E's, of a flow; take a SiT")
         check_repa_block(self.repa.block, self.generator.sizes()["depth"], "repa.block")

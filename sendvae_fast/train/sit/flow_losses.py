@@ -53,15 +53,35 @@ def flow_losses(
         sample_ids: int64 [B].
         target: the foundation model's features [B, N, D], or None without REPA.
     """
-    draw = philox.uniform(key, philox.Stream.LABEL_DROPOUT, sample_ids, 1)[:, 0]
-    drop = draw < settings.generator.label_dropout
-    velocity, features = engine(noised.z_t, noised.t, labels, drop, return_features=target is not None)
+    velocity, features = predict(engine, settings, noised.z_t, noised.t, labels, key, sample_ids, target is not None)
     losses = {"velocity": velocity_loss(velocity, noised.velocity)}
     loss = losses["velocity"]
     if settings.flow.direction_weight > 0:
         losses["direction"] = velocity_direction_loss(velocity, noised.velocity)
         loss = loss + settings.flow.direction_weight * losses["direction"]
-    if target is not None:
+    return with_alignment(loss, losses, settings, features, target)
+
+
+def predict(
+    engine: Engine,
+    settings: FlowSettings,
+    z_t: Tensor,
+    t: Tensor,
+    labels: Tensor,
+    key: Tensor,
+    sample_ids: Tensor,
+    return_features: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """A generator's forward pass in training, with the labels dropped that the step drops; see `SiT.forward`."""
+    draw = philox.uniform(key, philox.Stream.LABEL_DROPOUT, sample_ids, 1)[:, 0]
+    return engine(z_t, t, labels, draw < settings.generator.label_dropout, return_features=return_features)
+
+
+def with_alignment(
+    loss: Tensor, losses: dict[str, Tensor], settings: FlowSettings, features: Tensor | None, target: Tensor | None
+) -> dict[str, Tensor]:
+    """`loss`, with the alignment where there is a target, under "loss" before the terms."""
+    if features is not None and target is not None:
         losses["align"] = alignment_loss(features, target)
         loss = loss + settings.repa.weight * losses["align"]
     return {"loss": loss, **losses}

@@ -26,8 +26,8 @@ class GeneratorConfig(SiTSizes):
     section: ClassVar[str] = "generator"
 
     preset: str | None = "SiT-XL/1"
-    """A published network, SiT-{S,B,L,XL}/{1,2,4,8} or LightningDiT-{B,L,XL,1p0B,1p6B}/{1,2}; null for one of your own.
-    Sizes that are given go before the preset's."""
+    """A published network, SiT-{S,B,L,XL}/{1,2,4,8}, LightningDiT-{B,L,XL,1p0B,1p6B}/{1,2} or DiT-{S,B,L,XL}/{2,4,8};
+    null for one of your own. Sizes that are given go before the preset's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +47,11 @@ class GeneratorConfig(SiTSizes):
             if name not in sizes:
                 raise UserError(f"generator.preset is null and generator.{name} is missing: give either")
         return sizes
+
+    @property
+    def is_diffusion(self) -> bool:
+        """Whether the generator is a DiT."""
+        return bool(self.sizes().get("diffusion"))
 
     def build(
         self, latent_shape: tuple[int, int, int], num_classes: int, repa_dim: int | None, repa_block: int
@@ -150,5 +155,7 @@ class SiTTrainConfig:
                 f"preview.guidance_scale is {self.preview.guidance_scale}, but generator.label_dropout=0 leaves no "
                 "unconditional half to guide away from; set preview.guidance_scale=1"
             )
+        if self.generator.is_diffusion and self.flow != FlowConfig():
+            raise UserError("flow.* is for flows: a DiT (generator.diffusion) draws its steps evenly; leave it out")
         if self.repa.weight > 0:
             check_repa_block(self.repa.block, self.generator.sizes()["depth"], "repa.block")

@@ -1,4 +1,4 @@
-"""Stage 2: train a SiT flow transformer with REPA on cached latents.
+"""Stage 2: train a SiT flow transformer with REPA on cached latents, or a DiT.
 
 L = |v̂ - v|² + λ_direction (1 - cos(v̂, v)) + λ_repa (1 - cos(projected tokens, foundation features)). REPA trains it
 without the second term, LightningDiT without the third. Shape letters: B batch, C latent channels, H W latent size,
@@ -24,17 +24,20 @@ from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.errors import UserError
 from sendvae_fast.image_grid import save_grid
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, load_autoencoder
+from sendvae_fast.models.diffusion import Diffusion
 from sendvae_fast.models.latent_statistics import LatentStatistics, statistics_of_file
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.storage import load_initial_weights, save_sit
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import noise_inject, philox
-from sendvae_fast.sampling.generate import LatentDecoder, generate
+from sendvae_fast.ops.noise_inject import NoiseInjectOutput
+from sendvae_fast.sampling.generate import LatentDecoder, check_sampler, generate
 from sendvae_fast.train.accumulation import Means, micro_batches
 from sendvae_fast.train.frozen_networks import build_foundation
 from sendvae_fast.train.loop import fit
 from sendvae_fast.train.run_words import count_words
 from sendvae_fast.train.sit.arithmetic import step_flops
+from sendvae_fast.train.sit.diffusion_losses import diffusion_losses
 from sendvae_fast.train.sit.flow_losses import draw_noise_levels, flow_losses
 from sendvae_fast.train.sit.latent_batches import LatentBatch, TrainingLatents
 from sendvae_fast.train.sit.settings import SiTTrainConfig
@@ -55,6 +58,7 @@ class SiTStage:
         repa_dim = self.foundation.dim if self.foundation else None
         cache = latents.cache
         self.model = SiT(config.generator.build(cache.rows.shape, latents.num_classes, repa_dim, config.repa.block))
+        self.diffusion = Diffusion.of(device=self.device) if self.model.config.diffusion else None
         if self.foundation is not None:
             self.foundation.check_grid(self.model.config.grid_size)
         with distributed.all_or_none():
@@ -81,7 +85,7 @@ class SiTStage:
         if self.config.autoencoder is None:
             return None
         channels = self.model.config.latent_channels
-        self.config.preview.check_channels(channels)
+        check_sampler(self.model.config, self.config.preview)
         autoencoder = load_autoencoder(resolve_weights(self.config.autoencoder)).autoencoder
         if autoencoder.config.latent_channels != channels:
             raise UserError(
@@ -129,15 +133,27 @@ class SiTStage:
         means = Means(self.config.engine.accumulation_steps)
         for micro in micro_batches(batch, means.num, self.device):
             target = None if self.foundation is None else self.foundation(micro.images)
-            t = None if uniform else draw_noise_levels(key, micro.ids)
-            noised = noise_inject(
-                micro.mean.float(), micro.std.float(), self.latent_mean, self.latent_std, key, micro.ids, t,
-                spread_is_std=True, patch_size=self.model.config.patch_size,
-            )  # fmt: skip
-            losses = flow_losses(self.engine, self.config, noised, micro.labels, key, micro.ids, target)
+            losses = self._losses(key, micro, target, uniform=uniform)
             self.engine.backward(losses["loss"])
             means.add(losses)
         return {**means.values, "grad_norm": self.engine.queue_step()}
+
+    def _losses(self, key: Tensor, batch: LatentBatch, target: Tensor | None, *, uniform: bool) -> dict[str, Tensor]:
+        """The losses of a flow, or of a DiT."""
+        labels, ids = batch.labels, batch.ids
+        if self.diffusion is not None:
+            normalised = self._noised(batch, key, torch.zeros(len(ids), device=self.device), None)
+            return diffusion_losses(self.engine, self.config, self.diffusion, normalised, labels, key, ids, target)
+        t = None if uniform else draw_noise_levels(key, ids)
+        noised = self._noised(batch, key, t, self.model.config.patch_size)
+        return flow_losses(self.engine, self.config, noised, labels, key, ids, target)
+
+    def _noised(self, batch: LatentBatch, key: Tensor, t: Tensor | None, patch_size: int | None) -> NoiseInjectOutput:
+        """Latents drawn of their posteriors, normalised, and noised to levels t."""
+        return noise_inject(
+            batch.mean.float(), batch.std.float(), self.latent_mean, self.latent_std, key, batch.ids, t,
+            spread_is_std=True, patch_size=patch_size,
+        )  # fmt: skip
 
     def batches(self, start_step: int) -> Iterator[LatentBatch]:
         """This rank's latents from `start_step` on, with the images of the same ids when REPA looks at them."""
