@@ -22,8 +22,6 @@ LAUNCH_BOUNDS = re.compile(r"__launch_bounds__\s*\(")
 DATA_POINTER = re.compile(r"\b(?P<tensor>\w+)\.(?P<function>(?:const|mutable)_data_ptr)\(\)")
 RENAMED = {
     "aoti_torch_empty_strided": "cuda_on_cpu::empty_strided",
-    "torch::stable::new_empty": "cuda_on_cpu::new_empty",
-    "torch::stable::empty": "cuda_on_cpu::empty",
     "torch::stable::accelerator::DeviceGuard": "cuda_on_cpu::Op",
     "STABLE_TORCH_LIBRARY_IMPL(sendvae, CUDA,": "STABLE_TORCH_LIBRARY_IMPL(sendvae, CPU,",
 }

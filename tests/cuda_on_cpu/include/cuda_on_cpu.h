@@ -191,17 +191,6 @@ inline AOTITorchError empty_strided(int64_t dim, const int64_t* sizes, const int
   return error;
 }
 
-inline Tensor new_empty(const Tensor& self, IntHeaderOnlyArrayRef size,
-                        std::optional<ScalarType> dtype = std::nullopt) {
-  return as_new(torch::stable::new_empty(self, size, dtype));
-}
-
-inline Tensor empty(IntHeaderOnlyArrayRef size, std::optional<ScalarType> dtype,
-                    std::optional<torch::headeronly::Layout> layout, std::optional<torch::stable::Device> device,
-                    std::optional<bool> pin_memory, std::optional<torch::headeronly::MemoryFormat> format) {
-  return as_new(torch::stable::empty(size, dtype, layout, device, pin_memory, format));
-}
-
 // In the place of the guard that every op holds for its device.
 struct Op {
   explicit Op(int32_t) { begin_op(); }
