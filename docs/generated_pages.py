@@ -21,6 +21,7 @@ COPIED = {
     "CHANGELOG.md": "changelog.md",
     "configs/README.md": "configs.md",
     "examples/README.md": "examples.md",
+    "bench/evidence/plan.md": "evidence_plan.md",
 }
 # Packages whose public names are re-exported by their `__init__`: they are documented under these names.
 FLAT = ("ops", "nn")

@@ -3,6 +3,7 @@
     python -m bench evidence --list                  what is done and what is missing
     python -m bench evidence                         run what is missing, in the plan's order
     python -m bench evidence --points send-0         run one point (again with --again)
+    python -m bench evidence --page                  rewrite docs/evidence.md's tables and plots from the results
 
 A point is a variant and a seed. Its result is a file of bench/evidence/results with its settings, seeds, commit and all
 measurements. Every part of the work is kept: a call that was interrupted, in whatever way, is gone on with by the next.
@@ -38,6 +39,11 @@ from sendvae_fast.files import write_atomic
 def main(arguments: list[str]) -> int:
     """The verb."""
     options = parse(arguments)
+    if options.page:
+        from bench.evidence.page import write_page
+
+        write_page(options.results)
+        return 0
     scale = read_scale(options.scale, options.foundation_weights)
     points = chosen(read_points(), options.points)
     if options.list:
@@ -52,6 +58,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options."""
     parser = Parser("evidence", __doc__)
     parser.add_argument("--list", action="store_true", help="say what is done and what is missing")
+    parser.add_argument("--page", action="store_true", help="rewrite docs/evidence.md from the results")
     parser.add_argument("--points", nargs="+", metavar="POINT", help="these alone: send-0, or send for all its seeds")
     parser.add_argument("--again", action="store_true", help="run points whose results are there")
     parser.add_argument("--scale", default="cpu", help="cpu, gpu or tiny: a file of bench/evidence/scales")
@@ -109,7 +116,7 @@ def run(points: list[Point], scale: Scale, options: argparse.Namespace) -> int:
     failed = []
     try:
         with time_limit(options.seconds):
-            make_missing(scale)
+            make_missing([scale.judge])
             prepare(Runs(scale, points[0], root), options.data)
             judge = Judge.open(Runs(scale, points[0], root), features, distributed.device)
             for point in points:
@@ -120,6 +127,7 @@ def run(points: list[Point], scale: Scale, options: argparse.Namespace) -> int:
                 print(f"{time.strftime('%H:%M:%S')} {point.name}", flush=True)
                 job = PointJob(runs, judge, distributed)
                 try:
+                    make_missing([scale.foundations.get(point.variant.foundation, {}).get("weights")])
                     result = job.run() | facts
                 except UserError as error:
                     print(f"error: {point.name}: {error}", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ seeds of their own, in fp32 on one thread, and lie in bench/evidence/weights, so
 same ones; a file that is there is left alone.
 
     supervised        learns the class of a scene, never its attributes: those are what is probed
+    strong            the same, for four times as long on twice as many scenes
     self_supervised   learns no label at all: two views of a scene agree, those of two scenes do not (SimCLR's loss,
                       Chen et al., ICML 2020)
     random            as initialised: what a fixed target does that knows nothing
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +29,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.evidence.study import Scale
 from sendvae_fast.data.scenes.scene import ATTRIBUTES, CLASS_NAMES
 from sendvae_fast.data.scenes.scene_folder import render_scenes
 from sendvae_fast.files import save_tensors
@@ -75,6 +75,7 @@ class Recipe:
 
 RECIPES = {
     "supervised": Recipe(task="classes", num_outputs=len(CLASS_NAMES), seed=40),
+    "strong": Recipe(task="classes", num_outputs=len(CLASS_NAMES), seed=80, num_scenes=12_000, num_steps=3_600),
     "self_supervised": Recipe(task="views", num_outputs=64, seed=50),
     "random": Recipe(task="none", num_outputs=len(CLASS_NAMES), seed=60, num_steps=0),
     "judge": Recipe(
@@ -83,10 +84,9 @@ RECIPES = {
 }
 
 
-def make_missing(scale: Scale) -> None:
-    """Train those of the study's networks that the scale uses and that are not there."""
-    used = [scale.judge, *(foundation.get("weights") for foundation in scale.foundations.values())]
-    for path in map(Path, filter(None, used)):
+def make_missing(paths: Iterable[str | None]) -> None:
+    """Train those of the study's networks that are named and not there; other files are the user's."""
+    for path in map(Path, filter(None, paths)):
         if path.parent == WEIGHTS and not path.is_file():
             make_network(path.stem, RECIPES[path.stem])
 

@@ -116,6 +116,11 @@ def read_points() -> list[Point]:
     return points
 
 
+def read_variants_file() -> dict[str, Variant]:
+    """All variants of variants.yaml by key, in its order."""
+    return read_variants(read_config(HERE / "variants.yaml")["variants"])
+
+
 def read_variants(content: dict[str, Any]) -> dict[str, Variant]:
     """The variants by key, each `like` resolved."""
     resolved: dict[str, dict[str, Any]] = {}

@@ -1,0 +1,148 @@
+"""The plots of docs/evidence.md, as small SVGs that carry the fingerprint of the results they show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.evidence.analysis import MEASURES, Result, by_variant, difference
+from bench.evidence.study import read_variants_file
+from sendvae_fast.files import staged_output
+
+COLOURS = {"control": "#888888", "send": "#2a6f97", "control_repa": "#c8a13a", "send_repa": "#b5483a"}
+MAIN = ("control", "send", "control_repa", "send_repa")
+PREFIX = "evidence_"
+
+Variants = Mapping[str, Mapping[int, Result]]
+
+
+def draw_plots(results: Sequence[Result], folder: Path, fingerprint: str) -> list[Path]:
+    """Write all plots that the results allow; returns their files."""
+    variants = by_variant(results)
+    if not all(variants.get(name) for name in ("control", "send")):
+        return []
+    plots = {"curves": curves, "noise_levels": noise_levels, "latents": latents, "differences": differences, "f1": f1}
+    return [_save(draw(variants), folder / f"{PREFIX}{name}.svg", fingerprint) for name, draw in plots.items()]
+
+
+def _save(figure: Any, path: Path, fingerprint: str) -> Path:
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "evidence", "svg.fonttype": "none"}), staged_output(path) as unfinished:
+        figure.savefig(unfinished, format="svg", metadata={"Date": None, "Description": fingerprint})
+    return path
+
+
+def _figure(columns: int, width: float = 4.2, height: float = 3.2) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    panels = figure.subplots(1, columns, squeeze=False)[0]
+    for panel in panels:
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def curves(variants: Variants) -> Any:
+    """Distance and class accuracy over the generator's steps: a thin line for each seed, a thick one for the mean."""
+    figure, panels = _figure(2)
+    for panel, key, title in zip(
+        panels, ("frechet", "class_accuracy"), ("Fréchet distance", "class accuracy"), strict=True
+    ):
+        for name in MAIN:
+            seeds = variants.get(name, {})
+            if not seeds:
+                continue
+            lines = [[at["unguided"]["decoders"]["own"][key] for at in result["curve"]] for result in seeds.values()]
+            steps = [at["step"] for at in next(iter(seeds.values()))["curve"]]
+            for line in lines:
+                panel.plot(steps, line, color=COLOURS[name], linewidth=0.6, alpha=0.5)
+            panel.plot(steps, np.mean(lines, axis=0), color=COLOURS[name], linewidth=2, marker="o", label=name)
+            if key == "frechet":
+                floor = np.mean([result["autoencoder"]["floor"]["frechet"] for result in seeds.values()])
+                panel.axhline(floor, color=COLOURS[name], linewidth=0.8, linestyle=":")
+        panel.set_xlabel("steps of the generator", fontsize=8)
+        panel.set_title(f"{title}, without guidance", fontsize=9)
+        panel.legend(fontsize=7, frameon=False)
+    panels[0].set_ylim(bottom=0)
+    return figure
+
+
+def noise_levels(variants: Variants) -> Any:
+    """The velocity's loss by noise level, over the best linear estimate's and as an error of the latent."""
+    figure, panels = _figure(2)
+    titles = {"of_gaussian": "velocity loss over the linear estimate's", "denoising_error": "error, share of variance"}
+    for panel, (key, title) in zip(panels, titles.items(), strict=True):
+        for name in MAIN:
+            found = [result["curve"][-1][key] for result in variants.get(name, {}).values()]
+            if found:
+                levels = [float(level) for level in found[0]]
+                values = np.array([list(one.values()) for one in found])
+                panel.plot(levels, values.mean(axis=0), color=COLOURS[name], marker="o", markersize=3, label=name)
+                panel.fill_between(levels, values.min(axis=0), values.max(axis=0), color=COLOURS[name], alpha=0.2)
+        panel.set_xlabel("noise level t", fontsize=8)
+        panel.set_title(title, fontsize=9)
+        panel.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def latents(variants: Variants) -> Any:
+    """Power by ring of frequencies, and what an error in latents costs decoded pictures."""
+    figure, panels = _figure(3, width=3.4)
+    names = [name for name in ("control", "send") if variants.get(name)]
+    for offset, name in enumerate(names):
+        bands = np.array([result["autoencoder"]["band_powers"] for result in variants[name].values()]).mean(axis=0)
+        rings = np.flatnonzero(bands > 0)
+        panels[0].bar(np.arange(len(rings)) + 0.4 * offset, bands[rings], 0.4, color=COLOURS[name], label=name)
+        panels[0].set_xticks(np.arange(len(rings)) + 0.2, ["mean", *(f"ring {ring}" for ring in rings[1:])], fontsize=7)
+        for panel, key in ((panels[1], "with_error"), (panels[2], "psnr")):
+            found = [result["autoencoder"][key] for result in variants[name].values()]
+            values = np.array([list(one.values()) for one in found])
+            levels = [float(level) for level in found[0]]
+            panel.plot(levels, values.mean(axis=0), color=COLOURS[name], marker="o", markersize=3, label=name)
+            panel.fill_between(levels, values.min(axis=0), values.max(axis=0), color=COLOURS[name], alpha=0.2)
+    titles = ("share of the latents' power", "distance of decoded latents with noise", "their PSNR, dB")
+    for panel, title in zip(panels, titles, strict=True):
+        panel.set_title(title, fontsize=9)
+        panel.legend(fontsize=7, frameon=False)
+    for panel in panels[1:]:
+        panel.set_xlabel("noise, standard deviations", fontsize=8)
+    return figure
+
+
+def differences(variants: Variants) -> Any:
+    """Each variant's distance minus its control's, with the interval over seeds."""
+    known = read_variants_file()
+    rows = []
+    for key, variant in known.items():
+        control = variant.control
+        if control is not None and variants.get(key) and variants.get(control):
+            estimate = difference(MEASURES["frechet"], variants[key], variants[control])
+            if estimate is not None:
+                rows.append((f"{key} ({estimate.num_seeds})", estimate))
+    figure, (panel,) = _figure(1, width=6.0, height=0.9 + 0.3 * max(len(rows), 1))
+    for place, (_, estimate) in enumerate(reversed(rows)):
+        if estimate.interval is not None:
+            panel.plot(estimate.interval, [place, place], color="#2a6f97", linewidth=1.5)
+        panel.plot(estimate.value, place, "o", color="#2a6f97", markersize=5)
+    panel.axvline(0, color="#888888", linewidth=0.8)
+    panel.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)], fontsize=8)
+    panel.set_title("Fréchet distance minus the control's (seeds): left is better", fontsize=9)
+    return figure
+
+
+def f1(variants: Variants) -> Any:
+    """Attribute F1 against the distance, a point for each result."""
+    figure, (panel,) = _figure(1, width=5.0)
+    for name, seeds in variants.items():
+        found = [(MEASURES["f1"].of(result), MEASURES["frechet"].of(result)) for result in seeds.values()]
+        x, y = zip(*found, strict=True)
+        panel.scatter(x, y, s=22, label=name, color=COLOURS.get(name))
+    panel.set_xlabel("attribute F1 of a linear probe", fontsize=8)
+    panel.set_ylabel("Fréchet distance", fontsize=8)
+    panel.legend(fontsize=6, frameon=False, ncols=2)
+    return figure
