@@ -5,6 +5,7 @@
     data      time decoding, the latent reader and a step fed by them; writes bench/results/data_<machine>.json
     sampling  time the sampler against plain PyTorch; writes bench/results/sampling_<machine>.json
     evaluate  time FID, precision and recall against torch-fidelity; writes bench/results/evaluation_<machine>.json
+    demo      note what finished demos measured; writes bench/results/demo.json and README's table
     evidence  run the study of alignment and generation; writes bench/evidence/results and docs/evidence.md
     step      time a training step against plain PyTorch; writes bench/results/step_<stage>_<machine>.json
     table     rewrite the tables of docs/performance.md from bench/results
@@ -17,7 +18,7 @@ import sys
 
 from sendvae_fast.errors import UserError
 
-VERBS = ("kernels", "sass", "data", "sampling", "evaluate", "evidence", "step", "table")
+VERBS = ("kernels", "sass", "data", "sampling", "evaluate", "demo", "evidence", "step", "table")
 
 
 def main(arguments: list[str]) -> int:

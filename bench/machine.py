@@ -14,7 +14,14 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT_VARIABLE = "SENDVAE_COMMIT"
 # Files that the benchmarks themselves write are no part of the sources measured.
-GENERATED = ("bench/results", "docs/performance.md", "bench/evidence/results", "docs/evidence.md", "docs/images")
+GENERATED = (
+    "bench/results",
+    "docs/performance.md",
+    "bench/evidence/results",
+    "docs/evidence.md",
+    "docs/images",
+    "README.md",
+)
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:

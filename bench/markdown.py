@@ -1,7 +1,7 @@
 """Numbers and lines of Markdown tables."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def line(cells: Iterable[str]) -> str:
@@ -23,3 +23,9 @@ def times(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
+
+
+def interval_text(value: float, interval: Sequence[float] | None, digits: int, sign: str = "") -> str:
+    """A value with its interval, if it has one: "0.57 [0.55, 0.59]"."""
+    text = f"{value:{sign}.{digits}f}"
+    return text if interval is None else f"{text} [{interval[0]:{sign}.{digits}f}, {interval[1]:{sign}.{digits}f}]"

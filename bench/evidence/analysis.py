@@ -80,6 +80,7 @@ MEASURES = {
     for measure in (
         Measure("frechet", "Fréchet distance", of_pictures("frechet"), 2, True),
         Measure("frechet_guided", "with guidance", of_pictures("frechet", "guided"), 2, True),
+        Measure("from_decoded", "from decoded latents", of_pictures("frechet_from_decoded"), 2, True),
         Measure("floor", "floor", of_autoencoder("floor", "frechet"), 2, True),
         Measure("kid", "KID", of_pictures("kid"), 3, True),
         Measure("class_accuracy", "class accuracy", of_pictures("class_accuracy"), 3, False),

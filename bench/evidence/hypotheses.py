@@ -15,6 +15,7 @@ from bench.evidence.analysis import (
     of_main_size,
     values_of,
 )
+from bench.markdown import interval_text
 
 NOT_RUN = "Not run yet."
 Variants = Mapping[str, Mapping[int, Result]]
@@ -48,10 +49,8 @@ def told(estimate: Estimate | None, digits: int = 2) -> str:
     """A difference with its interval and seeds."""
     if estimate is None:
         return "not run"
-    if estimate.interval is None:
-        return f"{estimate.value:+.{digits}f} (one seed)"
-    low, high = estimate.interval
-    return f"{estimate.value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}] ({estimate.num_seeds} seeds)"
+    seeds = "one seed" if estimate.num_seeds == 1 else f"{estimate.num_seeds} seeds"
+    return f"{interval_text(estimate.value, estimate.interval, digits, '+')} ({seeds})"
 
 
 def verdict(estimate: Estimate | None, lower_is_better: bool = True) -> str:

@@ -67,6 +67,10 @@ class LatentSet:
     def __len__(self) -> int:
         return len(self.mean)
 
+    def take(self, ids: Tensor) -> LatentSet:
+        """Some of them."""
+        return LatentSet(self.mean[ids], self.std[ids], self.labels[ids])
+
     def samples(self, seed: int = NOISE_SEED) -> Tensor:
         """One of each posterior."""
         key = philox.make_key(seed, 0)
@@ -142,7 +146,7 @@ def class_accuracy(model: LinearModel, latents: Tensor, labels: Tensor) -> float
 
 
 @torch.no_grad()
-def velocity_errors(sit: SiT, held_out_set: LatentSet, eigenvalues: Tensor, num: int) -> dict[str, Any]:
+def velocity_errors(sit: SiT, held_out_set: LatentSet, eigenvalues: Tensor) -> dict[str, Any]:
     """How well a generator knows held-out latents, by noise level t.
 
     `velocity_loss`: mean squared error of the velocity. `denoising_error`: t² of it, the error of the latent that it
@@ -151,9 +155,8 @@ def velocity_errors(sit: SiT, held_out_set: LatentSet, eigenvalues: Tensor, num:
 
     Args:
         sit: the generator.
-        held_out_set: of pictures that it has not seen.
+        held_out_set: of pictures that it has not seen, each judged at all levels.
         eigenvalues: of the training latents' covariance, [d].
-        num: pictures, each at all levels.
     """
     device = next(sit.parameters()).device
     channels = held_out_set.mean.shape[1]
@@ -161,7 +164,7 @@ def velocity_errors(sit: SiT, held_out_set: LatentSet, eigenvalues: Tensor, num:
     losses, gaussian = [], []
     for number, t in enumerate(NOISE_LEVELS):
         parts = []
-        for ids in torch.arange(min(num, len(held_out_set))).split(BATCH_SIZE):
+        for ids in torch.arange(len(held_out_set)).split(BATCH_SIZE):
             levels = torch.full((len(ids),), t, device=device)
             noised = noise_inject(
                 held_out_set.mean[ids].to(device), held_out_set.std[ids].to(device), zeros, ones,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from bench.evidence.analysis import (
     MEASURES,
-    Estimate,
     Result,
     by_variant,
     correlation_with_distance,
@@ -23,7 +22,7 @@ from bench.evidence.hypotheses import answers
 from bench.evidence.plots import draw_plots
 from bench.evidence.study import RESULTS, read_points, read_variants_file
 from bench.machine import ROOT
-from bench.markdown import line
+from bench.markdown import interval_text, line
 from bench.table import with_tables
 
 PAGE = ROOT / "docs" / "evidence.md"
@@ -32,8 +31,8 @@ SCALE = "cpu"
 BEGIN = "<!-- {}, made by `python -m bench evidence --page`: begin -->"
 END = "<!-- {}, made by `python -m bench evidence --page`: end -->"
 OF_PICTURES = (
-    "frechet", "frechet_guided", "floor", "kid", "class_accuracy", "class_accuracy_guided", "nearer_to_train", "tuned",
-    "tuned_noise",
+    "frechet", "frechet_guided", "floor", "from_decoded", "kid", "class_accuracy", "class_accuracy_guided",
+    "nearer_to_train", "tuned", "tuned_noise",
 )  # fmt: skip
 OF_LATENTS = ("mean_of_gaussian", "latent_accuracy", "f1", "class_probe", "psnr")
 EXPLAINING = ("kl", "mean_share", "effective_rank", "sensitivity", "cost_of_error")
@@ -85,14 +84,6 @@ def fingerprint(results: Sequence[Result]) -> str:
     return hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def number(estimate: Estimate, digits: int, sign: str = "") -> str:
-    """A value with its interval."""
-    value = f"{estimate.value:{sign}.{digits}f}"
-    if estimate.interval is None:
-        return value
-    return f"{value} [{estimate.interval[0]:{sign}.{digits}f}, {estimate.interval[1]:{sign}.{digits}f}]"
-
-
 def table(variants: Mapping[str, Mapping[int, Result]], keys: Iterable[str]) -> str:
     """Means over seeds, a line for each variant."""
     measures = [MEASURES[key] for key in keys]
@@ -101,7 +92,7 @@ def table(variants: Mapping[str, Mapping[int, Result]], keys: Iterable[str]) -> 
         cells = []
         for measure in measures:
             values = list(values_of(measure, variants[variant]).values())
-            cells.append(number(mean_over_seeds(values), measure.digits) if values else "")
+            cells.append(interval_text(*mean_over_seeds(values)[:2], measure.digits) if values else "")
         rows.append(line((variant, str(len(variants[variant])), *cells)))
     return "\n".join(rows) + "\n"
 
@@ -115,7 +106,9 @@ def difference_table(variants: Mapping[str, Mapping[int, Result]], keys: Iterabl
         estimates = [difference(measure, variants[variant], variants[control]) for measure in measures]
         seeds = sorted(variants[variant].keys() & variants[control].keys())
         cells = [
-            "" if estimate is None else bold(number(estimate, measure.digits, "+"), estimate.leaves_out_zero)
+            ""
+            if estimate is None
+            else bold(interval_text(estimate.value, estimate.interval, measure.digits, "+"), estimate.leaves_out_zero)
             for measure, estimate in zip(measures, estimates, strict=True)
         ]
         rows.append(line((f"{variant} - {control}", str(len(seeds)), *cells)))

@@ -86,31 +86,38 @@ class Judge:
 
     @torch.no_grad()
     def class_accuracy(self, images: Iterable[Tensor], labels: Tensor) -> float | None:
-        """Share of pictures of scenes that are of the class that was asked for; None where the judge tells none."""
+        """Share of pictures of scenes that are of the class that was asked for; None where the judge tells none.
+
+        labels: classes of the training pictures' catalog, whose order is not that of the judge's.
+        """
         tokens = self.network.foundation.tokens if isinstance(self.network, FoundationFeatures) else None
-        if not isinstance(tokens, DemoTokens) or tokens.model.vit.num_classes < len(CLASS_NAMES):
+        if not isinstance(tokens, DemoTokens) or set(self.train.catalog.class_names) != set(CLASS_NAMES):
             return None
         device = next(self.network.parameters()).device
-        logits = torch.cat([tokens.model(normalise(batch.to(device))) for batch in images])[:, : len(CLASS_NAMES)]
-        return float((logits.argmax(dim=1).cpu() == labels.cpu()).float().mean())
+        logits = torch.cat([tokens.model(normalise(batch.to(device))).cpu() for batch in images])
+        of_catalog = torch.tensor([CLASS_NAMES.index(name) for name in self.train.catalog.class_names])
+        return float((logits[:, of_catalog].argmax(dim=1) == labels.cpu()).float().mean())
 
-    def compare(self, features: Tensor) -> dict[str, Any]:
-        """The distances of pictures' features [n, D] from the held-out pictures', and what tells memorised pictures."""
+    def compare(self, features: Tensor, decoded: Tensor | None = None) -> dict[str, Any]:
+        """The distances of pictures' features [n, D] from the held-out pictures', and what tells memorised pictures.
+
+        decoded: features of the held-out pictures' latents, decoded; the distance from them is the generator's alone.
+        """
         reference = self.held_out_features
         ours, theirs = moments(features), moments(reference)
         found = frechet(Pair(features, ours, reference, theirs))
         precision, recall = precision_recall(features, reference)
+        from_decoded = {} if decoded is None else {"frechet_from_decoded": distance(ours, moments(decoded))}
         return {
             "frechet": found["value"], "frechet_interval": found.get("interval"),
-            "kid": kernel_distance(features, reference), "precision": precision, "recall": recall,
+            "kid": kernel_distance(features, reference), "precision": precision, "recall": recall, **from_decoded,
             **self._nearest(features),
         }  # fmt: skip
 
     def _nearest(self, features: Tensor) -> dict[str, float]:
         """Whether pictures are nearer to those trained on than to as many held-out ones: by chance half of them are."""
         num = min(len(self.train_features), len(self.held_out_features))
-        spread = torch.linspace(0, len(self.train_features) - 1, num).long()
-        seen, unseen = self.train_features[spread], self.held_out_features[:num]
+        seen, unseen = (side[spread(len(side), num)] for side in (self.train_features, self.held_out_features))
         nearer, ratios = [], []
         for part in features.split(NEAREST_BLOCK):
             to_seen, to_unseen = (torch.cdist(part, side).amin(dim=1) for side in (seen, unseen))
@@ -123,10 +130,14 @@ class Judge:
 
     def real_floor(self, num: int) -> dict[str, Any]:
         """What as many real pictures of the training set score against the held-out ones."""
-        spread = torch.linspace(0, len(self.train_features) - 1, min(num, len(self.train_features))).long()
-        features = self.train_features[spread]
+        features = self.train_features[spread(len(self.train_features), num)]
         return {"frechet": distance(moments(features), moments(self.held_out_features)),
                 "kid": kernel_distance(features, self.held_out_features)}  # fmt: skip
+
+
+def spread(total: int, num: int) -> Tensor:
+    """At most `num` of `total` ids, from all over them: catalogs are in the order of classes."""
+    return torch.linspace(0, total - 1, min(num, total)).long()
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.evidence import latent_measures
 from bench.evidence.decoder_tuning import DecoderTuningConfig, tune_decoder
 from bench.evidence.latent_measures import ClassProbe, LatentSet
-from bench.evidence.pictures import Judge, prepare_pictures
+from bench.evidence.pictures import Judge, prepare_pictures, spread
 from bench.evidence.study import Runs, short_hash
 from sendvae_fast.config import build_config, merge
 from sendvae_fast.data.latents.latent_cache import LatentCache
@@ -27,6 +27,7 @@ from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run import plain
 from sendvae_fast.engine.run_lock import lock_run
 from sendvae_fast.engine.run_weights import resolve_weights
+from sendvae_fast.evaluation.pictures import CatalogPictures
 from sendvae_fast.evaluation.reconstruction_quality import IDENTICAL_PSNR_DB, psnr
 from sendvae_fast.files import write_atomic
 from sendvae_fast.losses.reconstruction import kl_loss
@@ -41,9 +42,10 @@ from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.vae.stage import train_vae
 
 DECODED_AT_ONCE = 100
-NUM_JUDGED_VELOCITIES = 1000
-NUM_DECODED = 1000
-"""Held-out latents that are decoded for the autoencoder's own numbers, at most."""
+NUM_HELD_OUT = 1000
+"""Held-out latents at most, from all over them, that are decoded, and whose velocity is judged."""
+NUM_SENSITIVE = 300
+"""Of these, those that are decoded with noise of every size."""
 ERROR_LEVELS = (0.2, 0.4)
 """Deviations of the noise at which decoded pictures are compared, as a generator's errors would be."""
 DECODERS = {"tuned": 0.0, "tuned_noise": 0.6}
@@ -158,6 +160,22 @@ class PointJob:
         return LatentSet.of_pictures(self._autoencoder, catalog, self.runs.scale.image_size, self._cache)
 
     @cached_property
+    def _some_held_out(self) -> LatentSet:
+        return self._held_out_latents.take(spread(len(self._held_out_latents), NUM_HELD_OUT))
+
+    @cached_property
+    def _held_out_pictures(self) -> CatalogPictures:
+        """Those of `_some_held_out`."""
+        catalog = self.judge.held_out.catalog
+        ids = spread(len(catalog), NUM_HELD_OUT).numpy()
+        return CatalogPictures(catalog.subset(ids), self.runs.scale.image_size, 1)
+
+    @cached_property
+    def _decoded_features(self) -> Tensor:
+        """Of the latents of `_some_held_out`, decoded: what a perfect generator's pictures are like."""
+        return self.judge.features(self._pictures(self._autoencoder, self._some_held_out.samples()))
+
+    @cached_property
     def _eigenvalues(self) -> Tensor:
         return latent_measures.covariance_spectrum(self._train_latents.samples())
 
@@ -210,15 +228,13 @@ class PointJob:
 
     def _measure_autoencoder(self) -> dict[str, Any]:
         """The latent space and the decoder, without a generator."""
-        train, test, judge = self._train_latents, self._held_out_latents, self.judge
-        num = min(NUM_DECODED, len(test))
-        originals = [batch.cpu() for batch in judge.held_out.batches(DECODED_AT_ONCE, 0, num)]
-        sampled = test.samples()[:num]
+        train, test, judge = self._train_latents, self._some_held_out, self.judge
+        originals = [batch.cpu() for batch in self._held_out_pictures.batches(DECODED_AT_ONCE)]
+        sampled = test.samples()
         levels = {"0": sampled} | {str(level): latent_measures.with_noise(sampled, level) for level in ERROR_LEVELS}
         decoded = {level: self._pictures(self._autoencoder, latents) for level, latents in levels.items()}
-        of_num = min(self._samples(guided=False).num_samples, len(train))
-        spread = torch.linspace(0, len(train) - 1, of_num).long()
-        true_latents = train.samples()[spread]
+        num = self._samples(guided=False).num_samples
+        true_latents = train.samples()[spread(len(train), num)]
         catalogs = judge.train.catalog, judge.held_out.catalog
         device = self.distributed.device
         measured = {
@@ -227,23 +243,23 @@ class PointJob:
                              .clamp(max=IDENTICAL_PSNR_DB).mean())
                 for level, made in decoded.items()
             },
-            "floor": judge.compare(judge.features(self._pictures(self._autoencoder, true_latents))),
-            "real_floor": judge.real_floor(of_num),
+            "floor": self._compare(self._pictures(self._autoencoder, true_latents), self._decoded_features),
+            "real_floor": judge.real_floor(num),
             "with_error": {level: judge.compare(judge.features(made))["frechet"] for level, made in decoded.items()},
-            "class_accuracy_of_real": judge.class_accuracy(originals, test.labels[:num]),
-            "class_accuracy_of_decoded": judge.class_accuracy(decoded["0"], test.labels[:num]),
+            "class_accuracy_of_real": judge.class_accuracy(originals, test.labels),
+            "class_accuracy_of_decoded": judge.class_accuracy(decoded["0"], test.labels),
             "latent_std": self._cache.latent_std.tolist(),
             "posterior_share": float(train.std.square().mean()),
             "kl": self._kl(originals),
             "class_probe": self._probe.accuracy,
             "sensitivity": latent_measures.sensitivity(
-                lambda z: self._decode(self._autoencoder, z), test.mean[:num].to(device)
+                lambda z: self._decode(self._autoencoder, z), test.mean[spread(len(test), NUM_SENSITIVE)].to(device)
             ),
             **latent_measures.spectrum(train.samples()),
         }  # fmt: skip
         if all(catalog.attributes is not None for catalog in catalogs):
             tables = [catalog.attributes for catalog in catalogs if catalog.attributes is not None]
-            measured |= latent_measures.attribute_f1(train, test, tables[0], tables[1])
+            measured |= latent_measures.attribute_f1(train, self._held_out_latents, tables[0], tables[1])
         return measured
 
     @torch.no_grad()
@@ -260,7 +276,7 @@ class PointJob:
         sit = load_sit(folder).sit.to(self.distributed.device)
         measured: dict[str, Any] = {
             "step": step,
-            **latent_measures.velocity_errors(sit, self._held_out_latents, self._eigenvalues, NUM_JUDGED_VELOCITIES),
+            **latent_measures.velocity_errors(sit, self._some_held_out, self._eigenvalues),
         }
         is_last = folder == newest_checkpoint(run / "checkpoints")
         for name, guided in (("unguided", False), ("guided", True)):
@@ -275,15 +291,18 @@ class PointJob:
                 "class_accuracy_of_latents": self._probe.of_generated(latents, labels),
                 "latent_power": float(latents.square().mean()),
                 "decoders": {
-                    decoder: self._compare(self._pictures(autoencoder, latents), labels)
+                    decoder: {
+                        "class_accuracy": self.judge.class_accuracy(pictures, labels),
+                        **self._compare(pictures, self._decoded_features if decoder == "own" else None),
+                    }
                     for decoder, autoencoder in (self._decoders if is_last else {"own": self._autoencoder}).items()
+                    for pictures in [self._pictures(autoencoder, latents)]
                 },
             }
         return measured
 
-    def _compare(self, pictures: list[Tensor], labels: Tensor) -> dict[str, Any]:
-        return {"class_accuracy": self.judge.class_accuracy(pictures, labels),
-                **self.judge.compare(self.judge.features(pictures))}  # fmt: skip
+    def _compare(self, pictures: list[Tensor], decoded: Tensor | None) -> dict[str, Any]:
+        return self.judge.compare(self.judge.features(pictures), decoded)
 
 
 def prepare(runs: Runs, photographs: str | None) -> None:

@@ -17,7 +17,7 @@ from sendvae_fast.train.vae.settings import VAETrainConfig
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-SCALES = ("cpu", "gpu", "tiny")
+SCALES = ("cpu", "gpu", "tiny", "tiny_gpu")
 PARTS = ("plain", "finetuning", "generator", "decoder", "samples", "guidance")
 """Sections of a scale that are settings of runs and jobs."""
 
@@ -87,7 +87,7 @@ def read_scale(name: str, foundation_weights: str | None = None) -> Scale:
     """A scale by name. `foundation_weights`: file of a foundation model that does not come with the study.
 
     Raises:
-        UserError: there is no such scale, or its foundation model needs weights that are not given.
+        UserError: there is no such scale.
     """
     if name not in SCALES:
         raise UserError(f"--scale {name}: there are {', '.join(SCALES)}")
@@ -98,8 +98,6 @@ def read_scale(name: str, foundation_weights: str | None = None) -> Scale:
             foundation["weights"] = str(ROOT / foundation["weights"])
         elif foundation_weights is not None:
             foundation["weights"] = foundation_weights
-        elif not foundation.get("random_weights"):
-            raise UserError(f"--foundation-weights is missing: a weight file of {foundation['name']}")
     if scale.judge is not None:
         scale.judge = str(ROOT / scale.judge)
     return scale
@@ -155,24 +153,35 @@ class Runs:
 
     def plain(self) -> VAETrainConfig:
         """The plain autoencoder. Its seed is its own: all points of the same latents start from one."""
-        return self._vae("plain", self._plain_settings())
+        return build_config(VAETrainConfig, self.plain_settings(), f"the plain autoencoder of {self.point.name}")
+
+    def plain_settings(self) -> dict[str, Any]:
+        """Of `plain`."""
+        data = {"root": str(self.train), "image_size": self.scale.image_size}
+        return self._in_folder("plain", merge(merge(self.scale.plain, {"data": data}), self.point.variant.plain))
 
     def finetuning(self) -> VAETrainConfig | None:
         """The fine-tuning from it; None where the plain autoencoder is used as it is."""
+        settings = self.finetuning_settings()
+        if settings is None:
+            return None
+        return build_config(VAETrainConfig, settings, f"the fine-tuning of {self.point.name}")
+
+    def finetuning_settings(self) -> dict[str, Any] | None:
+        """Of `finetuning`."""
         if self.point.variant.finetuning is None:
             return None
-        plain = self.plain()
-        below = merge(self._plain_settings(), {"seed": self.point.seed, "init_from": plain.run})
+        below = self.plain_settings()
+        below |= {"seed": self.point.seed, "init_from": below.pop("run")}
         below.pop("autoencoder")  # its sizes come from there
         settings = merge(merge(below, self.scale.finetuning), self.point.variant.finetuning)
         if settings["alignment"]["method"] != "none":
-            foundation = {"alignment": {"foundation": self._foundation()}}
-            settings = merge(settings, foundation)
-        return self._vae(f"vae-{self.point.seed}", settings)
+            settings = merge(settings, {"alignment": {"foundation": self._foundation()}})
+        return self._in_folder(f"vae-{self.point.seed}", settings)
 
     def autoencoder(self) -> Path:
         """The run of the autoencoder that the generator works with."""
-        return Path((self.finetuning() or self.plain()).run)
+        return Path((self.finetuning_settings() or self.plain_settings())["run"])
 
     def cache(self) -> CacheConfig:
         """The latents of the pictures to train on."""
@@ -185,13 +194,16 @@ class Runs:
 
     def generator(self) -> SiTTrainConfig:
         """The generator."""
+        return build_config(SiTTrainConfig, self.generator_settings(), f"the generator of {self.point.name}")
+
+    def generator_settings(self) -> dict[str, Any]:
+        """Of `generator`."""
         settings = merge(self.scale.generator, self.point.variant.generator)
         repa = {"foundation": self._foundation()} if settings["repa"]["weight"] else {}
-        settings = merge(settings, {
+        return merge(settings, {
             "run": str(self.folder / "generator"), "seed": self.point.seed, "latents": self.cache().out, "repa": repa,
             "data": {"root": str(self.train), "image_size": self.scale.image_size},
         })  # fmt: skip
-        return build_config(SiTTrainConfig, settings, f"the generator of {self.point.name}")
 
     @property
     def folder(self) -> Path:
@@ -204,19 +216,18 @@ class Runs:
         return short_hash({"scale": scale, "pictures": [self.scale.image_size, self.scale.num_train],
                            "variant": [vars(self.point.variant), self.point.seed]})  # fmt: skip
 
-    def _plain_settings(self) -> dict[str, Any]:
-        data = {"root": str(self.train), "image_size": self.scale.image_size}
-        return merge(merge(self.scale.plain, {"data": data}), self.point.variant.plain)
-
     def _foundation(self) -> dict[str, Any]:
         known = self.scale.foundations
         if self.point.variant.foundation not in known:
             raise UserError(f"{self.point.name}: the scale {self.scale.name} has no such foundation model")
-        return known[self.point.variant.foundation]
+        foundation = known[self.point.variant.foundation]
+        if "weights" not in foundation and not foundation.get("random_weights"):
+            raise UserError(f"--foundation-weights is missing: a weight file of {foundation['name']}")
+        return foundation
 
-    def _vae(self, kind: str, settings: dict[str, Any]) -> VAETrainConfig:
-        run = self.root / "autoencoders" / f"{kind}-{short_hash(settings)}"
-        return build_config(VAETrainConfig, settings | {"run": str(run)}, f"{kind} of {self.point.name}")
+    def _in_folder(self, kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """With the folder that runs of the same settings share."""
+        return settings | {"run": str(self.root / "autoencoders" / f"{kind}-{short_hash(settings)}")}
 
 
 def short_hash(settings: Any) -> str:
