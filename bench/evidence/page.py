@@ -19,7 +19,7 @@ from bench.evidence.analysis import (
     values_of,
 )
 from bench.evidence.hypotheses import answers
-from bench.evidence.plots import draw_plots
+from bench.evidence.plots import PLOTS, draw_plots, file_name, names
 from bench.evidence.study import RESULTS, read_points, read_variants_file
 from bench.machine import ROOT
 from bench.markdown import interval_text, line
@@ -67,13 +67,19 @@ def page_with(text: str, results: Sequence[Result]) -> str:
 def sections(results: Sequence[Result]) -> dict[str, str]:
     """What the script writes, by the name of its place on the page."""
     variants = by_variant(results)
+    plots = {name: f"![{PLOTS[name]}](images/{file_name(name)})\n" for name in names(results)}
     return {
         "answers": "".join(f"{number}. {text}\n" for number, text in enumerate(answers(results), start=1)),
+        "curves": plots.get("curves", ""),
         "pictures": table(variants, OF_PICTURES),
         "differences": difference_table(variants, (*OF_PICTURES, *OF_LATENTS)),
+        "forest": plots.get("differences", ""),
+        "noise levels": plots.get("noise_levels", ""),
         "latents": table(variants, OF_LATENTS),
+        "spectra": plots.get("latents", ""),
         "explaining": table(variants, EXPLAINING),
         "correlations": correlation_table(results),
+        "f1": plots.get("f1", ""),
         "provenance": provenance(results),
         "missing": missing(results),
     }

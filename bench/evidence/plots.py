@@ -15,6 +15,14 @@ from sendvae_fast.files import staged_output
 COLOURS = {"control": "#888888", "send": "#2a6f97", "control_repa": "#c8a13a", "send_repa": "#b5483a"}
 MAIN = ("control", "send", "control_repa", "send_repa")
 PREFIX = "evidence_"
+PLOTS = {
+    "curves": "Distance and class accuracy over the generator's steps; dotted: the floor",
+    "differences": "Each variant's distance minus its control's",
+    "noise_levels": "The velocity's loss by noise level",
+    "latents": "Spectra of latents, and what an error in them costs",
+    "f1": "Attribute F1 against the distance",
+}
+"""What each shows, by its name."""
 
 Variants = Mapping[str, Mapping[int, Result]]
 
@@ -22,10 +30,18 @@ Variants = Mapping[str, Mapping[int, Result]]
 def draw_plots(results: Sequence[Result], folder: Path, fingerprint: str) -> list[Path]:
     """Write all plots that the results allow; returns their files."""
     variants = by_variant(results)
-    if not all(variants.get(name) for name in ("control", "send")):
-        return []
-    plots = {"curves": curves, "noise_levels": noise_levels, "latents": latents, "differences": differences, "f1": f1}
-    return [_save(draw(variants), folder / f"{PREFIX}{name}.svg", fingerprint) for name, draw in plots.items()]
+    draw = {"curves": curves, "noise_levels": noise_levels, "latents": latents, "differences": differences, "f1": f1}
+    return [_save(draw[name](variants), folder / file_name(name), fingerprint) for name in names(results)]
+
+
+def names(results: Sequence[Result]) -> list[str]:
+    """Of the plots that the results allow: none before the main comparison has begun."""
+    variants = by_variant(results)
+    return list(PLOTS) if all(variants.get(name) for name in ("control", "send")) else []
+
+
+def file_name(name: str) -> str:
+    return f"{PREFIX}{name}.svg"
 
 
 def _save(figure: Any, path: Path, fingerprint: str) -> Path:
