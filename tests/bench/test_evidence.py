@@ -116,7 +116,7 @@ def test_effective_rank_counts_equal_directions():
 def test_velocity_errors_of_the_best_linear_estimate_are_those_of_a_gaussian():
     """Independent latents of known variances: the estimate E[v | z_t] by the textbook's formula."""
     torch.manual_seed(0)
-    variances = torch.tensor([0.2, 0.6, 1.2, 2.0])[:, None, None].expand(4, 2, 2)
+    variances = torch.tensor([0.1, 0.3, 0.5, 0.7])[:, None, None].expand(4, 2, 2)
     mean = torch.randn(2000, 4, 2, 2) * variances.sqrt()
     held_out = LatentSet(mean, torch.zeros_like(mean), torch.zeros(2000, dtype=torch.long))
 
@@ -160,34 +160,38 @@ def test_a_point_interrupted_anywhere_is_gone_on_with_and_is_the_same(tmp_path, 
     """Interrupted in the middle of a training, and before the last measurement; then compared with one go."""
     scale = read_scale("tiny")
     scale.judge = None
+    monkeypatch.setattr("bench.evidence.point.DECODERS", {"tuned_noise": 0.6})
+    monkeypatch.setattr("bench.evidence.point.ERROR_LEVELS", (0.4,))
+    monkeypatch.setattr(latent_measures, "NOISE_LEVELS", (0.3, 0.8))
     point = next(point for point in read_points() if point.name == "send-0")
     weights = str(ROOT / "bench" / "evidence" / "weights" / "judge.safetensors")
     distributed = init_distributed("cpu")
-    results = []
-    for name in ("interrupted", "whole"):
+
+    def job(name):
         runs = Runs(scale, point, tmp_path / name)
         pictures.prepare_pictures(runs, None)
         judge = pictures.Judge.open(runs, FeaturesConfig(name="demo", weights=weights), distributed.device)
-        if name == "interrupted":
-            with monkeypatch.context() as patch:
-                patch.setattr(VAEStage, "train_step", interrupted_at(2, VAEStage.train_step))
-                with pytest.raises(KeyboardInterrupt):
-                    PointJob(runs, judge, distributed).run()
-            with monkeypatch.context() as patch:
-                patch.setattr(PointJob, "_measure_generator", interrupted_at(4, PointJob._measure_generator))
-                with pytest.raises(KeyboardInterrupt):
-                    PointJob(runs, judge, distributed).run()
-            for stage in (VAEStage, SiTStage, DecoderStage):
-                monkeypatch.setattr(stage, "train_step", lambda *_: pytest.fail("trained again"))
-        results.append(PointJob(runs, judge, distributed).run())
-        monkeypatch.undo()
+        return PointJob(runs, judge, distributed)
+
+    for owner, method, step in ((VAEStage, "train_step", 2), (PointJob, "_measure_generator", 4)):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, method, interrupted_at(step, getattr(owner, method)))
+            with pytest.raises(KeyboardInterrupt):
+                job("interrupted").run()
+    with monkeypatch.context() as patch:
+        for stage in (VAEStage, SiTStage, DecoderStage):
+            patch.setattr(stage, "train_step", lambda *_: pytest.fail("trained again"))
+        gone_on_with = job("interrupted").run()
+    whole = job("whole")
+    result = whole.run()
     for key in ("autoencoder", "curve", "identity"):
-        assert results[0][key] == results[1][key]
-    own = load_autoencoder(next(runs.autoencoder().glob("checkpoints/step_*"))).autoencoder.state_dict()
-    tuned = load_autoencoder(next(runs.autoencoder().glob("decoder_tuned_noise*/checkpoints/step_*"))).autoencoder
-    changed = {key for key, value in tuned.state_dict().items() if not torch.equal(value, own[key])}
+        assert gone_on_with[key] == result[key]
+    folder = whole.runs.autoencoder()
+    own = load_autoencoder(next(folder.glob("checkpoints/step_*"))).autoencoder.state_dict()
+    tuned = load_autoencoder(next(folder.glob("decoder_tuned_noise*/checkpoints/step_*"))).autoencoder.state_dict()
+    changed = {key for key, value in tuned.items() if not torch.equal(value, own[key])}
     assert changed and all(map(is_of_decoder, changed)), "the latents are no longer the generator's"
-    assert all(map(math.isfinite, numbers(results[0]["autoencoder"]) + numbers(results[0]["curve"])))
+    assert all(map(math.isfinite, numbers(result["autoencoder"]) + numbers(result["curve"])))
 
 
 def interrupted_at(step, method):
