@@ -31,8 +31,8 @@ def answers(results: Sequence[Result]) -> list[str]:
         against_controls("What the foundation model knows.", variants,
                          ("send_strong", "send_self_supervised", "send_random")),
         against_controls("A matter of size.", variants, (
-            "send_long", "send_tuned_long", "send_large", "send_8", "send_32", "send_fixed_norm", "send_start_1",
-            "plain",
+            "send_fine", "send_long", "send_tuned_long", "send_large", "send_8", "send_32", "send_fixed_norm",
+            "send_start_1", "plain",
         )),
         predicts(results),
     ]  # fmt: skip
