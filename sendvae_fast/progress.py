@@ -3,6 +3,8 @@
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -35,6 +37,16 @@ class Progress:
     def is_silent(cls) -> bool:
         """Whether `silence` was called."""
         return cls._all_silent
+
+    @classmethod
+    @contextmanager
+    def silenced(cls) -> Iterator[None]:
+        """Context in which new progress is not shown, because it is part of work whose progress is."""
+        before, cls._all_silent = cls._all_silent, True
+        try:
+            yield
+        finally:
+            cls._all_silent = before
 
     def __init__(self, title: str, total: int, unit: str = "it", start: int = 0) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, start

@@ -49,6 +49,7 @@ def compute_chunks(
     compute: Callable[[int, int], Columns],
     distributed: Distributed | None = None,
     folder: Path | None = None,
+    size: int | None = None,
 ) -> Chunks:
     """Compute the columns of `num` pictures. Collective where `folder` is given; without it every rank does everything.
 
@@ -57,20 +58,22 @@ def compute_chunks(
         compute: columns of pictures start .. stop - 1, on the CPU.
         distributed: the ranks that share the work.
         folder: of the files, for this work alone, on a file system that all ranks see.
+        size: pictures per file, by default `CHUNK`. The fewer, the more evenly ranks share few pictures.
 
     Raises:
-        UserError: the disk is full, or whatever `compute` raises.
+        UserError: the disk is full, `compute` raised one, or another rank failed.
     """
-    ranges = [(start, min(start + CHUNK, num)) for start in range(0, num, CHUNK)]
+    size = size or CHUNK
+    ranges = [(start, min(start + size, num)) for start in range(0, num, size)]
     if folder is None:
         return Chunks([compute(start, stop) for start, stop in ranges])
     ranks = distributed or Distributed()
     files = [folder / f"part_{number:05d}.safetensors" for number in range(len(ranges))]
     missing = [number for number, file in enumerate(files) if not file.is_file()]
     missing = ranks.broadcast_object(missing)  # before any rank writes
-    for number in missing[ranks.rank :: ranks.world_size]:
-        _write(files[number], compute(*ranges[number]))
-    ranks.barrier()
+    with ranks.all_or_none():
+        for number in missing[ranks.rank :: ranks.world_size]:
+            _write(files[number], compute(*ranges[number]))
     return Chunks(files)
 
 

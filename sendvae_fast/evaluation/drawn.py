@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from sendvae_fast.engine.run import plain
-from sendvae_fast.engine.run_weights import resolve_weights, run_of
+from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.evaluation.origins import weights_origin
 from sendvae_fast.evaluation.pictures import Pictures
 from sendvae_fast.evaluation.result import PicturesOrigin, WeightsOrigin
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
+from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.storage import load_sit
 from sendvae_fast.reading import count_in, dataclass_of, read_yaml, reading
 from sendvae_fast.sampling.generate import GenerateConfig, LatentDecoder, check_fit, generate
@@ -31,6 +32,42 @@ class DrawnPictures(Pictures):
     """The pictures that `sendvae sample` would write, drawn when they are asked for.
 
     Args:
+        sit: on the device that draws.
+        decoder: there too.
+        config: how pictures are drawn.
+        ema: whether `sit` has the averaged weights.
+        weights: of the two networks, as ``generator`` and ``autoencoder``.
+    """
+
+    def __init__(
+        self, sit: SiT, decoder: LatentDecoder, config: GenerateConfig, ema: bool, weights: dict[str, WeightsOrigin]
+    ) -> None:
+        self._sit, self._decoder, self._config, self.weights = sit, decoder, config, weights
+        settings = {key: value for key, value in plain(config).items() if key not in NOT_THE_PICTURES} | {"ema": ema}
+        decisive = [settings, *(weights[role].sha256 for role in ("generator", "autoencoder"))]
+        self.origin = PicturesOrigin(
+            path=weights["generator"].path,
+            num_pictures=config.num_samples,
+            image_size=sit.config.latent_size * decoder.autoencoder.downsampling,
+            sha256=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
+            hash_of="settings",
+            settings=settings,
+        )
+
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        device = next(self._sit.parameters()).device
+        ids = torch.arange(start, len(self) if stop is None else stop, device=device)
+        config = replace(self._config, batch_size=batch_size)
+        for batch in generate(self._sit, self._decoder, ids, config):
+            yield batch.images
+
+
+def open_drawn(
+    generator: str, autoencoder: str, config: GenerateConfig, ema: bool, device: torch.device
+) -> DrawnPictures:
+    """The pictures of networks on disk.
+
+    Args:
         generator: SiT folder, checkpoint or run.
         autoencoder: the one that made its latents.
         config: how pictures are drawn.
@@ -40,36 +77,15 @@ class DrawnPictures(Pictures):
     Raises:
         UserError: weights are missing, or do not belong together.
     """
-
-    def __init__(
-        self, generator: str, autoencoder: str, config: GenerateConfig, ema: bool, device: torch.device
-    ) -> None:
-        paths = resolve_weights(generator), resolve_weights(autoencoder)
-        saved, decoder = load_sit(paths[0], ema=ema), load_autoencoder(paths[1]).autoencoder
-        check_fit(saved.sit.config, decoder, config)
-        self.weights = {
-            "generator": weights_origin(paths[0], saved.sit),
-            "autoencoder": weights_origin(paths[1], decoder),
-        }
-        self.run = run_of(paths[0])
-        self._sit, self._config, self._device = saved.sit.to(device), config, device
-        self._decoder = LatentDecoder(decoder.to(device), saved.latent_mean, saved.latent_std)
-        settings = {key: value for key, value in plain(config).items() if key not in NOT_THE_PICTURES} | {"ema": ema}
-        decisive = [settings, *(origin.sha256 for origin in self.weights.values())]
-        self.origin = PicturesOrigin(
-            path=str(paths[0]),
-            num_pictures=config.num_samples,
-            image_size=saved.sit.config.latent_size * decoder.downsampling,
-            sha256=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
-            hash_of="settings",
-            settings=settings,
-        )
-
-    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
-        ids = torch.arange(start, len(self) if stop is None else stop, device=self._device)
-        config = replace(self._config, batch_size=batch_size)
-        for batch in generate(self._sit, self._decoder, ids, config):
-            yield batch.images
+    paths = resolve_weights(generator), resolve_weights(autoencoder)
+    saved, decoder = load_sit(paths[0], ema=ema), load_autoencoder(paths[1]).autoencoder
+    check_fit(saved.sit.config, decoder, config)
+    weights = {
+        "generator": weights_origin(paths[0], saved.sit),
+        "autoencoder": weights_origin(paths[1], decoder),
+    }
+    way_back = LatentDecoder(decoder.to(device), saved.latent_mean, saved.latent_std)
+    return DrawnPictures(saved.sit.to(device), way_back, config, ema, weights)
 
 
 def sampling_settings(folder: str | Path) -> dict[str, Any]:

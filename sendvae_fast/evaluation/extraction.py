@@ -62,6 +62,7 @@ def extract(
     distributed: Distributed | None = None,
     folder: Path | None = None,
     title: str = "features",
+    chunk: int | None = None,
 ) -> FeatureSet:
     """The features of all pictures. Collective where `folder` is given; without it every rank does everything.
 
@@ -72,6 +73,7 @@ def extract(
         distributed: the ranks that share the work.
         folder: where files are kept, by network and pictures, on a file system that all ranks see.
         title: of the progress.
+        chunk: pictures per file, as in `compute_chunks`.
 
     Raises:
         UserError: there is no picture, one cannot be read, features are not finite, or the disk is full.
@@ -92,7 +94,7 @@ def extract(
                 progress.advance(len(images))
             return finite_columns(join(parts), pictures, start, stop, network)
 
-        return FeatureSet(compute_chunks(len(pictures), torch.no_grad()(compute), distributed, folder))
+        return FeatureSet(compute_chunks(len(pictures), torch.no_grad()(compute), distributed, folder, chunk))
 
 
 def join(parts: list) -> Columns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,8 +12,10 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.dinov2 import NAMES as DINOV2
 from sendvae_fast.evaluation.dinov2 import DINOv2Features
 from sendvae_fast.evaluation.features import FeatureNetwork, FoundationFeatures
-from sendvae_fast.evaluation.inception import WHERE_FROM, InceptionFeatures, Resizing
 from sendvae_fast.models.foundation.recipes import recipe_of
+
+if TYPE_CHECKING:
+    from sendvae_fast.evaluation.inception import Resizing
 
 
 @dataclass(kw_only=True)
@@ -25,11 +28,21 @@ class FeaturesConfig:
     weights: str | None = None
     """Local weight file; only ``demo`` brings its own."""
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weight file is given, or comes with the package."""
+        return self.weights is not None or self.name == "demo"
+
     def check(self) -> None:
         """Raise UserError if the name is unknown, or the weight file is not given or not there."""
         if self.name == "demo":
             return
-        needed = WHERE_FROM if self.name == "inception" else recipe_of(self.name).weight_files
+        if self.name == "inception":  # imported where it is used: training has the settings without its packages
+            from sendvae_fast.evaluation.inception import WHERE_FROM
+
+            needed = WHERE_FROM
+        else:
+            needed = recipe_of(self.name).weight_files
         if self.weights is None:
             raise UserError(f"features of {self.name} need its weights: {needed}")
         if not Path(self.weights).is_file():
@@ -47,6 +60,8 @@ class FeaturesConfig:
         """
         self.check()
         if self.name == "inception" and self.weights is not None:
+            from sendvae_fast.evaluation.inception import InceptionFeatures
+
             return InceptionFeatures(self.weights, resizing).to(device)
         if self.name in DINOV2 and self.weights is not None:
             return DINOv2Features(self.name, self.weights).to(device)

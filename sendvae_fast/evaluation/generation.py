@@ -20,7 +20,7 @@ from sendvae_fast.evaluation.distribution_metrics import (
     Reference,
     distribution_metrics,
 )
-from sendvae_fast.evaluation.drawn import DrawnPictures, sampling_settings, weights_of_samples
+from sendvae_fast.evaluation.drawn import open_drawn, sampling_settings, weights_of_samples
 from sendvae_fast.evaluation.extraction import extract
 from sendvae_fast.evaluation.feature_config import FeaturesConfig
 from sendvae_fast.evaluation.features import FeatureNetwork
@@ -88,7 +88,7 @@ def evaluate_generation(config: GenerationConfig, say: Say = print) -> list[Resu
             )
     evaluation.pictures = {
         "samples": samples.origin,
-        "reference": _moments_origin(config.reference) if pictures is None else pictures.origin,
+        "reference": moments_origin(config.reference) if pictures is None else pictures.origin,
     }
     out = config.results_file(run)
     folder, is_kept = _features_folder(config, out)
@@ -160,8 +160,8 @@ def open_reference(
 def _open_samples(config: GenerationConfig, device: torch.device) -> tuple[Pictures, Evaluation, Path | None]:
     """The samples, the beginning of the evaluation, and the run of the generator."""
     if config.generator is not None and config.autoencoder is not None:
-        drawn = DrawnPictures(config.generator, config.autoencoder, config.generate, config.ema, device)
-        return drawn, Evaluation(weights=drawn.weights), drawn.run
+        drawn = open_drawn(config.generator, config.autoencoder, config.generate, config.ema, device)
+        return drawn, Evaluation(weights=drawn.weights), run_of(Path(drawn.weights["generator"].path))
     samples = open_pictures(str(config.samples))
     settings = sampling_settings(str(config.samples))
     if len(samples) < (wanted := settings.get("num_samples", 0)):
@@ -188,5 +188,6 @@ def _moments(path: str, suffix: str) -> Moments:
     return Moments(*map(torch.from_numpy, load_moments(path, suffix)))
 
 
-def _moments_origin(path: str) -> PicturesOrigin:
+def moments_origin(path: str) -> PicturesOrigin:
+    """Of a reference of which there are moments alone, in an npz."""
     return PicturesOrigin(path=path, num_pictures=0, image_size=0, sha256=file_sha256(Path(path)), hash_of="contents")

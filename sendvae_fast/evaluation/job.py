@@ -54,7 +54,9 @@ class Evaluation:
     """By role, as in `Result`."""
     _start_s: float = field(default_factory=time.monotonic)
 
-    def finish(self, measurements: Sequence[Measurement], out: Path | None, say: Say) -> list[Result]:
+    def finish(
+        self, measurements: Sequence[Measurement], out: Path | None, say: Say, while_training: bool = False
+    ) -> list[Result]:
         """The measurements with their provenance, added to the file `out` and said line by line.
 
         Raises:
@@ -71,6 +73,7 @@ class Evaluation:
             "code": code_version(),
             "seconds": round(time.monotonic() - self._start_s, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "while_training": while_training,
         }
         results = [Result(**_fields(measurement), **shared) for measurement in measurements]
         if out is not None:

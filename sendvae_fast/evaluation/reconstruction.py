@@ -126,7 +126,11 @@ class ReconstructionJob:
     """Folder to write the pictures to."""
 
     def measure(
-        self, data: Pictures, distributed: Distributed | None = None, folder: Path | None = None
+        self,
+        data: Pictures,
+        distributed: Distributed | None = None,
+        folder: Path | None = None,
+        chunk: int | None = None,
     ) -> list[Measurement]:
         """Fréchet distance, PSNR, SSIM and, with `perceptual`, LPIPS. Collective where `folder` is given.
 
@@ -134,6 +138,7 @@ class ReconstructionJob:
             data: pictures; a catalog's are cropped by the protocol.
             distributed: the ranks that share the work.
             folder: for what is computed, as in `compute_chunks`.
+            chunk: pictures per file, as there.
 
         Returns:
             The measurements, on rank 0; none on the others.
@@ -141,7 +146,7 @@ class ReconstructionJob:
         data = protocol_pictures(data, self.protocol)
         with Progress("reconstructing", len(data), unit="picture") as progress:
             chunks = compute_chunks(
-                len(data), lambda start, stop: self._compute(data, start, stop, progress), distributed, folder
+                len(data), lambda start, stop: self._compute(data, start, stop, progress), distributed, folder, chunk
             )
         if distributed is not None and not distributed.is_main:
             return []

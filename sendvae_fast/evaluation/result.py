@@ -95,6 +95,14 @@ class Result(Measurement):
     """Of the evaluation that gave this and the results beside it."""
     finished: str = ""
     """UTC, ISO 8601."""
+    while_training: bool = False
+    """Whether the run measured itself, at an interval of its steps (`loop.evaluate_every`)."""
+
+    @property
+    def step(self) -> int | None:
+        """Training step of the generator, or where there is none of the autoencoder; None where it is not known."""
+        origin = self.weights.get("generator") or self.weights.get("autoencoder")
+        return None if origin is None else origin.step
 
 
 def append_results(path: Path, results: Sequence[Result]) -> None:
@@ -108,10 +116,27 @@ def append_results(path: Path, results: Sequence[Result]) -> None:
         before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         if not before.endswith("\n"):
             before += "\n" * bool(before)  # a line that was cut off
-        lines = [json.dumps(dataclasses.asdict(result)) + "\n" for result in results]
-        write_atomic(path, before + "".join(lines))
+        write_atomic(path, before + _lines(results))
     except OSError as error:
         raise UserError(f"cannot write the results to {path} ({error.strerror}): give another --out") from error
+
+
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Write a file of results in place of the one that is there.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        write_atomic(path, _lines(results))
+    except OSError as error:
+        raise UserError(
+            f"cannot write the results to {path} ({error.strerror}): make room, or look at its rights"
+        ) from error
+
+
+def _lines(results: Sequence[Result]) -> str:
+    return "".join(json.dumps(dataclasses.asdict(result)) + "\n" for result in results)
 
 
 def read_results(path: Path) -> list[Result]:

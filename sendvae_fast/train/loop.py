@@ -21,7 +21,7 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.train.memory_advice import advising_on_memory
 from sendvae_fast.train.profiling import profiling
 from sendvae_fast.train.reporter import Reporter
-from sendvae_fast.train.stage import Stage
+from sendvae_fast.train.stage import Stage, StageEvaluator
 
 MAX_SKIPPED_STEPS = 100
 """Skipped steps in a row (gradients not finite) after which a run ends, because more would only burn time."""
@@ -44,6 +44,9 @@ class LoopConfig:
     """Steps between preview pictures in samples/; the last step always has one."""
     profile_steps: int = 0
     """Steps under PyTorch's profiler, from the tenth after each start on: a trace and a summary in profile/."""
+    evaluate_every: int | None = None
+    """Steps between evaluations (`evaluation`); the last step always has one. null: 5,000 in stage 1 and 25,000 in
+    stage 2 where `evaluation.features` has its weights, else none."""
     keep_checkpoints: int = 2
     """Checkpoints kept; the oldest goes once a newer one is verified."""
     step_timeout_s: float = 600.0
@@ -56,6 +59,7 @@ class LoopConfig:
         checks.at_least(
             1, self, "num_steps", "log_every", "save_every", "preview_every", "keep_checkpoints", where="loop"
         )
+        checks.at_least(1, self, "evaluate_every", where="loop", hint=", or null")
 
 
 def fit(
@@ -65,6 +69,7 @@ def fit(
     global_batch: int,
     distributed: Distributed,
     logging: LoggingConfig | None = None,
+    evaluator: StageEvaluator | None = None,
 ) -> int:
     """Train `stage` from the run's newest checkpoint to the last step.
 
@@ -75,7 +80,7 @@ def fit(
     with distributed.beside() as writers:
         checkpointer = Checkpointer(run.checkpoints, writers, config.keep_checkpoints, run.config_hash)
         reporter = Reporter(stage, run, config.num_steps, global_batch, distributed, logging)
-        return _train(stage, config, run, checkpointer, reporter, distributed)
+        return _train(stage, config, run, checkpointer, reporter, distributed, evaluator)
 
 
 def _train(
@@ -85,10 +90,12 @@ def _train(
     checkpointer: Checkpointer,
     reporter: Reporter,
     distributed: Distributed,
+    evaluator: StageEvaluator | None,
 ) -> int:
     """`fit`, with checkpoints through a checkpointer whose ranks have a group of their own."""
     step = resume(stage, checkpointer)
-    if step >= config.num_steps:
+    owed = evaluator is not None and evaluator.resume(step)
+    if step >= config.num_steps and not owed:
         reporter.ended(step)
         return 0
     batches, skipped = stage.batches(step), SkippedSteps()
@@ -100,6 +107,14 @@ def _train(
         profiling(config.profile_steps, run.path / "profile", distributed) as profiled,
         advising_on_memory(run, distributed),
     ):
+
+        def evaluate() -> None:
+            assert evaluator is not None
+            with watchdog.pausing("evaluating"), reporter.pausing():
+                reporter.measured(step, evaluator.evaluate(stage, step))
+
+        if owed:
+            evaluate()
         while step < config.num_steps:
             of_step = stage.train_step(step, reporter.fetch(batches))
             reporter.add(of_step)
@@ -123,8 +138,10 @@ def _train(
                     reporter.preview(step)
             if stopping and not last:
                 break
+            if evaluator is not None and evaluator.is_due(step):
+                evaluate()
     reporter.ended(step)
-    return 0 if step == config.num_steps else EXIT_REQUEUE
+    return 0 if step >= config.num_steps else EXIT_REQUEUE
 
 
 def resume(stage: Stage, checkpointer: Checkpointer) -> int:

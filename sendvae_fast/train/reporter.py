@@ -103,6 +103,11 @@ class Reporter:
         self._stage.preview(step, self._run.samples)
         self._logger.pictures(step, self._run.samples)
 
+    def measured(self, step: int, values: dict[str, float]) -> None:
+        """Record what an evaluation has measured."""
+        if values:
+            self._logger.log(step, values)
+
     def ended(self, step: int) -> None:
         """Say where the run is saved, and what to run next."""
         self._say(footer(self._stage.title, self._run, step, self._num_steps, self._stage.next_command()))

@@ -47,3 +47,19 @@ class Stage(Protocol):
 
     def preview(self, step: int, directory: Path) -> None:
         """Write preview pictures into `directory`. Called on every rank."""
+
+
+class StageEvaluator(Protocol):
+    """The interface of an evaluator (`train.evaluator.Evaluator`) to the loop. Every call is on every rank."""
+
+    def resume(self, step: int) -> bool:
+        """Forget what was measured after `step`; whether an evaluation of it is still owed."""
+        ...
+
+    def is_due(self, step: int) -> bool:
+        """Whether there is an evaluation after `step`."""
+        ...
+
+    def evaluate(self, stage: Any, step: int) -> dict[str, float]:
+        """Measure the weights after `step`; returns numbers to log."""
+        ...

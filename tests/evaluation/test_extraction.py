@@ -42,8 +42,8 @@ class Rank(Distributed):
     def broadcast_object(self, value, source=0):
         return [0, 1, 2]
 
-    def barrier(self):
-        pass
+    def gather_objects(self, value):
+        return [value]
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +89,17 @@ def test_ranks_share_the_work_and_a_lost_file_is_made_again(folder, tmp_path):
     next(tmp_path.rglob("part_00002.safetensors")).write_bytes(b"cut off")
     with pytest.raises(UserError, match="part_00002.safetensors is damaged"):
         _ = extract(pictures, again, 4, folder=tmp_path).pooled
+
+
+def test_what_fails_on_one_rank_fails_on_all(folder, tmp_path):
+    """No rank is left waiting for one that has given up."""
+
+    class Other(Rank):
+        def gather_objects(self, value):
+            return ["the disk of rank 0 is full", value]
+
+    with pytest.raises(UserError, match="the disk of rank 0 is full"):
+        extract(open_pictures(folder[0] / "plain.npz"), Corners(), 4, Other(rank=1, world_size=2), tmp_path)
 
 
 def test_folders_of_the_same_names_are_told_apart(folder, tmp_path):

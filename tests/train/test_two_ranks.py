@@ -13,6 +13,7 @@ from two_rank_training import ALIGNED_ENGINES, ENGINES, train_aligned, train_all
 from two_ranks import run_on_two_ranks
 
 from sendvae_fast.engine.loggers import GROUPS
+from sendvae_fast.evaluation.result import read_results
 from sendvae_fast.train.vae.stage import train_vae
 
 pytestmark = pytest.mark.slow
@@ -59,11 +60,24 @@ def test_two_ranks_equal_one(runs, stage, engine):
         )
 
 
+@pytest.mark.parametrize("stage", ["vae", "sit"])
+def test_two_ranks_measure_what_one_measures(runs, stage):
+    """With weights that are split over the ranks, and each rank half of the pictures."""
+    one, two = (
+        {result.metric: result for result in read_results(runs / name / stage / "evaluation.jsonl")}
+        for name in ("one/ddp", "two/zero3")
+    )
+    assert one.keys() == two.keys() and len(one) == (3 if stage == "vae" else 4)
+    for name, result in one.items():
+        assert two[name].value == pytest.approx(result.value, rel=1e-2), name
+        assert (two[name].counts, two[name].step) == (result.counts, 3)
+
+
 @pytest.mark.parametrize("stage", ["vae", "sit", "va", "e2e"])
 def test_two_ranks_log_what_one_logs(runs, stage):
     """The values are those of the global batch, not of the first rank's part of it."""
     one, two = (
-        [json.loads(line) for line in (runs / name / stage / "metrics.jsonl").read_text().splitlines()]
+        [line for line in map(json.loads, (runs / name / stage / "metrics.jsonl").open()) if "loss" in line]
         for name in ("one/ddp", "two/zero2")
     )
     assert len(one) == len(two) == 3

@@ -8,15 +8,21 @@ from tiny_runs import COMPARED, COMPARED_E2E, e2e_config, sit_config, vae_config
 
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.train.e2e.stage import train_e2e
+from sendvae_fast.train.evaluator import Evaluator
 from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.vae.stage import train_vae
 
 
 def train_all(out: Path, images: Path, latents: Path, autoencoder: Path, engines: dict[str, dict]) -> None:
-    """Three steps of each stage under each engine, into `out/<engine>/{vae,sit}`, with previews."""
+    """Three steps of each stage under each engine, into `out/<engine>/{vae,sit}`, with previews; some are measured."""
+    Evaluator.chunk = 4  # so that both ranks have work
     for name, engine in engines.items():
         settings = {"engine": engine, "loop": {"num_steps": 3}}
+        if name in MEASURED:
+            settings["evaluation"] = {"features": {"name": "demo"}}
         train_vae(vae_config(out / name / "vae", images, **settings, **COMPARED))
+        if name in MEASURED:
+            settings["evaluation"] = {"features": {"name": "demo"}, "generate": DRAWN}
         settings |= {"autoencoder": str(autoencoder), "optimizer": COMPARED["optimizer"]}
         train_sit(sit_config(out / name / "sit", images, latents, **settings))
 
@@ -31,6 +37,8 @@ def train_aligned(out: Path, images: Path, engines: dict[str, dict]) -> None:
 
 
 ALIGNED_ENGINES = {"ddp": {"name": "ddp"}, "zero2": {"zero_stage": 2}}
+MEASURED = ("ddp", "zero3")
+DRAWN = {"num_samples": 8, "batch_size": 4, "guidance_scale": 1.0, "sampler": {"num_steps": 2}}
 ENGINES = {f"zero{stage}": {"zero_stage": stage} for stage in range(4)}
 
 if __name__ == "__main__":

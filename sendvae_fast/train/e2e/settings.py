@@ -55,6 +55,10 @@ class E2ETrainConfig(AutoencoderTraining):
         super().__post_init__()
         if self.generator_optimizer.ema_decay is None:
             raise UserError("generator_optimizer.ema_decay is null: samples are drawn from the average; give 0.9999")
+        if self.loop.evaluate_every is not None:
+            raise UserError(
+                "loop.evaluate_every is for `train vae` and `train sit`: leave it out, evaluate checkpoints"
+            )
         if not self.engine.has_whole_parameters:
             raise UserError(
                 "engine.zero_stage=3 splits the generator's weights, through which the autoencoder learns: use "

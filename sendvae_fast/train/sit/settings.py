@@ -14,6 +14,7 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.sit.sizes import SiTConfig, SiTSizes, check_repa_block, preset_sizes
 from sendvae_fast.sampling.generate import GenerateConfig
+from sendvae_fast.train.evaluation_settings import GenerationWhileTraining
 from sendvae_fast.train.loop import LoopConfig
 from sendvae_fast.train.sit.latent_batches import LatentReaderConfig
 from sendvae_fast.train.training_images import ImageDataConfig
@@ -144,17 +145,20 @@ class SiTTrainConfig:
     """TensorBoard, Weights & Biases, trackio."""
     preview: GenerateConfig = field(default_factory=lambda: GenerateConfig(num_samples=16, batch_size=16))
     """How the preview grid is sampled from the EMA weights."""
+    evaluation: GenerationWhileTraining = field(default_factory=GenerationWhileTraining)
+    """What is measured every `loop.evaluate_every` steps."""
     seed: int = 0
     """Seed of weights, data order, noise and label dropout."""
 
     def __post_init__(self) -> None:
         checks.weight_paths(self, "run")
         checks.seeds(self, "seed")
-        if self.generator.label_dropout == 0 and self.preview.guidance_scale > 1:
-            raise UserError(
-                f"preview.guidance_scale is {self.preview.guidance_scale}, but generator.label_dropout=0 leaves no "
-                "unconditional half to guide away from; set preview.guidance_scale=1"
-            )
+        for name, drawn in (("preview", self.preview), ("evaluation.generate", self.evaluation.generate)):
+            if self.generator.label_dropout == 0 and drawn.guidance_scale > 1:
+                raise UserError(
+                    f"{name}.guidance_scale is {drawn.guidance_scale}, but generator.label_dropout=0 leaves no "
+                    f"unconditional half to guide away from; set {name}.guidance_scale=1"
+                )
         if self.generator.is_diffusion and self.flow != FlowConfig():
             raise UserError("flow.* is for flows: a DiT (generator.diffusion) draws its steps evenly; leave it out")
         if self.repa.weight > 0:

@@ -21,7 +21,7 @@ from sendvae_fast.engine.flops import flops_per_image
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.engine.snapshot import Snapshot, Write
-from sendvae_fast.errors import UserError
+from sendvae_fast.errors import UserError, needs_extra
 from sendvae_fast.image_grid import save_grid
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, load_autoencoder
 from sendvae_fast.models.diffusion import Diffusion
@@ -33,6 +33,8 @@ from sendvae_fast.ops import noise_inject, philox
 from sendvae_fast.ops.noise_inject import NoiseInjectOutput
 from sendvae_fast.sampling.generate import LatentDecoder, check_sampler, generate
 from sendvae_fast.train.accumulation import Means, micro_batches
+from sendvae_fast.train.evaluation_settings import steps_between
+from sendvae_fast.train.evaluator import Evaluator
 from sendvae_fast.train.frozen_networks import build_foundation
 from sendvae_fast.train.loop import fit
 from sendvae_fast.train.run_words import count_words
@@ -178,6 +180,10 @@ class SiTStage:
         self.engine.load_model(read_weights(directory / WEIGHTS_FILE))
         self.engine.load(directory / "engine" / "sit")
 
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """The moving average of the weights, the weights where none is kept, on the CPU of every rank. Collective."""
+        return self.engine.full_state("ema" if "ema" in self.engine.state_keys else "model")
+
     def preview(self, step: int, directory: Path) -> None:
         """A grid of samples from the EMA weights, as `samples_<step>.png`, decoded by the cache's autoencoder.
 
@@ -185,11 +191,11 @@ class SiTStage:
         """
         if self.decoder is None:
             return
-        ema = self.engine.full_state("ema" if "ema" in self.engine.state_keys else "model")
+        averaged = self.averaged_weights()
         if not self.distributed.is_main:
             return
         sit = SiT(self.model.config)
-        sit.load_state_dict(ema)
+        sit.load_state_dict(averaged)
         ids = torch.arange(self.config.preview.num_samples, device=self.device)
         batches = generate(sit.to(self.device), self.decoder, ids, self.config.preview)
         pictures = torch.cat([batch.images for batch in batches])
@@ -209,6 +215,7 @@ def train_sit(config: SiTTrainConfig) -> int:
             accumulation_steps=config.engine.accumulation_steps,
             distributed=distributed,
         )
+        evaluator = open_evaluator(config, latents, distributed)
     run = RunDirectory(
         config.run,
         config,
@@ -217,6 +224,7 @@ def train_sit(config: SiTTrainConfig) -> int:
             "run",
             "loop",
             "logging",
+            "evaluation",
             "engine",
             *HOW_IMAGES_ARE_READ,
             "preview",
@@ -228,4 +236,16 @@ def train_sit(config: SiTTrainConfig) -> int:
         ),
     )
     stage = SiTStage(config, latents, distributed)
-    return fit(stage, config.loop, run, config.data.global_batch, distributed, config.logging)
+    return fit(stage, config.loop, run, config.data.global_batch, distributed, config.logging, evaluator)
+
+
+def open_evaluator(config: SiTTrainConfig, latents: TrainingLatents, distributed: Distributed) -> Evaluator | None:
+    """What measures the run as it trains, None where nothing does. Raises UserError where something is missing."""
+    every = steps_between(config.loop, config.evaluation)
+    if every is None:
+        return None
+    with needs_extra("eval", "loop.evaluate_every"):  # packages that training does not need
+        config.evaluation.features.check()
+        from sendvae_fast.train.sit.evaluator import GenerationEvaluator
+
+    return GenerationEvaluator(config, latents.cache.rows.shape, every, distributed)

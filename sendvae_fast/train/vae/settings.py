@@ -13,6 +13,7 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.losses.perceptual import PerceptualConfig
 from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
 from sendvae_fast.models.discriminator import DiscriminatorConfig
+from sendvae_fast.train.evaluation_settings import ReconstructionWhileTraining
 from sendvae_fast.train.loop import LoopConfig
 from sendvae_fast.train.training_images import ImageDataConfig
 from sendvae_fast.train.vae.alignment_methods import AlignmentConfig
@@ -137,6 +138,8 @@ class AutoencoderTraining:
 class VAETrainConfig(AutoencoderTraining):
     """A stage 1 run. Raises `UserError` for settings that exclude each other."""
 
+    evaluation: ReconstructionWhileTraining = field(default_factory=ReconstructionWhileTraining)
+    """What is measured every `loop.evaluate_every` steps."""
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     """Alignment with a foundation model."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-4))

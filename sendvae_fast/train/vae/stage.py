@@ -20,16 +20,19 @@ from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.flops import flops_per_image
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.snapshot import Snapshot, Write
+from sendvae_fast.errors import needs_extra
 from sendvae_fast.files import save_tensors
 from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.reconstruction import kl_loss
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, save_autoencoder
 from sendvae_fast.models.pixels import to_model_range, to_uint8
 from sendvae_fast.models.send_vae import SendVAEOutput, join_state, split_state
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import philox
 from sendvae_fast.train.accumulation import Means, micro_batches
+from sendvae_fast.train.evaluation_settings import steps_between
+from sendvae_fast.train.evaluator import Evaluator
 from sendvae_fast.train.frozen_networks import build_foundation, build_perceptual
 from sendvae_fast.train.loop import fit
 from sendvae_fast.train.run_words import count_words
@@ -149,13 +152,16 @@ class VAEStage:
             write_engine(directory / "engine" / "vae")
             write_judge(directory)
             if self.distributed.is_main:
-                with torch.device("meta"):  # the copies become its weights: none are made, no random number is drawn
-                    autoencoder = Autoencoder(self.model.autoencoder.config)
-                autoencoder.load_state_dict(state, assign=True)
+                autoencoder = _autoencoder_of(self.model.autoencoder.config, state)
                 save_autoencoder(directory, autoencoder, mean, std)
                 save_tensors(directory / MAPPER_FILE, rest)
 
         return write
+
+    def trained_autoencoder(self) -> Autoencoder:
+        """A copy of the autoencoder as it is now, on the CPU of every rank, in evaluation mode. Collective."""
+        state, _ = split_state(self.engine.full_state("model"))
+        return _autoencoder_of(self.model.autoencoder.config, state).eval()
 
     def load(self, directory: Path) -> None:
         """Read what was written of a `snapshot`."""
@@ -178,11 +184,20 @@ class VAEStage:
             save_grid(directory / f"reconstruction_{step:08d}.png", pictures, columns=len(images))
 
 
+def _autoencoder_of(config: AutoencoderConfig, state: dict[str, Tensor]) -> Autoencoder:
+    """The autoencoder whose weights the tensors of `state` become: none are made, no random number is drawn."""
+    with torch.device("meta"):
+        autoencoder = Autoencoder(config)
+    autoencoder.load_state_dict(state, assign=True)
+    return autoencoder
+
+
 def train_vae(config: VAETrainConfig) -> int:
     """Run or resume stage 1; returns the exit code (see `train.loop.fit`). Collective."""
     distributed = init_distributed(cuda_graph=config.engine.cuda_graph)
     with distributed.all_or_none():
         images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
+        evaluator = open_evaluator(config, images, distributed)
     run = RunDirectory(
         config.run,
         config,
@@ -191,6 +206,7 @@ def train_vae(config: VAETrainConfig) -> int:
             "run",
             "loop",
             "logging",
+            "evaluation",
             "engine",
             *HOW_IMAGES_ARE_READ,
             "init_from",
@@ -201,4 +217,16 @@ def train_vae(config: VAETrainConfig) -> int:
         ),
     )
     stage = VAEStage(config, images, distributed)
-    return fit(stage, config.loop, run, config.data.global_batch, distributed, config.logging)
+    return fit(stage, config.loop, run, config.data.global_batch, distributed, config.logging, evaluator)
+
+
+def open_evaluator(config: VAETrainConfig, images: TrainingImages, distributed: Distributed) -> Evaluator | None:
+    """What measures the run as it trains, None where nothing does. Raises UserError where something is missing."""
+    every = steps_between(config.loop, config.evaluation)
+    if every is None:
+        return None
+    with needs_extra("eval", "loop.evaluate_every"):  # packages that training does not need
+        config.evaluation.features.check()
+        from sendvae_fast.train.vae.evaluator import ReconstructionEvaluator
+
+    return ReconstructionEvaluator(config, images.catalog, every, distributed)
