@@ -62,6 +62,9 @@ class GenerationEvaluator(Evaluator):
         settings = self._settings = config.evaluation
         if config.autoencoder is None:
             raise UserError("loop.evaluate_every draws pictures: give --autoencoder, the one that made the latents")
+        if config.generator.is_diffusion != settings.generate.sampler.is_diffusion:
+            kinds = "ddpm or ddim" if config.generator.is_diffusion else "sde, euler, heun or dopri5"
+            raise UserError(f"evaluation.generate.sampler.kind does not draw from this generator: give {kinds}")
         settings.generate.check_channels(latent_shape[0])
         path = resolve_weights(config.autoencoder)
         self._autoencoder = load_autoencoder(path).autoencoder.to(distributed.device)
