@@ -78,20 +78,29 @@ class Checkpointer:
             if ranks.is_main:  # what a failed save wrote would keep a full disk full; a whole one has its name by now
                 shutil.rmtree(staged, ignore_errors=True)
 
-    def load_latest(self) -> tuple[int, Path] | None:
+    def load_latest(self, before: int | None = None) -> tuple[int, Path] | None:
         """Step and directory of the newest checkpoint whose every byte is as written, or None. Collective.
 
-        A damaged one is passed over with a warning that names the file.
+        A damaged one is passed over with a warning that names the file. `before`: only those of earlier steps.
 
         Raises:
             UserError: the newest sound checkpoint was written with another configuration; or there are checkpoints and
                 all are damaged.
         """
         ranks = self._distributed
-        found, problem = ranks.broadcast_object(self._find_latest() if ranks.is_main else None)
+        found, problem = ranks.broadcast_object(self._find_latest(before) if ranks.is_main else None)
         if problem is not None:
             raise UserError(problem)
         return found
+
+    def discard_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps. Collective."""
+        if self._distributed.is_main:
+            for number, directory in _newest_first(self.directory):
+                if number > step:
+                    _set_aside(directory)
+            self._remove_set_aside()
+        self._distributed.barrier()
 
     def _write_share(self, staged: Path, write: Write) -> None:
         staged.mkdir(parents=True, exist_ok=True)
@@ -120,13 +129,16 @@ class Checkpointer:
         older = [directory for number, directory in _newest_first(self.directory) if number <= step]
         for directory in older[self.keep :]:
             _set_aside(directory)  # first: a kill halfway leaves no half of a checkpoint under a checkpoint's name
+        self._remove_set_aside()
+
+    def _remove_set_aside(self) -> None:
         for directory in [path for path in self.directory.iterdir() if STAGED_NAME.fullmatch(path.name)]:
             # A checkpoint that cannot be removed costs disk space but does not end the training.
             shutil.rmtree(directory, onerror=lambda _, path, error: _warn(f"cannot remove {path}: {error[1]}"))
 
-    def _find_latest(self) -> tuple[tuple[int, Path] | None, str | None]:
+    def _find_latest(self, before: int | None) -> tuple[tuple[int, Path] | None, str | None]:
         """The newest sound checkpoint as rank 0 found it, or else an error for the user."""
-        found = _newest_first(self.directory)
+        found = [(step, path) for step, path in _newest_first(self.directory) if before is None or step < before]
         for step, directory in found:
             try:
                 manifest = verify(directory)

@@ -39,6 +39,7 @@ class RunDirectory:
         distributed: the ranks of the run.
         may_change: dotted keys (or whole sections) that may differ when resuming, such as "num_steps" or "engine":
             settings of how or how long to compute rather than of what.
+        writes: False: only look at a run that is there, which another job may be writing into.
 
     Raises:
         UserError: the directory holds checkpoints of another configuration, another job is writing into it, or it
@@ -46,14 +47,22 @@ class RunDirectory:
     """
 
     def __init__(
-        self, path: Path | str, config: Any, distributed: Distributed, may_change: Collection[str] = ()
+        self,
+        path: Path | str,
+        config: Any,
+        distributed: Distributed,
+        may_change: Collection[str] = (),
+        *,
+        writes: bool = True,
     ) -> None:
         self.path = Path(path)
         self.checkpoints, self.samples = self.path / "checkpoints", self.path / "samples"
         self.metrics, self.tensorboard = self.path / "metrics.jsonl", self.path / "tensorboard"
         self.config = plain(config)
         self.config_hash = config_hash(config, may_change)
-        problem = self._prepare(may_change, distributed.world_size) if distributed.is_main else None
+        problem = None
+        if distributed.is_main:
+            problem = self._prepare(may_change, distributed.world_size) if writes else self._look(may_change)
         problem = distributed.broadcast_object(problem)
         if problem is not None:
             raise UserError(problem)
@@ -66,12 +75,7 @@ class RunDirectory:
             lock_run(self.path)
             recorded = self.path / "config.yaml"
             if recorded.exists() and any(self.checkpoints.glob("step_*/manifest.json")):
-                changes = recorded_changes(recorded, self.config, may_change, "repair it, or start a new run directory")
-                if changes:
-                    return (
-                        f"{self.path} was started with other settings ({changes}): repeat the settings in "
-                        f"{recorded}, or start a new run directory"
-                    )
+                self._check_settings(recorded, may_change)
             write_atomic(recorded, yaml.safe_dump(self.config, sort_keys=False))
             self._record_start({**environment(), "world_size": world_size})
         except UserError as error:
@@ -79,6 +83,26 @@ class RunDirectory:
         except OSError as error:
             return f"cannot use run directory {self.path} ({error.strerror}): choose another place"
         return None
+
+    def _look(self, may_change: Collection[str]) -> str | None:
+        """Rank 0: compare settings with those of the run that is there; returns an error for the user, if any."""
+        recorded = self.path / "config.yaml"
+        if not recorded.exists():
+            return f"there is no run in {self.path} (no {recorded.name}): give the directory of one"
+        try:
+            self._check_settings(recorded, may_change)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _check_settings(self, recorded: Path, may_change: Collection[str]) -> None:
+        """Raise a UserError where the recorded settings are others than may have changed."""
+        changes = recorded_changes(recorded, self.config, may_change, "repair it, or start a new run directory")
+        if changes:
+            raise UserError(
+                f"{self.path} was started with other settings ({changes}): repeat the settings in {recorded}, or start "
+                "a new run directory"
+            )
 
     def _record_start(self, facts: dict[str, Any]) -> None:
         """Write the facts of this start into environment.json, with those of earlier starts behind them."""

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sendvae_fast import checks
+from sendvae_fast.engine.snapshot import find_unsound
 from sendvae_fast.errors import UserError
 
 BROKEN = (
@@ -75,12 +76,14 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], source: str | Path
     """Load `state` into `module`; every key and shape must match, every element must be finite.
 
     Raises `UserError` in one line that names `source` and the first few missing, unexpected and mis-shaped keys, or
-    those with NaN or inf. The module's own weights are as they were then.
+    those with NaN, inf or a number beyond 2^63. The module's own weights are as they were then.
     """
     check_fit(module, state, source)
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    broken = find_unsound(state.items())
     if broken:
-        raise UserError(f"{source} has NaN or inf in {len(broken)} weights ({_first(broken)}): fetch it again")
+        what = "NaN or inf" if any(not state[key].isfinite().all() for key, _ in broken) else "exploded numbers"
+        keys = _first([key for key, _ in broken])
+        raise UserError(f"{source} has {what} in {len(broken)} weights ({keys}): fetch it again")
     module.load_state_dict(state)
 
 

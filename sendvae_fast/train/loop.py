@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 from sendvae_fast import checks
 from sendvae_fast.engine.background_saver import BackgroundSaver
@@ -15,16 +13,14 @@ from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.loggers import LoggingConfig
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.signals import EXIT_REQUEUE, StopOnSignal
-from sendvae_fast.engine.streams import ToHost
 from sendvae_fast.engine.watchdog import Watchdog
 from sendvae_fast.errors import UserError
+from sendvae_fast.train.loss_spikes import LeftOutSteps, LossSpikes, Returns, ReturnToCheckpoint
 from sendvae_fast.train.memory_advice import advising_on_memory
 from sendvae_fast.train.profiling import profiling
 from sendvae_fast.train.reporter import Reporter
+from sendvae_fast.train.skipped_steps import SkippedSteps
 from sendvae_fast.train.stage import Stage, StageEvaluator
-
-MAX_SKIPPED_STEPS = 100
-"""Skipped steps in a row (gradients not finite) after which a run ends, because more would only burn time."""
 
 
 @dataclass(kw_only=True)
@@ -52,10 +48,16 @@ class LoopConfig:
     step_timeout_s: float = 600.0
     """Seconds without a finished step, after the first one, that end the run: the stacks of all ranks are written, and
     the message names the rank that does not answer. A step may always take 20 times as long as the longest before."""
+    spike_threshold: float = 20.0
+    """Robust z-score of a step's loss, against the median of the last 128, above which a warning is given; 0: none."""
+    spike_return_steps: int = 0
+    """Steps up to such a spike whose batches are passed over, after the run has gone back to its newest checkpoint
+    before them; 0 only warns. Each start judges losses afresh, so an interrupted run may go back from other spikes."""
 
     def __post_init__(self) -> None:
         checks.above(0, self, "step_timeout_s", where="loop")
         checks.at_least(0, self, "profile_steps", where="loop", hint=" (0 profiles nothing)")
+        checks.at_least(0, self, "spike_threshold", "spike_return_steps", where="loop")
         checks.at_least(
             1, self, "num_steps", "log_every", "save_every", "preview_every", "keep_checkpoints", where="loop"
         )
@@ -79,8 +81,11 @@ def fit(
     """
     with distributed.beside() as writers:
         checkpointer = Checkpointer(run.checkpoints, writers, config.keep_checkpoints, run.config_hash)
-        reporter = Reporter(stage, run, config.num_steps, global_batch, distributed, logging)
-        return _train(stage, config, run, checkpointer, reporter, distributed, evaluator)
+        returns = Returns(config.spike_return_steps, LeftOutSteps(run.path, distributed), checkpointer)
+        while True:
+            reporter = Reporter(stage, run, config.num_steps, global_batch, distributed, logging)
+            with suppress(ReturnToCheckpoint):
+                return _train(stage, config, run, checkpointer, returns, reporter, distributed, evaluator)
 
 
 def _train(
@@ -88,17 +93,19 @@ def _train(
     config: LoopConfig,
     run: RunDirectory,
     checkpointer: Checkpointer,
+    returns: Returns,
     reporter: Reporter,
     distributed: Distributed,
     evaluator: StageEvaluator | None,
 ) -> int:
-    """`fit`, with checkpoints through a checkpointer whose ranks have a group of their own."""
+    """`fit`, from the newest checkpoint up to the end or to a spike that the run is to go back from."""
     step = resume(stage, checkpointer)
     owed = evaluator is not None and evaluator.resume(step)
     if step >= config.num_steps and not owed:
         reporter.ended(step)
         return 0
-    batches, skipped = stage.batches(step), SkippedSteps()
+    batches, skipped = stage.batches(step), SkippedSteps(distributed, stage.title)
+    spikes = LossSpikes(config.spike_threshold, distributed)
     with (
         Watchdog(distributed, config.step_timeout_s, run.path) as watchdog,
         BackgroundSaver(checkpointer, distributed, in_background=config.save_in_background) as saver,
@@ -116,13 +123,19 @@ def _train(
         if owed:
             evaluate()
         while step < config.num_steps:
-            of_step = stage.train_step(step, reporter.fetch(batches))
-            reporter.add(of_step)
+            batch = reporter.fetch(batches)
             step += 1
-            skipped.see(step, of_step["grad_norm"])
+            if step not in returns.left_out:
+                of_step = stage.train_step(step - 1, batch)
+                reporter.add(of_step)
+                skipped.see(step, of_step, batch.ids)
+                spiked = spikes.see(step, of_step["loss"])
+                if spiked is not None:
+                    returns.consider(spiked, saver)
             saver.settle()
             stopping, last = stop.requested(), step == config.num_steps
             if last or stopping or step % config.log_every == 0:
+                reporter.add({"skipped_steps": float(skipped.take_count())})
                 reporter.report(step, progress)
             progress.advance(1, **reporter.shown)
             profiled()
@@ -163,36 +176,3 @@ def _lost(step: int, checkpoints: Path) -> UserError:
         f"steps since the last one are lost; {kept} in {checkpoints}: mend that (a full disk: make room) and run the "
         "same command again"
     )
-
-
-class SkippedSteps:
-    """Counts steps in a row whose gradients were not finite, and says so when they are too many.
-
-    A norm that is on the device is read a step late: by then the device has the next step to do while the host waits.
-    """
-
-    def __init__(self) -> None:
-        self._in_a_row = 0
-        self._unread: tuple[int, ToHost | float] | None = None
-
-    def see(self, step: int, grad_norm: Tensor | float) -> None:
-        """Take note of the step and read the one before; UserError at the `MAX_SKIPPED_STEPS`-th in a row."""
-        norm = ToHost(grad_norm) if isinstance(grad_norm, Tensor) else grad_norm
-        self.read()
-        self._unread = step, norm
-        if not isinstance(norm, ToHost):
-            self.read()
-
-    def read(self) -> None:
-        """Read what is still to be read; UserError like `see`."""
-        if self._unread is None:
-            return
-        (step, norm), self._unread = self._unread, None
-        grad_norm = norm.wait() if isinstance(norm, ToHost) else norm
-        self._in_a_row = 0 if math.isfinite(grad_norm) else self._in_a_row + 1
-        if self._in_a_row == MAX_SKIPPED_STEPS:
-            raise UserError(
-                f"the gradients of {MAX_SKIPPED_STEPS} steps in a row, up to step {step}, were not finite, so the run "
-                "was stopped: go on from its newest checkpoint with engine.precision=fp32, or start another run from "
-                "it (init_from) with a lower learning rate"
-            )

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,8 +16,13 @@ from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.errors import UserError
-from sendvae_fast.train.loop import MAX_SKIPPED_STEPS, LoopConfig, fit
+from sendvae_fast.train.loop import LoopConfig, fit
 from sendvae_fast.train.memory_advice import advice
+from sendvae_fast.train.skipped_steps import MAX_SKIPPED_STEPS
+
+
+class Batch(NamedTuple):
+    ids: torch.Tensor
 
 
 class IdleStage:
@@ -32,7 +38,7 @@ class IdleStage:
         self.grad_norm, self.steps = grad_norm, []
 
     def batches(self, start_step):
-        return itertools.repeat(None)
+        return (Batch(torch.tensor([step, step + 1])) for step in itertools.count(start_step))
 
     def train_step(self, step, batch):
         self.steps.append(step)

@@ -21,6 +21,7 @@ from torch import Tensor
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
+from sendvae_fast.engine.engine import Engine
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.files import AUTOENCODER_PART, GENERATOR_PART, save_tensors
@@ -41,6 +42,7 @@ from sendvae_fast.train.e2e.networks import NoisedReconstruction, build_networks
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
 from sendvae_fast.train.frozen_networks import build_foundation, build_perceptual
 from sendvae_fast.train.loop import fit
+from sendvae_fast.train.replay import replay
 from sendvae_fast.train.run_words import count_words
 from sendvae_fast.train.sit.flow_losses import draw_noise_levels, flow_losses
 from sendvae_fast.train.training_images import HOW_IMAGES_ARE_READ, TrainingImages
@@ -170,6 +172,13 @@ class E2EStage:
         self.sit.bn.average(decay, torch.as_tensor(grad_norm).isfinite())
         return grad_norm
 
+    @property
+    def engines(self) -> dict[str, Engine]:
+        """Those of autoencoder, generator, and the discriminator where there is one."""
+        discriminator = self.judge.discriminator
+        engines = {"vae": self.engine, "sit": self.generator}
+        return engines | ({} if discriminator is None else {"discriminator": discriminator})
+
     def batches(self, start_step: int) -> Iterator[ImageBatch]:
         """This rank's batches from `start_step` on."""
         return self.images.batches(start_step)
@@ -268,8 +277,11 @@ def train_e2e(config: E2ETrainConfig) -> int:
             "repa.foundation.weights",
             "loss.perceptual.weights",
             "loss.perceptual.heads",
+            "replay",
         ),
+        writes=config.replay is None,
     )
-    return fit(
-        E2EStage(config, images, distributed), config.loop, run, config.data.global_batch, distributed, config.logging
-    )
+    stage = E2EStage(config, images, distributed)
+    if config.replay is not None:
+        return replay(stage, run, config.replay, distributed)
+    return fit(stage, config.loop, run, config.data.global_batch, distributed, config.logging)

@@ -149,10 +149,13 @@ class SiTTrainConfig:
     """What is measured every `loop.evaluate_every` steps."""
     seed: int = 0
     """Seed of weights, data order, noise and label dropout."""
+    replay: int | None = None
+    """Make this step of the run again, print where its numbers stop being finite, and write nothing; null trains."""
 
     def __post_init__(self) -> None:
         checks.weight_paths(self, "run")
         checks.seeds(self, "seed")
+        checks.at_least(1, self, "replay", hint=", the number of a step, or null to train")
         for name, drawn in (("preview", self.preview), ("evaluation.generate", self.evaluation.generate)):
             if self.generator.label_dropout == 0 and drawn.guidance_scale > 1:
                 raise UserError(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sendvae_fast.engine.build import build_engine, build_recorder, replayed_step
 from sendvae_fast.engine.distributed import Distributed, init_distributed
+from sendvae_fast.engine.engine import Engine
 from sendvae_fast.engine.flops import flops_per_image
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.run_weights import resolve_weights
@@ -37,6 +38,7 @@ from sendvae_fast.train.evaluation_settings import steps_between
 from sendvae_fast.train.evaluator import Evaluator
 from sendvae_fast.train.frozen_networks import build_foundation
 from sendvae_fast.train.loop import fit
+from sendvae_fast.train.replay import replay
 from sendvae_fast.train.run_words import count_words
 from sendvae_fast.train.sit.arithmetic import step_flops
 from sendvae_fast.train.sit.diffusion_losses import diffusion_losses
@@ -157,6 +159,11 @@ class SiTStage:
             spread_is_std=True, patch_size=patch_size,
         )  # fmt: skip
 
+    @property
+    def engines(self) -> dict[str, Engine]:
+        """That of the SiT."""
+        return {"sit": self.engine}
+
     def batches(self, start_step: int) -> Iterator[LatentBatch]:
         """This rank's latents from `start_step` on, with the images of the same ids when REPA looks at them."""
         return self.latents.batches(start_step)
@@ -233,9 +240,13 @@ def train_sit(config: SiTTrainConfig) -> int:
             "reader",
             "init_from",
             "repa.foundation.weights",
+            "replay",
         ),
+        writes=config.replay is None,
     )
     stage = SiTStage(config, latents, distributed)
+    if config.replay is not None:
+        return replay(stage, run, config.replay, distributed)
     return fit(stage, config.loop, run, config.data.global_batch, distributed, config.logging, evaluator)
 
 

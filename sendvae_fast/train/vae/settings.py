@@ -109,10 +109,13 @@ class AutoencoderTraining:
     """TensorBoard, Weights & Biases, trackio."""
     seed: int = 0
     """Seed of weights, data order and noise."""
+    replay: int | None = None
+    """Make this step of the run again, print where its numbers stop being finite, and write nothing; null trains."""
 
     def __post_init__(self) -> None:
         checks.weight_paths(self, "run")
         checks.seeds(self, "seed")
+        checks.at_least(1, self, "replay", hint=", the number of a step, or null to train")
         loss = self.loss
         first_weight = loss.gan_weight_at(loss.discriminator_first_step)
         if (

@@ -17,6 +17,7 @@ from torch import Tensor
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.build import build_engine, build_recorder, replayed_step
 from sendvae_fast.engine.distributed import Distributed, init_distributed
+from sendvae_fast.engine.engine import Engine
 from sendvae_fast.engine.flops import flops_per_image
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.snapshot import Snapshot, Write
@@ -35,6 +36,7 @@ from sendvae_fast.train.evaluation_settings import steps_between
 from sendvae_fast.train.evaluator import Evaluator
 from sendvae_fast.train.frozen_networks import build_foundation, build_perceptual
 from sendvae_fast.train.loop import fit
+from sendvae_fast.train.replay import replay
 from sendvae_fast.train.run_words import count_words
 from sendvae_fast.train.training_images import HOW_IMAGES_ARE_READ, TrainingImages
 from sendvae_fast.train.vae.aligner import Aligner
@@ -138,6 +140,12 @@ class VAEStage:
             loss, logged = loss + alignment, {**logged, **aligned}
         return {"loss": loss, **logged}
 
+    @property
+    def engines(self) -> dict[str, Engine]:
+        """Those of the autoencoder with its mapper, and of the discriminator where there is one."""
+        discriminator = self.judge.discriminator
+        return {"vae": self.engine} | ({} if discriminator is None else {"discriminator": discriminator})
+
     def batches(self, start_step: int) -> Iterator[ImageBatch]:
         """This rank's batches from `start_step` on."""
         return self.images.batches(start_step)
@@ -214,9 +222,13 @@ def train_vae(config: VAETrainConfig) -> int:
             "alignment.foundation.weights",
             "loss.perceptual.weights",
             "loss.perceptual.heads",
+            "replay",
         ),
+        writes=config.replay is None,
     )
     stage = VAEStage(config, images, distributed)
+    if config.replay is not None:
+        return replay(stage, run, config.replay, distributed)
     return fit(stage, config.loop, run, config.data.global_batch, distributed, config.logging, evaluator)
 
 
