@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sendvae_fast.engine.distributed import Distributed
@@ -22,8 +23,9 @@ NUM_IDS_SHOWN = 8
 class _Seen(NamedTuple):
     step: int
     norm: ToHost | float
-    values: Mapping[str, Tensor | float]
-    """What the step logs, on the device; looked at where the step was skipped."""
+    names: list[str]
+    values: Tensor
+    """What the step logs, copied on the device: a replayed step writes its results to the same memory again."""
     ids: Tensor | None
 
 
@@ -55,7 +57,8 @@ class SkippedSteps:
             UserError: the step read is the `MAX_SKIPPED_STEPS`-th skipped in a row.
         """
         norm = values["grad_norm"]
-        seen = _Seen(step, ToHost(norm) if isinstance(norm, Tensor) else norm, values, ids)
+        copied = torch.stack([torch.as_tensor(value).detach().float() for value in _on_one_device(values)])
+        seen = _Seen(step, ToHost(norm) if isinstance(norm, Tensor) else norm, list(values), copied, ids)
         self.read()
         self._unread = seen
         if not isinstance(seen.norm, ToHost):
@@ -89,7 +92,10 @@ class SkippedSteps:
 
     def _warn(self, seen: _Seen) -> None:
         """Say where the first skipped step went wrong: the host waits for the device here, once in a run."""
-        own = first_not_finite(seen.values), [] if seen.ids is None else seen.ids.tolist()
+        own = (
+            first_not_finite(dict(zip(seen.names, seen.values.tolist(), strict=True))),
+            [] if seen.ids is None else seen.ids.tolist(),
+        )
         of_ranks = self._distributed.gather_objects(own)
         if not self._distributed.is_main:
             return
@@ -108,6 +114,14 @@ class SkippedSteps:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _on_one_device(values: Mapping[str, Tensor | float]) -> list[Tensor | float]:
+    """The values, with numbers where the tensors are, so that they can be stacked there; no copy to the host."""
+    like = next((value for value in values.values() if isinstance(value, Tensor)), None)
+    if like is None:
+        return list(values.values())
+    return [value if isinstance(value, Tensor) else like.new_full((), value) for value in values.values()]
 
 
 def first_not_finite(values: Mapping[str, Tensor | float]) -> str | None:
