@@ -11,17 +11,24 @@ from typing import Any
 
 
 def process_pool(
-    num_workers: int, prepare: Callable[..., object] | None = None, arguments: tuple = (), grace_s: float = 0.0
+    num_workers: int,
+    prepare: Callable[..., object] | None = None,
+    arguments: tuple = (),
+    grace_s: float = 0.0,
+    preload: str | None = None,
 ) -> ProcessPoolExecutor:
-    """A pool of spawned processes: the caller may have live torch threads, which do not survive a fork.
+    """A pool of processes that are not forked from the caller: it may have live torch threads, which do not survive.
 
     Args:
         num_workers: the processes.
         prepare: called once in each process, with `arguments`.
         arguments: of `prepare`.
         grace_s: seconds between SIGTERM and the end for what a process is at when its parent is gone; 0: no time.
+        preload: a module that a server imports once, from which the processes are forked; without it each is spawned.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn" if preload is None else "forkserver")
+    if preload is not None:
+        context.set_forkserver_preload([preload])
     return ProcessPoolExecutor(num_workers, context, _prepare, (grace_s, prepare, arguments))
 
 

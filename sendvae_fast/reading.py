@@ -118,13 +118,21 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
     Raises OSError where the file cannot be read.
     """
-    objects = []
-    for line in read_text(path).splitlines():
-        try:
-            objects.append(_checked(json.loads(line)))
-        except (ValueError, TypeError, RecursionError):
-            continue
-    return objects
+    return [found for line in read_text(path).splitlines() if (found := _object(line)) is not None]
+
+
+def last_json_line(path: Path) -> dict[str, Any] | None:
+    """The last object of a JSON-lines file, None where it has none. Raises OSError where the file cannot be read."""
+    return next(
+        (found for line in reversed(read_text(path).splitlines()) if (found := _object(line)) is not None), None
+    )
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        return _checked(json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def dataclass_of(kind: type[T], content: dict[str, Any]) -> T:

@@ -1,7 +1,6 @@
 """The demo, smaller still: every part runs, a second call trains nothing, and photographs are split and linked."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ from PIL import Image
 from sendvae_fast.cli.main import main
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.demo import demo as demo_module
-from sendvae_fast.demo import timeline, workers
+from sendvae_fast.demo import timeline
 from sendvae_fast.demo.demo import claim_folder
 from sendvae_fast.demo.pictures import split_photographs
 from sendvae_fast.demo.results import Results
@@ -42,11 +41,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     root = tmp_path_factory.mktemp("demo") / "run"
-    processes = multiprocessing.get_context("forkserver")  # which imports once what every worker would, for seconds
-    processes.set_forkserver_preload(["sendvae_fast.demo.variant"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers.multiprocessing, "get_context", lambda _: processes)
-        assert main(["demo", f"--run={root}", *SMALL, "--debug"]) == 0
+    assert main(["demo", f"--run={root}", *SMALL, "--debug"]) == 0
     return root
 
 

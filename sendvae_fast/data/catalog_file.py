@@ -60,7 +60,7 @@ def is_catalog_file(path: Path) -> bool:
     try:
         with open_for_arrow(path) as file:
             return METADATA_KEY in (pq.read_schema(file).metadata or {})
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, ValueError, MemoryError):
         return False
 
 

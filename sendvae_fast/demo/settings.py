@@ -11,6 +11,7 @@ from sendvae_fast.config import CONFIGS, build_config, merge, read_config
 from sendvae_fast.engine.run import plain
 from sendvae_fast.losses.perceptual import PerceptualConfig
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
+from sendvae_fast.models.precision import computes_bf16
 from sendvae_fast.sampling.generate import GenerateConfig
 from sendvae_fast.sampling.sample_to_folder import SampleConfig
 from sendvae_fast.sampling.samplers import SamplerConfig
@@ -64,11 +65,11 @@ class DemoConfig:
         default_factory=lambda: GenerateConfig(
             num_samples=2000,
             batch_size=100,
-            precision="bf16",
+            precision="bf16" if computes_bf16() else "tf32",
             guidance_scale=2.0,
             guidance_interval=(0.0, 0.8),
             labels="equal",
-            sampler=SamplerConfig(num_steps=30),
+            sampler=SamplerConfig(num_steps=20),
         )
     )
     """How pictures are drawn."""

@@ -46,7 +46,7 @@ from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.pixels import to_model_range, to_uint8
-from sendvae_fast.reading import count_in, numbers_in, read_json, read_json_lines, reading
+from sendvae_fast.reading import count_in, last_json_line, numbers_in, read_json, reading
 from sendvae_fast.sampling.sample_to_folder import sample_to_folder
 from sendvae_fast.sampling.writer import PngFolder
 from sendvae_fast.train.cache_latents import cache
@@ -187,8 +187,8 @@ def last_step(run: Path) -> int:
     if not path.is_file():
         return 0
     with reading(path, remedy):
-        lines = read_json_lines(path)
-        return count_in(lines[-1], "step") if lines else 0
+        last = last_json_line(path)
+        return 0 if last is None else count_in(last, "step")
 
 
 def _parts_path(root: Path, plan: Plan) -> Path:

@@ -16,7 +16,9 @@ import torch
 from sendvae_fast.processes import parent_is_gone, process_pool
 from sendvae_fast.progress import Progress
 
-POLL_INTERVAL_S = 0.5
+VARIANT = "sendvae_fast.demo.variant"
+"""What the workers run, and would import for seconds each; by name: it need not be imported here."""
+POLL_INTERVAL_S = 1.0
 MAX_WORKERS = 3
 GRACE_S = 30.0
 """Time for a training to save itself once the parent is gone."""
@@ -54,7 +56,7 @@ def num_workers() -> int:
 def side_by_side() -> Iterator[Workers]:
     """Workers for the length of the block."""
     num, cores = num_workers(), len(os.sched_getaffinity(0))
-    pool = process_pool(num, _start_worker, (max(cores // num, 1),), grace_s=GRACE_S)
+    pool = process_pool(num, _start_worker, (max(cores // num, 1),), GRACE_S, preload=VARIANT)
     try:
         yield Workers(pool)
     finally:

@@ -15,6 +15,7 @@ from sendvae_fast.data.arrow_files import open_for_arrow
 from sendvae_fast.data.decode import UnreadableImage, failure_reason
 from sendvae_fast.data.sources.base import Listing, ShardedSource, common_folder, index_classes, sample_order
 from sendvae_fast.errors import UserError
+from sendvae_fast.reading import reading
 
 MAX_CACHE_BYTES = 2**28
 MAX_ROW_GROUP_BYTES = 2**30
@@ -84,18 +85,19 @@ def list_parquet(files: Sequence[Path], label: str | None = None) -> Listing:
     rows_per_file = []
     class_names: list[str] | None = None
     for path in files:
-        reader = _open(path)
-        image = _image_column(reader.schema_arrow, str(path))
-        column = _label_column(reader.schema_arrow, path, label)
-        class_names = class_names or _class_label_names(reader.schema_arrow, column)
-        try:
-            table = reader.read(columns=[f"{image}.path", *([column] if column else [])])
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"cannot read {path}: {failure_reason(error)}; fetch it again") from error
-        paths = pc.struct_field(table[image], "path").to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
-        names += [os.path.basename(name or "") or f"{path.stem}/{row:06d}" for row, name in enumerate(paths)]
-        classes += table[column].to_pylist() if column else [root.resolve().name] * len(paths)
-        rows_per_file.append(len(paths))
+        with reading(path, "fetch it again"):
+            reader = _open(path)
+            image = _image_column(reader.schema_arrow, str(path))
+            column = _label_column(reader.schema_arrow, path, label)
+            class_names = class_names or _class_label_names(reader.schema_arrow, column)
+            try:
+                table = reader.read(columns=[f"{image}.path", *([column] if column else [])])
+            except (OSError, MemoryError, pa.ArrowException) as error:
+                raise UserError(f"cannot read {path}: {failure_reason(error)}; fetch it again") from error
+            paths = pc.struct_field(table[image], "path").to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+            names += [os.path.basename(name or "") or f"{path.stem}/{row:06d}" for row, name in enumerate(paths)]
+            classes += table[column].to_pylist() if column else [root.resolve().name] * len(paths)
+            rows_per_file.append(len(paths))
     if not names:
         raise UserError(f"there are no rows in the parquet files {files[0]} ...; fetch them again")
     labels, numbered = index_classes(classes, str(root))
