@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -156,7 +157,8 @@ def statistics_of_diffusers(entries: dict, origin: str) -> LatentStatistics | No
     """
     mean, std = entries.get("latents_mean"), entries.get("latents_std")
     if mean is not None and std is not None:
-        return LatentStatistics(torch.tensor(mean), torch.tensor(std), origin)
+        mean, std = (torch.from_numpy(np.array(part, dtype=np.float64)).float() for part in (mean, std))
+        return LatentStatistics(mean, std, origin)
     factor, channels = entries.get("scaling_factor"), entries["latent_channels"]
     if factor is None or (factor == _SD_VAE_FACTOR and channels != _SD_VAE_CHANNELS):
         return None

@@ -112,4 +112,7 @@ def _read_diffusers(directory: Path) -> FoundAutoencoder:
     with reading(config_file, remedy):
         config = from_diffusers_config(entries)
         statistics = statistics_of_diffusers(entries, str(config_file))
-    return FoundAutoencoder(config, from_diffusers(read_weights(weights), config), weights, statistics)
+    content = read_weights(weights)
+    with reading(weights, remedy):
+        state = from_diffusers(content, config)
+    return FoundAutoencoder(config, state, weights, statistics)
