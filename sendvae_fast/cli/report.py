@@ -1,30 +1,38 @@
-"""Write the offline HTML report of a training run, or of a demo's comparison, into its folder.
+"""Write an offline HTML page of training runs side by side, or of a demo's comparison.
 
     sendvae report runs/send
+    sendvae report runs/control runs/send --out=send.html
 
-The page needs no network and no other file.
+Differences of settings, all metrics beside the paper's rows, curves, throughput and pictures. The page needs no
+network and no other file.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from sendvae_fast.errors import UserError
 from sendvae_fast.report import load_report, write_report
 
-POSITIONAL = "run"
+POSITIONAL = "runs"
 
 
 @dataclass(kw_only=True)
 class Config:
-    """Which run."""
+    """Which runs. Raises `UserError` where there is none."""
 
-    run: str
-    """Run directory, or a demo's folder."""
+    runs: tuple[str, ...]
+    """Run directories, or a demo's folder."""
     out: str | None = None
-    """HTML file; `<run>/report.html` without it."""
+    """HTML file; without it `report.html`, in the run where there is one, else here."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise UserError("give at least one run: sendvae report runs/send")
 
 
 def run(config: Config) -> None:
     """Write the page and say where it is."""
-    path = Path(config.out) if config.out else Path(config.run) / "report.html"
-    write_report(path, load_report(config.run))
+    folder = Path(config.runs[0]) if len(config.runs) == 1 else Path()
+    path = Path(config.out) if config.out else folder / "report.html"
+    write_report(path, load_report(*config.runs))
     print(f"report: {path}")

@@ -40,6 +40,7 @@ class RunDirectory:
         may_change: dotted keys (or whole sections) that may differ when resuming, such as "num_steps" or "engine":
             settings of how or how long to compute rather than of what.
         writes: False: only look at a run that is there, which another job may be writing into.
+        training_pictures: how many there are, for environment.json: epochs are counted by it.
 
     Raises:
         UserError: the directory holds checkpoints of another configuration, another job is writing into it, or it
@@ -54,6 +55,7 @@ class RunDirectory:
         may_change: Collection[str] = (),
         *,
         writes: bool = True,
+        training_pictures: int | None = None,
     ) -> None:
         self.path = Path(path)
         self.checkpoints, self.samples = self.path / "checkpoints", self.path / "samples"
@@ -62,12 +64,13 @@ class RunDirectory:
         self.config_hash = config_hash(config, may_change)
         problem = None
         if distributed.is_main:
-            problem = self._prepare(may_change, distributed.world_size) if writes else self._look(may_change)
+            facts = {"world_size": distributed.world_size, "training_pictures": training_pictures}
+            problem = self._prepare(may_change, facts) if writes else self._look(may_change)
         problem = distributed.broadcast_object(problem)
         if problem is not None:
             raise UserError(problem)
 
-    def _prepare(self, may_change: Collection[str], world_size: int) -> str | None:
+    def _prepare(self, may_change: Collection[str], facts: dict[str, int | None]) -> str | None:
         """Rank 0: make and fill the directory; returns an error for the user, if any."""
         try:
             for directory in (self.checkpoints, self.samples):
@@ -77,7 +80,7 @@ class RunDirectory:
             if recorded.exists() and any(self.checkpoints.glob("step_*/manifest.json")):
                 self._check_settings(recorded, may_change)
             write_atomic(recorded, yaml.safe_dump(self.config, sort_keys=False))
-            self._record_start({**environment(), "world_size": world_size})
+            self._record_start({**environment(), **facts})
         except UserError as error:
             return str(error)
         except OSError as error:
@@ -133,7 +136,7 @@ def plain(value: Any) -> Any:
 
 def config_hash(config: Any, may_change: Collection[str] = ()) -> str:
     """Sixteen hex digits, a hash of the configuration without the `may_change` keys and sections."""
-    kept = {key: value for key, value in _flat(plain(config)).items() if not _covers(may_change, key)}
+    kept = {key: value for key, value in flat(plain(config)).items() if not _covers(may_change, key)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -175,12 +178,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys joined by dots: {"a": {"b": 1}} as {"a.b": 1}."""
-    flat = {}
+    found = {}
     for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat
+        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found
 
 
 def _covers(keys: Collection[str], key: str) -> bool:
@@ -188,7 +191,7 @@ def _covers(keys: Collection[str], key: str) -> bool:
 
 
 def _changes(old: Any, new: dict[str, Any], may_change: Collection[str]) -> dict[str, tuple[Any, Any]]:
-    flat_old, flat_new = _flat(old if isinstance(old, dict) else {}), _flat(new)
+    flat_old, flat_new = flat(old if isinstance(old, dict) else {}), flat(new)
     return {
         key: (flat_old.get(key), flat_new.get(key))
         for key in sorted(flat_old.keys() | flat_new.keys())

@@ -4,7 +4,7 @@ import functools
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -41,30 +41,57 @@ LOG_SCALE_RATIO = 50
 
 
 def line_chart(
-    series: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: Mapping[str, int], chart_id: str, label: str
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    colours: Mapping[str, int],
+    chart_id: str,
+    label: str,
+    intervals: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> str:
-    """An `<svg>` with one line per entry (steps [n], values [n]).
+    """An `<svg>` with one line per entry. The y axis is logarithmic where positive values span `LOG_SCALE_RATIO`.
 
-    colours: index of each entry's CSS variable `--series-<index>`. chart_id: unique in the page. label: for readers
-    who do not see it. The y axis is logarithmic where positive values span more than `LOG_SCALE_RATIO`.
+    Args:
+        series: (steps [n], values [n]) by name.
+        colours: index of each entry's CSS variable `--series-<index>`.
+        chart_id: unique in the page.
+        label: for readers who do not see it.
+        intervals: (lowest [n], highest [n]) by name: measured points, each with a band around it.
     """
-    lines = tuple((*map(_numbers, thin(*points)), colours[name] % NUM_COLOURS) for name, points in series.items())
+    lines = []
+    for name, points in series.items():
+        steps, values = map(_numbers, thin(*points))
+        bounds = None
+        if intervals is not None and name in intervals:
+            low, high = intervals[name]
+            bounds = _numbers(thin(points[0], low)[1]), _numbers(thin(points[0], high)[1])
+        lines.append(_Line(steps, values, bounds, colours[name] % NUM_COLOURS))
     everything = np.concatenate([values for _, values in series.values()])
     is_logarithmic = bool(everything.min() > 0 and everything.max() > LOG_SCALE_RATIO * everything.min())
-    return _inline(_drawn(lines, is_logarithmic), chart_id, label)
+    return _inline(_drawn(tuple(lines), is_logarithmic), chart_id, label)
+
+
+class _Line(NamedTuple):
+    """A line of a chart as plain numbers."""
+
+    steps: tuple[float, ...]
+    values: tuple[float, ...]
+    bounds: tuple[tuple[float, ...], tuple[float, ...]] | None
+    """Lowest and highest."""
+    colour: int
 
 
 @functools.lru_cache(maxsize=512)
-def _drawn(lines: tuple[tuple[tuple[float, ...], tuple[float, ...], int], ...], is_logarithmic: bool) -> str:
-    """matplotlib's `<svg>` of lines (steps, values, colour), kept: a page that fills is written many times."""
+def _drawn(lines: tuple[_Line, ...], is_logarithmic: bool) -> str:
+    """matplotlib's `<svg>` of lines, kept: a page that fills is written many times."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(3.7, 2.15), layout="constrained")
         axes = figure.add_subplot()
-        for steps, values, colour in lines:
-            if len(steps) == 1:
-                axes.plot(steps, values, color=_SERIES[colour], marker="o", markersize=4)
-            else:
-                axes.plot(steps, values, color=_SERIES[colour], linewidth=1.5, solid_joinstyle="round")
+        for steps, values, bounds, colour in lines:
+            marker = "o" if len(steps) == 1 or bounds else ""
+            (line,) = axes.plot(steps, values, color=_SERIES[colour], linewidth=1.5, marker=marker, markersize=4)
+            line.set_solid_joinstyle("round")
+            if bounds is not None:
+                low, high = bounds
+                axes.fill_between(steps, low, high, color=_SERIES[colour], alpha=0.18, linewidth=0)
         if is_logarithmic:
             axes.set_yscale("log")
         else:

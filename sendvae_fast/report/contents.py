@@ -37,10 +37,42 @@ class RunRecord:
     duration_s: float
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    results: Sequence[Result] = ()
+    """What `sendvae evaluate`, and the run itself, have measured of it, oldest first."""
+    num_parameters: int | None = None
+    """Of its newest checkpoint's network."""
 
     @property
     def last_step(self) -> int:
         return max((int(steps[-1]) for steps, _ in self.series.values() if len(steps)), default=0)
+
+    @property
+    def global_batch(self) -> int | None:
+        """Pictures in a step, None where nobody says."""
+        data = self.config.get("data")
+        batch = data.get("global_batch") if isinstance(data, Mapping) else None
+        return batch if isinstance(batch, int) else None
+
+    @property
+    def num_pictures(self) -> int | None:
+        """Pictures that it is trained on, None where nobody says."""
+        num = self.environment.get("training_pictures")
+        return num if isinstance(num, int) and num > 0 else None
+
+    @property
+    def images_seen(self) -> int | None:
+        """Pictures seen so far, each as often as it was, None where nobody says."""
+        return None if self.global_batch is None else self.last_step * self.global_batch
+
+    @property
+    def epochs_per_step(self) -> float | None:
+        """Part of the pictures that a step sees, None where nobody says."""
+        return None if self.global_batch is None or self.num_pictures is None else self.global_batch / self.num_pictures
+
+    @property
+    def epochs(self) -> float | None:
+        """How often each picture was seen so far, None where nobody says."""
+        return None if self.epochs_per_step is None else self.last_step * self.epochs_per_step
 
 
 @dataclass(kw_only=True)
@@ -104,12 +136,11 @@ class ReportData:
     """Further sentences, one paragraph each."""
     tiles: Sequence[Tile] = ()
     variants: Sequence[Variant] = ()
-    evaluations: Sequence[Result] = ()
-    """Of a single run."""
     reconstructions: Sequence[Picture] = ()
     """For a comparison: a strip of originals, then one strip per autoencoder, columns aligned."""
     samples: Sequence[Picture] = ()
     runs: Sequence[RunRecord] = ()
+    """In a comparison those of its variants, else the ones that the page is about."""
     to_come: Sequence[Step] = ()
     """All steps of an unfinished page, which the browser reloads by itself."""
     written: str = ""

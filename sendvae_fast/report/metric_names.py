@@ -56,6 +56,13 @@ FAMILIES = {
 """By the beginning of a name, whose rest is the network's: ``frechet_dinov2_l``, ``lpips_vgg``."""
 
 
+def order_of(name: str) -> tuple[int, str]:
+    """Where a metric stands among others: as in the lists of names, then by its own."""
+    words = [*EXACT, *FAMILIES]
+    found = [index for index, word in enumerate(words) if name == word or name.startswith(f"{word}_")]
+    return (found[-1] if found else len(words), name)
+
+
 def metric_of(name: str) -> Metric:
     """The words for a metric; its bare name where there are none."""
     if name in EXACT:

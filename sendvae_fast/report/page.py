@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,15 @@ from sendvae_fast.files import write_atomic
 from sendvae_fast.reading import reading
 from sendvae_fast.report.charts import line_chart
 from sendvae_fast.report.contents import ReportData, RunRecord, Variant
-from sendvae_fast.report.metric_names import EXACT, FAMILIES, metric_of
+from sendvae_fast.report.metric_names import metric_of, order_of
+from sendvae_fast.report.paper import guidance_of
+from sendvae_fast.report.run_facts import differing_settings, epochs_to_fid, facts
+from sendvae_fast.report.run_metrics import guidance_words, run_metrics, seeds_sentence
 from sendvae_fast.report.summary import format_duration, mean_value, median_throughput
 from sendvae_fast.version import __version__
 
-MAX_PICTURE_WIDTH_PX = 1600
+MAX_PICTURE_WIDTH_PX = 4096
+"""Wider pictures are scaled down: no preview of training is."""
 THROUGHPUT = "img_per_s"
 REFRESH_S = 20
 """Seconds after which a browser reloads an unfinished page."""
@@ -69,19 +74,32 @@ def build_report(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    generators = [run for run in data.runs if run.stage == "generator"]
     environment.filters["png"] = png_data_uri
+    environment.filters["breakable"] = breakable
     environment.filters["yaml"] = lambda value: yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
     return environment.get_template("report.html.j2").render(
         data=data,
         version=__version__,
         metric_table=metric_table(data.variants, unfinished=bool(data.to_come)),
-        evaluations=evaluation_table(data.evaluations),
+        run_names=named(data.runs, data.runs),
+        facts=[] if data.variants else facts(data.runs),
+        settings=[] if data.variants else settings_tables(data.runs),
+        run_metrics=None if data.variants else run_metrics(data.runs),
+        seeds=seeds_sentence(data.runs) if len(data.runs) > 1 and not data.variants else "",
+        epochs_to_fid=None if data.variants else epochs_to_fid(generators),
+        generators=named(generators, data.runs),
         refresh_s=REFRESH_S,
         attribute_table=attribute_table(data.variants),
         stages=training_stages(data.runs),
         throughput=throughput_table(data.runs),
         num_columns=len(data.variants),
     )
+
+
+def breakable(key: str) -> Markup:
+    """A dotted key that may go on in the next line after a dot or an underscore, and nowhere else."""
+    return Markup(re.sub(r"([._])", r"\1<wbr>", html.escape(key)))
 
 
 def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
@@ -113,7 +131,7 @@ def metric_table(variants: Sequence[Variant], unfinished: bool = False) -> list[
     """
     absent = Cell("to come" if unfinished else "not measured", absent=True)
     rows = []
-    for name in sorted({name for variant in variants for name in variant.metrics}, key=_order):
+    for name in sorted({name for variant in variants for name in variant.metrics}, key=order_of):
         metric = metric_of(name)
         measured = [variant.metrics.get(name, []) for variant in variants]
         cells = [
@@ -122,26 +140,6 @@ def metric_table(variants: Sequence[Variant], unfinished: bool = False) -> list[
         ]
         shown = next(results[-1] for results in measured if results)
         rows.append(MetricRow(metric.label, _direction(metric.better), metric.meaning, basis(shown), cells))
-    return rows
-
-
-def evaluation_table(results: Sequence[Result]) -> list[dict[str, str]]:
-    """The results of a single run, each as it was measured last, in the order of metrics."""
-    newest = {(result.metric, result.protocol, _models(result), _data(result)): result for result in results}
-    rows = []
-    for result in sorted(newest.values(), key=lambda result: _order(result.metric)):
-        metric = metric_of(result.metric)
-        value = f"{result.value:.{metric.digits}f}"
-        rows.append(
-            {
-                "label": metric.label,
-                "direction": _direction(metric.better),
-                "value": f"{value} {_spread([result], metric.digits)}".strip(),
-                "basis": basis(result),
-                "model": _models(result),
-                "data": _data(result),
-            }
-        )
     return rows
 
 
@@ -169,8 +167,7 @@ def training_stages(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
     A run's name has the same colour in every chart.
     """
-    names = list(dict.fromkeys(run.name for run in runs))
-    colours = {name: index for index, name in enumerate(names)} if len(names) > 1 else dict.fromkeys(names, LONE_COLOUR)
+    colours = colours_of(runs)
     stages = []
     for stage, title in STAGES.items():
         own_runs = [run for run in runs if run.stage == stage]
@@ -184,12 +181,58 @@ def training_stages(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
             {"title": title, "svg": _chart(curves[name], colours, f"{stage}-{number}", title)}
             for number, (name, title) in enumerate(list(titles.items())[:MAX_CURVES])
         ]
+        measured = measured_charts(own_runs, colours, f"{stage}-measured")
         if own_runs:
             legend = [(run.name, colours[run.name]) for run in own_runs]
             rates = curves.get(THROUGHPUT)
             rate_svg = _chart(rates, colours, f"{stage}-rate", "Images per second") if rates else None
-            stages.append({"title": title, "legend": legend, "charts": charts, "rate_svg": rate_svg})
+            stages.append(
+                {"title": title, "legend": legend, "charts": charts, "measured": measured, "rate_svg": rate_svg}
+            )
     return stages
+
+
+def colours_of(runs: Sequence[RunRecord]) -> dict[str, int]:
+    """Index of each name's colour, the same wherever the name stands."""
+    names = list(dict.fromkeys(run.name for run in runs))
+    return {name: index for index, name in enumerate(names)} if len(names) > 1 else dict.fromkeys(names, LONE_COLOUR)
+
+
+def named(runs: Sequence[RunRecord], all_runs: Sequence[RunRecord]) -> list[tuple[str, int]]:
+    """Name and colour index of some of the runs of a page."""
+    return [(run.name, colours_of(all_runs)[run.name]) for run in runs]
+
+
+def settings_tables(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """For each stage with several runs: its title, its runs and the settings in which they differ."""
+    tables = []
+    for stage, title in STAGES.items():
+        own_runs = [run for run in runs if run.stage == stage]
+        if rows := differing_settings(own_runs):
+            tables.append({"title": title, "names": named(own_runs, runs), "rows": rows})
+    return tables
+
+
+def measured_charts(runs: Sequence[RunRecord], colours: Mapping[str, int], chart_id: str) -> list[dict[str, Any]]:
+    """A chart (title, svg) for each metric that runs have measured as they trained, with intervals where there are."""
+    found: dict[tuple[str, str, float | None], dict[str, dict[int, Result]]] = defaultdict(lambda: defaultdict(dict))
+    for run in runs:
+        for result in run.results:
+            if result.while_training and result.step is not None:
+                found[result.metric, result.protocol, guidance_of(result)][run.name][result.step] = result
+    charts = []
+    for number, (key, by_run) in enumerate(sorted(found.items(), key=lambda item: order_of(item[0][0]))[:MAX_CURVES]):
+        series, intervals = {}, {}
+        for name, by_step in by_run.items():
+            results = [by_step[step] for step in sorted(by_step)]
+            series[name] = np.array(sorted(by_step)), np.array([result.value for result in results])
+            bounds = [result.interval for result in results if result.interval is not None]
+            if len(bounds) == len(results):
+                low, high = np.array(bounds).T
+                intervals[name] = low, high
+        title = metric_of(key[0]).label + guidance_words(key[2])
+        charts.append({"title": title, "svg": _chart(series, colours, f"{chart_id}-{number}", title, intervals)})
+    return charts
 
 
 def throughput_table(runs: Sequence[RunRecord]) -> list[dict[str, str]]:
@@ -210,7 +253,7 @@ def throughput_table(runs: Sequence[RunRecord]) -> list[dict[str, str]]:
 
 
 def png_data_uri(image: np.ndarray) -> str:
-    """uint8 [H, W, 3] as a data: URI; scaled down where it is wider than any screen needs."""
+    """uint8 [H, W, 3] as a data: URI; scaled down where it is wider than `MAX_PICTURE_WIDTH_PX`."""
     picture = Image.fromarray(image)
     if picture.width > MAX_PICTURE_WIDTH_PX:
         height = round(picture.height * MAX_PICTURE_WIDTH_PX / picture.width)
@@ -221,10 +264,15 @@ def png_data_uri(image: np.ndarray) -> str:
 
 
 def _chart(
-    series: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: Mapping[str, int], chart_id: str, title: str
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    colours: Mapping[str, int],
+    chart_id: str,
+    title: str,
+    intervals: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> Markup:
     ends = "; ".join(f"{name} ends at {values[-1]:.4g}" for name, (_, values) in series.items())
-    return Markup(line_chart(series, colours, chart_id, html.escape(f"{title} over steps: {ends}", quote=True)))
+    label = html.escape(f"{title} over steps: {ends}", quote=True)
+    return Markup(line_chart(series, colours, chart_id, label, intervals))
 
 
 def _spread(results: Sequence[Result], digits: int) -> str:
@@ -237,21 +285,3 @@ def _spread(results: Sequence[Result], digits: int) -> str:
 
 def _direction(better: str | None) -> str:
     return {"higher": "↑", "lower": "↓", None: ""}[better]
-
-
-def _models(result: Result) -> str:
-    steps = (
-        f"{role}, step {origin.step:,}" if origin.step is not None else role for role, origin in result.weights.items()
-    )
-    return "; ".join(steps)
-
-
-def _data(result: Result) -> str:
-    return "; ".join(f"{role}: {origin.path}" for role, origin in result.pictures.items())
-
-
-def _order(name: str) -> tuple[int, str]:
-    """Where a metric stands among others: as in the lists of names, then by its own."""
-    words = [*EXACT, *FAMILIES]
-    found = [index for index, word in enumerate(words) if name == word or name.startswith(f"{word}_")]
-    return (found[-1] if found else len(words), name)

@@ -143,7 +143,7 @@ def test_every_verb_leaves_what_it_promises(house):
     for run, names in measured.items():
         assert [result.metric for result in read_results(house / run / "evaluation.jsonl")] == names
         page = (house / run / "report.html").read_text()
-        assert "<h2>Evaluations</h2>" in page and all(metric_of(name).label in page for name in names)
+        assert "<h2>All metrics" in page and all(metric_of(name).label in page for name in names)
 
 
 def test_a_result_says_what_it_was_measured_on(house):

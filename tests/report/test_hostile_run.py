@@ -55,8 +55,9 @@ def folder(tmp_path):
             weights={attack: WeightsOrigin(path=attack, sha256=attack, step=3)},
             pictures={attack: PicturesOrigin(path=attack, num_pictures=1, image_size=1, sha256=attack, hash_of=attack)},
             details={"f1": {attack: 0.5}},
+            while_training=index % 2 == 0,
         )
-        for attack in ATTACKS
+        for index, attack in enumerate(ATTACKS)
     ]
     append_results(run / "evaluation.jsonl", results)
     variants = [
@@ -90,9 +91,14 @@ class Obeyed(HTMLParser):
         self.found += [link for link in links if not link.startswith(("#", "data:image/png;base64,"))]
 
 
-@pytest.mark.parametrize("what", ["run", "."], ids=["run", "comparison"])
+@pytest.mark.parametrize(
+    "what", [["run"], ["run", ATTACKS[0].replace("/", "")], ["."]], ids=["run", "runs", "comparison"]
+)
 def test_no_word_of_a_run_is_obeyed(folder, what, tmp_path):
-    page = write_report(folder / "report.html", load_report(folder / what))
+    if len(what) > 1:
+        shutil.copytree(folder / "run", folder / what[1])
+        (folder / what[1] / "config.yaml").write_text(yaml.safe_dump(hostile({"data": {"root": "y"}, "seed": "x"})))
+    page = write_report(folder / "report.html", load_report(*(folder / name for name in what)))
     assert Obeyed(page.read_text()).found == []
     assert "document.documentElement.dataset.owned" in page.read_text(), "the words themselves are shown"
     if CHROMIUM is None:

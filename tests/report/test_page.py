@@ -14,10 +14,9 @@ from fake_runs import result
 from PIL import Image
 from time_limits import HANG_S
 
-from sendvae_fast.evaluation.result import WeightsOrigin
 from sendvae_fast.report import ReportData, Variant, build_report, load_report, write_report
 from sendvae_fast.report.charts import MAX_POINTS, line_chart, thin
-from sendvae_fast.report.page import attribute_table, evaluation_table, metric_table, png_data_uri
+from sendvae_fast.report.page import MAX_PICTURE_WIDTH_PX, attribute_table, metric_table, png_data_uri
 
 pytestmark = pytest.mark.slow
 
@@ -186,14 +185,6 @@ def test_cells_give_seeds_or_the_interval_of_one():
     }
 
 
-def test_a_run_shows_each_metric_as_it_was_measured_last():
-    first, again = (result("psnr", value, remarks=("few",)) for value in (19.0, 20.0))
-    other = result("psnr", 21.0, weights={"autoencoder": WeightsOrigin(path="x", sha256="", step=3000)})
-    rows = evaluation_table([first, other, again])
-    assert [(row["value"], row["model"]) for row in rows] == [("20.00", ""), ("21.00", "autoencoder, step 3,000")]
-    assert rows[0]["basis"] == "made up; 2,000 pictures. few"
-
-
 def test_attributes_are_ordered_by_how_well_they_are_read():
     seed = {"attribute_f1": 0.0}
     table = attribute_table(
@@ -206,8 +197,9 @@ def test_pictures_keep_their_pixels():
     image = fake_runs.scenes(1, 32, np.random.default_rng(0))[0]
     data = base64.b64decode(png_data_uri(image).partition(",")[2])
     assert np.array_equal(np.array(Image.open(io.BytesIO(data))), image)
-    wide = np.zeros((10, 3200, 3), dtype=np.uint8)
-    assert Image.open(io.BytesIO(base64.b64decode(png_data_uri(wide).partition(",")[2]))).size == (1600, 5)
+    wide = np.zeros((10, 2 * MAX_PICTURE_WIDTH_PX, 3), dtype=np.uint8)
+    shown = Image.open(io.BytesIO(base64.b64decode(png_data_uri(wide).partition(",")[2])))
+    assert shown.size == (MAX_PICTURE_WIDTH_PX, 5)
 
 
 def test_charts_take_colours_and_font_from_the_page():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.report import load_report, load_run
+from sendvae_fast.report import load_report, load_runs
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def run(tmp_path):
 
 
 def test_run_is_read_back(run):
-    data = load_run(run)
+    data = load_runs(run)
     [record] = data.runs
     assert data.title == record.name == "my-vae"
     assert record.stage == "autoencoder" and record.last_step == 1500
@@ -41,7 +41,7 @@ def test_sentences_follow_the_curves(run):
     values = [0.05, None, 0.75, float("nan"), float("inf"), "text"]
     lines = [{"step": step, "reconstruction": value} for step, value in enumerate(values)]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert load_run(run).summary == ["The reconstruction loss rose from 0.05 to 0.75."]
+    assert load_runs(run).summary == ["The reconstruction loss rose from 0.05 to 0.75."]
 
 
 @pytest.mark.parametrize("missing", ["metrics.jsonl", "config.yaml"])

@@ -243,6 +243,7 @@ def train_sit(config: SiTTrainConfig) -> int:
             "replay",
         ),
         writes=config.replay is None,
+        training_pictures=len(latents.cache),
     )
     stage = SiTStage(config, latents, distributed)
     if config.replay is not None:

@@ -225,6 +225,7 @@ def train_vae(config: VAETrainConfig) -> int:
             "replay",
         ),
         writes=config.replay is None,
+        training_pictures=len(images.catalog),
     )
     stage = VAEStage(config, images, distributed)
     if config.replay is not None:
