@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.evidence.study import WEIGHTS
 from sendvae_fast.data.scenes.scene import ATTRIBUTES, CLASS_NAMES
 from sendvae_fast.data.scenes.scene_folder import render_scenes
 from sendvae_fast.files import save_tensors
@@ -36,7 +37,6 @@ from sendvae_fast.models.foundation.demo_vit import DemoViT
 from sendvae_fast.progress import Progress
 from sendvae_fast.train.demo_foundation import augment, normalise
 
-WEIGHTS = Path(__file__).parent / "weights"
 TEMPERATURE = 0.2
 """Of SimCLR's softmax over cosines."""
 BRIGHTER = 0.2

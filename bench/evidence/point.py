@@ -76,7 +76,8 @@ class PointJob:
         self.runs.folder.mkdir(parents=True, exist_ok=True)
         lock_run(self.runs.folder)
         point, scale = self.runs.point, self.runs.scale
-        self._train("plain", train_vae, self.runs.plain())
+        if self.runs.published is None or point.variant.finetuning is None:
+            self._train("plain", train_vae, self.runs.plain())
         if (config := self.runs.finetuning()) is not None:
             self._train("finetuning", train_vae, config)
         with self._timed("latents"):
@@ -195,10 +196,11 @@ class PointJob:
         data = self.runs.plain().data
         settings = merge(self.runs.scale.decoder, {"seed": self.runs.point.seed, "noise": DECODERS[name]})
         settings = merge(settings, {
-            "run": str(self.runs.autoencoder() / f"decoder_{name}-{short_hash(settings)}"),
             "init_from": str(self.runs.autoencoder()), "data": plain(data), "engine": plain(self.runs.plain().engine),
         })  # fmt: skip
-        return build_config(DecoderTuningConfig, settings, f"decoder {name} of {self.runs.point.name}")
+        config = build_config(DecoderTuningConfig, settings | {"run": "none"}, f"a decoder of {self.runs.point.name}")
+        config.run = str(self.runs.autoencoder() / f"decoder_{name}-{short_hash(plain(config))}")
+        return config
 
     def _steps(self) -> list[int]:
         """At which the generator is measured, ascending."""

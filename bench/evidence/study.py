@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.machine import ROOT
 from sendvae_fast.config import build_config, merge, read_config
+from sendvae_fast.engine.run import plain
 from sendvae_fast.errors import UserError
 from sendvae_fast.train.cache_latents import CacheConfig
 from sendvae_fast.train.sit.settings import SiTTrainConfig
@@ -17,6 +18,8 @@ from sendvae_fast.train.vae.settings import VAETrainConfig
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+WEIGHTS = HERE / "weights"
+"""Networks that all points share."""
 SCALES = ("cpu", "gpu", "tiny", "tiny_gpu")
 PARTS = ("plain", "finetuning", "generator", "decoder", "samples", "guidance")
 """Sections of a scale that are settings of runs and jobs."""
@@ -177,7 +180,14 @@ class Runs:
         settings = merge(merge(below, self.scale.finetuning), self.point.variant.finetuning)
         if settings["alignment"]["method"] != "none":
             settings = merge(settings, {"alignment": {"foundation": self._foundation()}})
-        return self._in_folder(f"vae-{self.point.seed}", settings)
+        settings = self._in_folder(f"vae-{self.point.seed}", settings)
+        return settings | {"init_from": str(self.published or settings["init_from"])}
+
+    @property
+    def published(self) -> Path | None:
+        """The plain autoencoder, where it comes with the study; None where it is trained."""
+        folder = WEIGHTS / Path(self.plain_settings()["run"]).name
+        return folder if folder.is_dir() else None
 
     def autoencoder(self) -> Path:
         """The run of the autoencoder that the generator works with."""
@@ -200,10 +210,13 @@ class Runs:
         """Of `generator`."""
         settings = merge(self.scale.generator, self.point.variant.generator)
         repa = {"foundation": self._foundation()} if settings["repa"]["weight"] else {}
-        return merge(settings, {
-            "run": str(self.folder / "generator"), "seed": self.point.seed, "latents": self.cache().out, "repa": repa,
+        settings = merge(settings, {
+            "seed": self.point.seed, "latents": self.cache().out, "repa": repa,
             "data": {"root": str(self.train), "image_size": self.scale.image_size},
         })  # fmt: skip
+        # By all options, so that a run that was begun by another version of the program is not gone on with.
+        config = build_config(SiTTrainConfig, settings | {"run": "none"}, f"the generator of {self.point.name}")
+        return settings | {"run": str(self.folder / f"generator-{short_hash(plain(config))}")}
 
     @property
     def folder(self) -> Path:
