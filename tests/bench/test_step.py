@@ -10,13 +10,13 @@ import pytest
 import torch
 from recording import TapeRecorder
 
-from bench import flops, step, step_cases, step_forms, step_names, table
+from bench import gemm, step, step_cases, step_forms, step_names, table
 from bench.command_line import chosen_cases
 from bench.goals import step_verdicts
 from bench.step_cases import StepCase, cases_of
 from bench.step_engines import ENGINES, check_equal, engine_forms
 from bench.step_parts import parts_of
-from sendvae_fast.engine import blocks
+from sendvae_fast.engine import blocks, flops
 from sendvae_fast.engine.ddp_engine import DDPEngine
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.errors import UserError
@@ -41,7 +41,7 @@ SIT = StepCase("sit", "tiny", "demo/sit.yaml", {
 def tiny(monkeypatch):
     """The command line on tiny cases."""
     monkeypatch.setattr(step, "cases_of", lambda stage, device: [{"vae": VAE, "sit": SIT}[stage]])
-    monkeypatch.setitem(flops.GEMM_SIZE, "cpu", 64)
+    monkeypatch.setitem(gemm.GEMM_SIZE, "cpu", 64)
 
 
 @pytest.mark.parametrize("stage", ["vae", "sit"])
