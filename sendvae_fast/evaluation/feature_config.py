@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,12 +38,14 @@ class FeaturesConfig:
         """Raise UserError if the name is unknown, or the weight file is not given or not there."""
         if self.name == "demo":
             return
+        if difflib.get_close_matches(self.name, ["inception"]) and self.name != "inception":
+            raise UserError(f"there are no features {self.name!r}: did you mean inception?")
         if self.name == "inception":  # imported where it is used: training has the settings without its packages
             from sendvae_fast.evaluation.inception import WHERE_FROM
 
             needed = WHERE_FROM
         else:
-            needed = recipe_of(self.name).weight_files
+            needed = f"fetch {recipe_of(self.name).weight_files}, and give its path with --features.weights"
         if self.weights is None:
             raise UserError(f"features of {self.name} need its weights: {needed}")
         if not Path(self.weights).is_file():

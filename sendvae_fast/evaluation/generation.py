@@ -25,6 +25,7 @@ from sendvae_fast.evaluation.extraction import extract
 from sendvae_fast.evaluation.feature_config import FeaturesConfig
 from sendvae_fast.evaluation.features import FeatureNetwork
 from sendvae_fast.evaluation.frechet import load_moments
+from sendvae_fast.evaluation.inception import DIM, SPATIAL_DIM
 from sendvae_fast.evaluation.job import Evaluation, EvaluationConfig, Say
 from sendvae_fast.evaluation.pictures import Pictures, npz_keys, open_pictures
 from sendvae_fast.evaluation.result import Measurement, PicturesOrigin, Result
@@ -139,16 +140,17 @@ def open_reference(
     """The pictures and the moments that a reference has, at least one of them.
 
     Raises:
-        UserError: it has neither, or only moments of other features than those asked for.
+        UserError: it has neither, or only moments of other features than those asked for; or its pictures are of
+            another size.
     """
     keys = npz_keys(where)
     if keys is None:
         return open_pictures(where, image_size), None
     moments = None
     if features == "inception" and {"mu", "sigma"} <= keys:
-        spatial = _moments(where, "_s") if {"mu_s", "sigma_s"} <= keys else None
-        moments = _moments(where, ""), spatial
-    pictures = open_pictures(where) if "arr_0" in keys else None
+        spatial = _moments(where, "_s", SPATIAL_DIM) if {"mu_s", "sigma_s"} <= keys else None
+        moments = _moments(where, "", DIM), spatial
+    pictures = open_pictures(where, image_size) if "arr_0" in keys else None
     if pictures is None and moments is None:
         raise UserError(
             f"{where} has {', '.join(sorted(keys)) or 'nothing'}: give an npz with pictures (arr_0), or with moments "
@@ -184,8 +186,13 @@ def _features_folder(config: GenerationConfig, out: Path | None) -> tuple[Path |
     return (None, False) if out is None else (out.with_name(f"{out.name}.features"), False)
 
 
-def _moments(path: str, suffix: str) -> Moments:
-    return Moments(*map(torch.from_numpy, load_moments(path, suffix)))
+def _moments(path: str, suffix: str, dim: int) -> Moments:
+    moments = Moments(*map(torch.from_numpy, load_moments(path, suffix)))
+    if len(moments.mean) != dim:
+        raise UserError(
+            f"{path}: mu{suffix} has {len(moments.mean)} features, Inception {dim}: give a reference of its features"
+        )
+    return moments
 
 
 def moments_origin(path: str) -> PicturesOrigin:

@@ -30,6 +30,7 @@ from sendvae_fast.ops.layout import MEMORY_FORMAT
 from sendvae_fast.sampling.generate import tensor_cores
 
 DIM, SPATIAL_CHANNELS, INPUT_PX = 2048, 7, 299
+SPATIAL_DIM = SPATIAL_CHANNELS * 17 * 17
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Of the weights that FID is defined by; pytorch-fid's `pt_inception-2015-12-05-6726825d.pth` is the same file."""

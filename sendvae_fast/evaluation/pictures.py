@@ -134,7 +134,8 @@ def open_pictures(where: str | Path, image_size: int | None = None) -> Pictures:
     if path.suffix == ".npz":
         pictures = NpzPictures(path)
         if image_size not in (None, pictures.origin.image_size):
-            raise UserError(f"{path} has pictures of {pictures.origin.image_size} pixels, not {image_size}")
+            size = pictures.origin.image_size
+            raise UserError(f"{path} has pictures of {size} pixels, not {image_size}: compare pictures of one size")
         return pictures
     catalog = Catalog.open(path)
     return CatalogPictures(catalog, _common_size(catalog) if image_size is None else image_size)

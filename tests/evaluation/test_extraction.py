@@ -154,16 +154,21 @@ def test_an_npz_that_is_no_picture_file_is_named(tmp_path, arrays, said):
 
 def test_a_reference_has_pictures_or_inceptions_moments(folder, tmp_path):
     root, _ = folder
-    moments = {"mu": np.zeros(3), "sigma": np.eye(3), "mu_s": np.ones(2), "sigma_s": np.eye(2)}
+    moments = {"mu": np.zeros(2048), "sigma": np.eye(2048), "mu_s": np.ones(2023), "sigma_s": np.eye(2023)}
     with np.load(root / "plain.npz") as archive:
         np.savez(tmp_path / "adm.npz", arr_0=archive["arr_0"], **moments)
     np.savez(tmp_path / "moments.npz", mu=moments["mu"], sigma=moments["sigma"])
     pictures, (pooled, spatial) = open_reference(str(tmp_path / "adm.npz"), 8, "inception")
-    assert len(pictures) == NUM and pooled.mean.shape == (3,) and spatial.mean.tolist() == [1, 1]
+    assert len(pictures) == NUM and pooled.mean.shape == (2048,) and (spatial.mean == 1).all()
     assert open_reference(str(tmp_path / "adm.npz"), 8, "demo")[1] is None
     assert open_reference(str(tmp_path / "moments.npz"), 8, "inception")[0] is None
     with pytest.raises(UserError, match="has mu, sigma: give an npz with pictures"):
         open_reference(str(tmp_path / "moments.npz"), 8, "demo")
+    with pytest.raises(UserError, match="adm.npz has pictures of 8 pixels, not 16: compare pictures of one size"):
+        open_reference(str(tmp_path / "adm.npz"), 16, "inception")
+    np.savez(tmp_path / "other.npz", mu=np.zeros(768), sigma=np.eye(768))
+    with pytest.raises(UserError, match="mu has 768 features, Inception 2048: give a reference of its features"):
+        open_reference(str(tmp_path / "other.npz"), 8, "inception")
 
 
 def test_pictures_of_several_sizes_are_refused(folder, tmp_path):

@@ -40,6 +40,7 @@ def evaluate(folders, samples="samples", reference="reference", **features):
     [
         ({"name": "inception"}, "features of inception need its weights: weights-inception-2015-12-05-6726825d.pth"),
         ({"name": "dinov2-vit-l", "weights": "none.pth"}, "not at none.pth: .*dinov2"),
+        ({"name": "incepton"}, "no features .incepton.: did you mean inception?"),
         ({"name": "dinov9"}, "unknown foundation model 'dinov9'"),
         ({"name": "demo", "samples": "none"}, "none"),
         ({"name": "demo", "reference": "none"}, "none"),
