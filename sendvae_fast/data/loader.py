@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from sendvae_fast.data.crop import read_crop
 from sendvae_fast.data.dali_decoder import DaliDecoder, import_dali
 from sendvae_fast.data.decode import UnreadableImage, check
 from sendvae_fast.data.order import BatchSchedule
+from sendvae_fast.data.patience import read_patiently
 from sendvae_fast.engine.streams import HandOver
 from sendvae_fast.errors import UserError
 
@@ -45,6 +47,9 @@ class LoaderConfig:
     """Keep all decoded crops in memory when they fit into so many MiB; 0 turns it off."""
     max_bad_fraction: float = 1e-4
     """Share of unreadable images passed over (each replaced by the next readable one) before the run stops."""
+    read_retry_s: float = 30.0
+    """Seconds for which a read is tried again that fails as a file server's absence makes it fail (EIO, ESTALE, ...),
+    before the image counts as unreadable."""
     decoder: Literal["auto", "pillow", "dali"] = "auto"
     """Who decodes. `dali` needs a catalog that says which pictures are ordinary (`sendvae data index`); the others go
     to Pillow. `auto` is dali on a GPU, with such a catalog and DALI installed, and else pillow."""
@@ -52,7 +57,7 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         checks.choices(self, where=self.section)
         checks.at_least(1, self, "num_threads", where=self.section)
-        checks.at_least(0, self, "read_ahead", "cache_mb", where=self.section)
+        checks.at_least(0, self, "read_ahead", "cache_mb", "read_retry_s", where=self.section)
         checks.in_interval("[0, 1)", self, "max_bad_fraction", where=self.section)
 
 
@@ -195,9 +200,12 @@ class ImageLoader:
         encoded = {i: pool.submit(self._read_for_dali, i) for i in for_dali}
         return dali_thread.submit(self._decode_with_dali, ids, encoded).result
 
+    def _encoded(self, sample_id: int) -> bytes:
+        return read_patiently(partial(self.catalog.read, sample_id), self.config.read_retry_s)
+
     def _read_for_dali(self, sample_id: int) -> bytes:
         """The bytes of a sample; UnreadableImage where they are no longer a JPEG within the limits, as when indexed."""
-        data, where = self.catalog.read(sample_id), self.catalog.locate(sample_id)
+        data, where = self._encoded(sample_id), self.catalog.locate(sample_id)
         if check(data, where) != "JPEG":
             raise UnreadableImage(where, "no JPEG any more")
         return data
@@ -254,7 +262,7 @@ class ImageLoader:
                 return sample_id, self._cache[sample_id]
             if sample_id not in self._bad:
                 try:
-                    data = self.catalog.read(sample_id)
+                    data = self._encoded(sample_id)
                     crop = read_crop(data, self.size, self.catalog.locate(sample_id))
                 except UnreadableImage as error:
                     self._bad.note(sample_id, error)

@@ -1,8 +1,10 @@
+import errno
 import json
 import os
 import pickle
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from pictures import encoded, picture, write_tar
 
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.decode import UnreadableImage
+from sendvae_fast.data.patience import read_patiently
 from sendvae_fast.data.sources import tar as tar_module
 from sendvae_fast.data.sources.find import list_source
 from sendvae_fast.data.sources.tar_headers import read_tar_headers
@@ -166,6 +169,59 @@ def test_a_shard_that_changed_is_named(tmp_path):
     path.unlink()
     with pytest.raises(UnreadableImage, match="does not exist"):
         Catalog(catalog.listing).subset(np.array([0])).read(0)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda path: os.truncate(path, 1500), "the shard has changed since it was first read"),
+        (lambda path: path.write_bytes(path.read_bytes()[::-1]), "the shard has changed since it was first read"),
+        (lambda path: os.replace(path.with_name("other.tar"), path), "the shard has changed since it was first read"),
+        (lambda path: path.unlink(), "the file does not exist"),
+    ],
+    ids=["cut short", "written anew", "replaced", "gone"],
+)
+def test_a_shard_that_changes_under_a_job_is_never_read_as_if_it_were_the_old_one(tmp_path, monkeypatch, harm, reason):
+    monkeypatch.setattr(tar_module, "MAX_OPEN_SHARDS", 0)  # every read opens its shard anew
+    path = write_tar(tmp_path / "a.tar", {"a.jpg": jpeg(0), "b.jpg": jpeg(1)})
+    source = Catalog.open(path).source
+    assert source.read(1) == jpeg(1)
+    write_tar(tmp_path / "other.tar", {"b.jpg": jpeg(2), "a.jpg": jpeg(3)})
+    harm(path)
+    with pytest.raises(UnreadableImage, match=reason):
+        source.read(1)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_file_server_that_was_away_is_asked_again_with_a_new_descriptor(tmp_path, monkeypatch, number):
+    source = Catalog.open(write_tar(tmp_path / "a.tar", {"a.jpg": jpeg(0)})).source
+    tries, descriptors = [], []
+
+    def read(descriptor, *arguments, of=os.pread):
+        descriptors.append(os.fstat(descriptor))
+        if len(descriptors) < 3:
+            raise OSError(number, os.strerror(number))
+        return of(descriptor, *arguments)
+
+    monkeypatch.setattr(os, "pread", read)
+    monkeypatch.setattr(tar_module.os, "open", lambda *at, of=os.open: tries.append(at) or of(*at))
+    assert read_patiently(lambda: source.read(0)) == jpeg(0) and len(tries) == 3
+    descriptors.clear()
+    with pytest.raises(UnreadableImage, match="Input/output error|Stale"):
+        read_patiently(lambda: source.read(0), patience_s=0.05)
+
+
+def test_other_errors_are_not_tried_again(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waited"))
+
+    def read():
+        try:
+            raise FileNotFoundError(errno.ENOENT, "gone")
+        except OSError as error:
+            raise UnreadableImage("x", "gone") from error
+
+    with pytest.raises(UnreadableImage, match="gone"):
+        read_patiently(read)
 
 
 def test_a_real_shard_without_classes():

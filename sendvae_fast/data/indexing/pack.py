@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from sendvae_fast.data.catalog_file import read_origin, write_catalog_file
 from sendvae_fast.data.decode import FORMAT_OF_EXTENSION, UnreadableImage
 from sendvae_fast.data.indexing.listing_parts import ListingParts, listing_sha256
 from sendvae_fast.data.indexing.sandbox import SampleFacts
+from sendvae_fast.data.patience import read_patiently
 from sendvae_fast.data.sources.base import Listing
 from sendvae_fast.data.sources.shards import CATALOG_NAME
 from sendvae_fast.data.sources.tar import list_tars
@@ -134,7 +136,7 @@ def _contents(part: Catalog, image_size: int | None) -> Iterator[tuple[str, byte
     for index, row in enumerate(part.facts.to_pylist()):
         facts = SampleFacts(**row)
         try:
-            data = part.read(index)
+            data = read_patiently(partial(part.read, index))
         except UnreadableImage:
             if not part.is_bad[index]:
                 raise

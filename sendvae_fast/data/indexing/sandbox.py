@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sendvae_fast.data.decode import UnreadableImage, examine
+from sendvae_fast.data.patience import read_patiently
 from sendvae_fast.data.sources.base import Source
 from sendvae_fast.errors import UserError
 from sendvae_fast.processes import end_with_parent
@@ -56,7 +58,7 @@ def examine_sample(source: Source, index: int, quick: bool = False) -> SampleFac
         quick: do not decode; see `decode.examine`.
     """
     try:
-        data = source.read(index)
+        data = read_patiently(partial(source.read, index))
     except UnreadableImage as error:
         return bad_sample(error.reason)
     with limits():

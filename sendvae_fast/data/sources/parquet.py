@@ -45,6 +45,8 @@ class ParquetSource(ShardedSource):
             if picture is None:
                 raise ValueError("the row holds no bytes")
         except (OSError, ValueError, IndexError, KeyError, pa.ArrowException) as error:
+            with self._lock:
+                self._readers.pop(int(self.file[index]), None)  # a file server that was away knows of no open file
             raise UnreadableImage(self.locate(index), failure_reason(error)) from error
         return picture
 

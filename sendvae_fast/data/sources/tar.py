@@ -35,6 +35,7 @@ class TarSource(ShardedSource):
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
         self._descriptors: dict[int, _Descriptor] = {}
+        self._first_seen: dict[int, tuple[int, int]] = {}  # size and time of change, by file
         self._lock = threading.Lock()
 
     def read(self, index: int) -> bytes:
@@ -43,14 +44,25 @@ class TarSource(ShardedSource):
             check_size(size)
             shard = self._open(int(self.file[index]))
             data = os.pread(shard.number, size, offset)
+            self._check_unchanged(int(self.file[index]), shard)
             if len(data) < size:
                 raise ValueError(f"the shard ends too early, at byte {os.fstat(shard.number).st_size}")
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError):  # a file server that was away knows nothing of what was open
+                with self._lock:
+                    self._descriptors.pop(int(self.file[index]), None)
             raise UnreadableImage(self.locate(index), failure_reason(error)) from error
         return data
 
     def locate(self, index: int) -> str:
         return f"{self.shard_path(index)} ({self.names[index]!r} at byte {self.offset[index]})"
+
+    def _check_unchanged(self, file: int, shard: "_Descriptor") -> None:
+        """ValueError where another shard lies there now: its bytes would be some other sample's."""
+        status = os.fstat(shard.number)
+        now = status.st_size, status.st_mtime_ns
+        if self._first_seen.setdefault(file, now) != now:
+            raise ValueError("the shard has changed since it was first read")
 
     def _open(self, file: int) -> "_Descriptor":
         """The open shard number `file`; the ones used longest ago are closed when their last reader lets go."""
