@@ -62,6 +62,11 @@ SECONDS ?= 3600
 chaos: env  ## random kills and stops on two ranks for SECONDS=3600: the weights must be those of a run without
 	SENDVAE_RELIABILITY=1 SENDVAE_CHAOS_S=$(SECONDS) $(BIN)/python -m pytest -s tests/reliability -k chaos $(ARGS)
 
+reliability: env  ## the tests of docs/reliability.md with their full counts; writes its tables
+	SENDVAE_RELIABILITY=1 SENDVAE_RELIABILITY_COUNTS=tests/reliability_counts.json \
+		$(BIN)/python -m pytest $$($(BIN)/python tests/reliability_page.py --list) $(ARGS)
+	$(BIN)/python tests/reliability_page.py
+
 env: $(VENV)/.package  ## make .venv, install the pinned dependencies, build the package
 
 # $(call install,what is said,pip's arguments): what pip says goes to a log, which is shown where pip fails.

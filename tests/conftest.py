@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from reliability_counts import Cases
+from reliability_page import named_tests
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
@@ -65,6 +67,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files: workers of pytest-xdist take whole files, in this order."""
     ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))
+
+
+_cases = Cases()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """For docs/reliability.md."""
+    _cases.see(report)
+
+
+def pytest_sessionfinish() -> None:
+    """Write the counts for docs/reliability.md, where a file for them is named."""
+    _cases.record(named_tests())
 
 
 def pytest_report_header() -> str | None:

@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 FILE_VARIABLE = "SENDVAE_RELIABILITY_COUNTS"
 """Environment variable with the file that counts go to; relative paths are from the repository's root."""
 FULL_VARIABLE = "SENDVAE_RELIABILITY"
 """Environment variable that asks for the full counts; without it tests take a thin sample of them."""
+CASES = "cases of the test"
 ROOT = Path(__file__).parents[1]
 
 
@@ -59,8 +62,11 @@ def counting(promise: str, what: str) -> Iterator[Trials]:
         ) from error
 
 
-def record(promise: str, what: str, *, tried: int, survived: int) -> None:
-    """Write one count: of what was tried how much was survived. Nothing is written where no file is named."""
+def record(promise: str, what: str, *, tried: int, survived: int, test: str | None = None) -> None:
+    """Write one count: of what was tried how much was survived. Nothing is written where no file is named.
+
+    `test` is the one that is running, where it is not given.
+    """
     name = os.environ.get(FILE_VARIABLE)
     if not name:
         return
@@ -69,7 +75,7 @@ def record(promise: str, what: str, *, tried: int, survived: int) -> None:
         "what": what,
         "tried": tried,
         "survived": survived,
-        "test": os.environ.get("PYTEST_CURRENT_TEST", "").removesuffix(" (call)"),
+        "test": test or os.environ.get("PYTEST_CURRENT_TEST", "").removesuffix(" (call)"),
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -79,6 +85,29 @@ def record(promise: str, what: str, *, tried: int, survived: int) -> None:
         kept = [other for other in map(json.loads, file) if _key(other) != _key(entry)]
         file.truncate(0)
         file.writelines(json.dumps(line) + "\n" for line in sorted([*kept, entry], key=_key))
+
+
+class Cases:
+    """The cases of each test that were run, for tests that count nothing themselves."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[str, list[bool]] = {}
+
+    def see(self, report: pytest.TestReport) -> None:
+        """Take note of what came out of a case; one that was left out is none."""
+        if report.failed or (report.when == "call" and report.passed):
+            self._outcomes.setdefault(report.nodeid.partition("[")[0], []).append(report.passed)
+
+    def record(self, named: set[str]) -> None:
+        """Write how many cases of each test in `named` were run, and how many passed."""
+        name = os.environ.get(FILE_VARIABLE)
+        if not name:
+            return
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines() if (ROOT / name).exists() else []
+        counted = {entry["test"].partition("[")[0] for entry in map(json.loads, lines) if entry["what"] != CASES}
+        for test in sorted(named & self._outcomes.keys() - counted):
+            outcomes = self._outcomes[test]
+            record("", CASES, tried=len(outcomes), survived=sum(outcomes), test=test)
 
 
 def _key(entry: dict) -> tuple[str, str, str]:

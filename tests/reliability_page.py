@@ -1,11 +1,14 @@
-"""Writes the tables of docs/reliability.md: `python tests/reliability_page.py`, after `make reliability`.
+"""Writes the tables of docs/reliability.md: `make reliability`, or alone `python tests/reliability_page.py`.
 
-Each table lies between `<!-- promises: AREA -->` and `<!-- end -->`. A row is a promise, the tests that show it, and from
-tests/reliability_counts.json how many trials they made in the last run, and how many held.
+With `--list` it prints the tests instead.
+
+Each table lies between `<!-- promises: AREA -->` and `<!-- end -->`. A row is a promise, the tests that show it, and
+from tests/reliability_counts.json how many trials they made in the last run, and how many held.
 """
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +51,9 @@ PROMISES = {
         ),
         Promise(
             "A run whose every checkpoint is damaged does not begin at step 0 in silence",
-            ("engine/test_checkpoint.py::test_a_run_whose_every_checkpoint_is_damaged_does_not_start_again_from_nothing",),
+            (
+                "engine/test_checkpoint.py::test_a_run_whose_every_checkpoint_is_damaged_does_not_start_again_from_nothing",
+            ),
         ),
         Promise(
             "The old checkpoint goes only when the new one has been read back",
@@ -79,7 +84,7 @@ PROMISES = {
             ),
         ),
         Promise(
-            "SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 are remembered until the step is done; a second SIGINT is obeyed",
+            "SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2 are remembered until a step is done; a second SIGINT is obeyed",
             (
                 "engine/test_signals.py::test_a_signal_is_remembered_until_asked",
                 "engine/test_signals.py::test_second_interrupt_is_immediate",
@@ -101,7 +106,9 @@ PROMISES = {
                 "test_demo.py::test_workers_end_with_the_demo",
             ),
         ),
-        Promise("A failing logger never stops training", ("engine/test_metrics.py::test_failures_warn_once_and_go_on",)),
+        Promise(
+            "A failing logger never stops training", ("engine/test_metrics.py::test_failures_warn_once_and_go_on",)
+        ),
         Promise(
             "What the user can mend is one line and exit code 2",
             (
@@ -153,8 +160,7 @@ PROMISES = {
         Promise(
             "A shard that changes under a run is named, and never read as the old one; the run goes on when it is back",
             (
-                "train/test_data_under_fire.py::"
-                "test_a_shard_that_is_replaced_is_named_and_the_run_goes_on_from_its_checkpoint",
+                "train/test_data_under_fire.py::test_a_shard_that_is_replaced_is_named_and_the_run_goes_on",
                 "data/test_tar.py::test_a_shard_that_changes_under_a_job_is_never_read_as_if_it_were_the_old_one",
             ),
         ),
@@ -181,9 +187,17 @@ PROMISES = {
                 "report/test_hostile_run.py::test_a_page_shows_only_what_lies_in_its_folder",
             ),
         ),
-        Promise("A picture of a run is opened as a PNG and nothing else", ("test_png.py::test_another_format_is_not_opened",)),
+        Promise(
+            "A picture of a run is opened as a PNG and nothing else",
+            ("test_png.py::test_another_format_is_not_opened",),
+        ),
     ],
 }
+
+
+def named_tests() -> set[str]:
+    """The tests of all promises, as pytest names them."""
+    return {f"tests/{test}" for promises in PROMISES.values() for promise in promises for test in promise.tests}
 
 
 def read_counts() -> list[dict]:
@@ -209,4 +223,7 @@ def _table(promises: list[Promise], counts: list[dict]) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--list"]:
+        print(*sorted(named_tests()))
+        sys.exit()
     PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), read_counts()), encoding="utf-8")

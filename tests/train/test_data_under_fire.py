@@ -74,9 +74,7 @@ def test_a_slow_and_failing_file_server_changes_nothing(undisturbed, shards, tmp
     assert equal(checkpoint_tensors(run, STEPS), undisturbed)
 
 
-def test_a_shard_that_is_replaced_is_named_and_the_run_goes_on_from_its_checkpoint(
-    undisturbed, shards, tmp_path, monkeypatch
-):
+def test_a_shard_that_is_replaced_is_named_and_the_run_goes_on(undisturbed, shards, tmp_path, monkeypatch):
     """Half-way; descriptors are closed and opened again, as they are where there are many shards."""
     mine, run, reads = tmp_path / "shards", tmp_path / "run", itertools.count()
     shutil.copytree(shards, mine)
