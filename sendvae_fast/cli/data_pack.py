@@ -33,7 +33,8 @@ class Config:
 
     def __post_init__(self) -> None:
         checks.paths(self, "out")
-        checks.at_least(1, self, "image_size", "shard_size", "num_workers")
+        checks.at_least(1, self, "shard_size", "num_workers")
+        checks.in_interval("[1, 8192]", self, "image_size")
 
 
 def run(config: Config) -> None:

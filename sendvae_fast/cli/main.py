@@ -65,6 +65,8 @@ NO_MEMORY = re.compile("not enough memory|can't allocate memory|Unable to alloca
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 2 the user can mend it, 75 stopped by a signal and saved."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if sys.stdout is None:  # as with `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     for stream in (sys.stdout, sys.stderr):  # a path is bytes, and need not be text: it is shown, escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
