@@ -36,9 +36,9 @@ def test_a_count_reaches_its_row():
         "date": "2031-02-03T",
         "commit": "abc",
     }
-    page = render("a\n<!-- promises: data -->\nold\n<!-- end -->\nb\n", [count])
+    page = render("a\n<!-- promises: data -->\nstale words\n<!-- end -->\nb\n", [count])
     assert f"| {promise.words} | `{promise.tests[0]}` | 1,200 | 1,199 | 2031-02-03, abc |\n" in page
-    assert "old" not in page and page.startswith("a\n") and page.endswith("<!-- end -->\nb\n")
+    assert "stale words" not in page and page.startswith("a\n") and page.endswith("<!-- end -->\nb\n")
 
 
 @pytest.mark.parametrize("mechanism", ["data/decode.py", "data/limits.py", "data/indexing/sandbox.py", "reading.py"])
