@@ -1,4 +1,4 @@
-"""Writes the tables of docs/reliability.md: `make reliability`, or alone `python tests/reliability_page.py`.
+"""Writes the tables of docs/reliability.md: `make reliability-page`, or alone `python tests/reliability_page.py`.
 
 With `--list` it prints the tests instead.
 

@@ -75,7 +75,7 @@ def test_workers_end_with_their_parent(kind, number, tmp_path):
 
 
 def test_processes_are_started_nowhere_else():
-    """Where they are, each is known to end: the pool and the sandbox above; `git` and `nvidia-smi`, with a time limit."""
+    """Where they are, each is known to end: the pool and the sandbox above; git and nvidia-smi in a time limit."""
     allowed = {
         "processes.py": {"multiprocessing", "ProcessPoolExecutor"},
         "data/indexing/sandbox.py": {"multiprocessing"},
