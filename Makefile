@@ -12,7 +12,7 @@ CSRC := $(filter %.cpp %.cu %.cuh %.h,$(SOURCES)) $(wildcard tests/cuda_on_cpu/*
 IN_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test tests test-fast docs lint format cluster cuda-on-cpu planted-bugs reliability reliability-page chaos gpu-check clean
+.PHONY: help env demo test tests test-fast docs lint format cluster cuda-on-cpu planted-bugs reliability chaos gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,19 +53,14 @@ cuda-on-cpu: env  ## the CUDA kernels on the CPU under checks: every case, in se
 planted-bugs: env  ## every bug planted in a CUDA kernel is noticed by the checks
 	SENDVAE_CUDA_ON_CPU=bugs $(BIN)/python -m pytest tests/cuda_on_cpu/test_kernels.py -k planted $(ARGS)
 
-reliability: env  ## kills, faults and damage in full (an hour or more); their counts: docs/reliability_counts.json
-	SENDVAE_RELIABILITY=1 SENDVAE_RELIABILITY_COUNTS=docs/reliability_counts.json $(BIN)/python -m pytest \
-		tests/reliability tests/engine/test_checkpoint.py tests/engine/test_background_saver.py \
-		tests/train/test_exact_resume.py $(ARGS)
+reliability: env  ## kills, faults and damage in full (an hour or more); writes their counts into docs/reliability.md
+	SENDVAE_RELIABILITY=1 SENDVAE_RELIABILITY_COUNTS=tests/reliability_counts.json \
+		$(BIN)/python -m pytest $$($(BIN)/python tests/reliability_page.py --list) $(ARGS)
+	$(BIN)/python tests/reliability_page.py
 
 SECONDS ?= 3600
 chaos: env  ## random kills and stops on two ranks for SECONDS=3600: the weights must be those of a run without
 	SENDVAE_RELIABILITY=1 SENDVAE_CHAOS_S=$(SECONDS) $(BIN)/python -m pytest -s tests/reliability -k chaos $(ARGS)
-
-reliability-page: env  ## the tests of docs/reliability.md with their full counts; writes its tables
-	SENDVAE_RELIABILITY=1 SENDVAE_RELIABILITY_COUNTS=tests/reliability_counts.json \
-		$(BIN)/python -m pytest $$($(BIN)/python tests/reliability_page.py --list) $(ARGS)
-	$(BIN)/python tests/reliability_page.py
 
 env: $(VENV)/.package  ## make .venv, install the pinned dependencies, build the package
 

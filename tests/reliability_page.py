@@ -1,4 +1,4 @@
-"""Writes the tables of docs/reliability.md: `make reliability-page`, or alone `python tests/reliability_page.py`.
+"""Writes the tables of docs/reliability.md: `make reliability`, or alone `python tests/reliability_page.py`.
 
 With `--list` it prints the tests instead.
 
@@ -39,7 +39,21 @@ PROMISES = {
             (
                 "engine/test_checkpoint.py::test_kill_at_every_point_of_a_save",
                 "engine/test_checkpoint.py::test_kill_while_replacing_a_damaged_checkpoint_of_the_same_step",
+                "engine/test_background_saver.py::test_kill_at_every_point_of_a_save_beside_steps",
+                "reliability/test_reliability.py::test_kills_at_random_instants",
+                "reliability/test_reliability.py::test_kills_at_named_points",
             ),
+        ),
+        Promise(
+            "A checkpoint that is written beside the steps is that of its step, and its failure is not passed over",
+            (
+                "engine/test_background_saver.py::test_a_save_beside_the_steps_is_that_of_its_step",
+                "engine/test_background_saver.py::test_an_error_of_the_writer_surfaces_at_the_next_step",
+            ),
+        ),
+        Promise(
+            "Weights or optimizer state with NaN, inf or exploded numbers never push out a sound checkpoint",
+            ("engine/test_background_saver.py::test_unsound_state_does_not_push_out_a_sound_checkpoint",),
         ),
         Promise(
             "A damaged checkpoint is found by its hashes, and the one before is used; never a part of one",
@@ -63,6 +77,7 @@ PROMISES = {
             "A full or failing disk: training goes on; at the end, exit code 2 says what is lost",
             (
                 "engine/test_checkpoint.py::test_a_failing_disk_does_not_stop_training",
+                "reliability/test_disk_errors.py::test_errors_at_the_nth_write",
                 "train/test_loop.py::test_a_full_disk_at_the_end_is_an_error",
             ),
         ),
@@ -71,6 +86,8 @@ PROMISES = {
             (
                 "train/test_train_vae.py::test_resume_equals_the_uninterrupted_run",
                 "train/test_train_sit.py::test_resume_equals_the_uninterrupted_run",
+                "train/test_exact_resume.py::test_resume_after_every_step",
+                "reliability/test_reliability.py::test_other_numbers_of_ranks",
             ),
         ),
         Promise("Runs of older versions go on", ("train/test_old_runs.py::test_an_old_run_goes_on",)),
@@ -81,6 +98,7 @@ PROMISES = {
             (
                 "engine/test_watchdog.py::test_the_rank_that_does_not_answer_is_named",
                 "engine/test_watchdog.py::test_one_rank_that_hangs_writes_its_stacks",
+                "reliability/test_reliability.py::test_faults_of_a_rank",
             ),
         ),
         Promise(
