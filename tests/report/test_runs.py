@@ -140,6 +140,8 @@ def test_marks_lead_to_their_reasons():
         ([8.0], ""),
         ([8.0, 8.15], "the intervals overlap: no difference is shown"),
         ([8.0, 9.0], "the intervals do not overlap"),
+        ([9.0, 8.0], "the intervals do not overlap"),
+        ([8.15, 8.0], "the intervals overlap: no difference is shown"),
         ([8.0, 8.1, 8.15], "all intervals overlap"),
         ([8.0, 8.15, 9.0], "intervals overlap of run0 and run1"),
         ([8.0, 9.0, 10.0], "no two intervals overlap"),

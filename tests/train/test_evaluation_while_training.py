@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -149,6 +150,10 @@ class Counter(Evaluator):
         return Evaluation(weights=weights), [Measurement(metric="steps", value=float(step), protocol="counted")]
 
 
+class Batch(NamedTuple):
+    ids: torch.Tensor
+
+
 class CountedStage:
     title, dtype, learning_rate, flops_per_image = "counted", torch.float32, 1e-4, None
 
@@ -162,7 +167,7 @@ class CountedStage:
         self.steps, self.killed_after = 0, killed_after
 
     def batches(self, start_step):
-        return itertools.repeat(None)
+        return (Batch(torch.tensor([step])) for step in itertools.count(start_step))
 
     def train_step(self, step, batch):
         if step >= self.killed_after:
