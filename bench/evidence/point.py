@@ -77,16 +77,16 @@ class PointJob:
         lock_run(self.runs.folder)
         point, scale = self.runs.point, self.runs.scale
         if self.runs.published is None or point.variant.finetuning is None:
-            self._train("plain", train_vae, self.runs.plain())
-        if (config := self.runs.finetuning()) is not None:
+            self._train("plain", train_vae, self.runs.plain)
+        if (config := self.runs.finetuning) is not None:
             self._train("finetuning", train_vae, config)
         with self._timed("latents"):
-            cache(self.runs.cache(), self.distributed)
+            cache(self.runs.cache, self.distributed)
         measured_by = short_hash([self.judge.network.origin.sha256, scale.samples, scale.num_train, scale.num_held_out])
         autoencoder = self._kept(
             "autoencoder", self.runs.autoencoder() / f"measured-{measured_by}.json", self._measure_autoencoder
         )
-        self._train("generator", train_sit, self.runs.generator())
+        self._train("generator", train_sit, self.runs.generator)
         for name in DECODERS:
             self._train(f"decoder {name}", lambda config: tune_decoder(config, self.distributed), self._tuning(name))
         curve = [
@@ -98,8 +98,8 @@ class PointJob:
         result = {
             "point": point.name, "batch": point.batch, "variant": point.variant.key, "seed": point.seed,
             "control": point.variant.control, "scale": scale.name, "identity": self.runs.identity(),
-            "settings": {"finetuning": plain(self.runs.finetuning() or self.runs.plain()),
-                         "generator": plain(self.runs.generator()), "samples": plain(self._samples(guided=False)),
+            "settings": {"finetuning": plain(self.runs.finetuning or self.runs.plain),
+                         "generator": plain(self.runs.generator), "samples": plain(self._samples(guided=False)),
                          "guidance": scale.guidance, "decoder": scale.decoder},
             "judge": {"name": self.judge.network.origin.name, "sha256": self.judge.network.origin.sha256,
                       "dim": self.judge.network.origin.dim},
@@ -149,7 +149,7 @@ class PointJob:
 
     @cached_property
     def _cache(self) -> LatentCache:
-        return LatentCache.open(self.runs.cache().out)
+        return LatentCache.open(self.runs.cache.out)
 
     @cached_property
     def _train_latents(self) -> LatentSet:
@@ -193,10 +193,10 @@ class PointJob:
         return {"own": self._autoencoder, **tuned}
 
     def _tuning(self, name: str) -> DecoderTuningConfig:
-        data = self.runs.plain().data
+        data = self.runs.plain.data
         settings = merge(self.runs.scale.decoder, {"seed": self.runs.point.seed, "noise": DECODERS[name]})
         settings = merge(settings, {
-            "init_from": str(self.runs.autoencoder()), "data": plain(data), "engine": plain(self.runs.plain().engine),
+            "init_from": str(self.runs.autoencoder()), "data": plain(data), "engine": plain(self.runs.plain.engine),
         })  # fmt: skip
         config = build_config(DecoderTuningConfig, settings | {"run": "none"}, f"a decoder of {self.runs.point.name}")
         config.run = str(self.runs.autoencoder() / f"decoder_{name}-{short_hash(plain(config))}")
@@ -204,7 +204,7 @@ class PointJob:
 
     def _steps(self) -> list[int]:
         """At which the generator is measured, ascending."""
-        checkpoints = (Path(self.runs.generator().run) / "checkpoints").iterdir()
+        checkpoints = (Path(self.runs.generator.run) / "checkpoints").iterdir()
         return sorted(int(match[1]) for path in checkpoints if (match := FINAL_NAME.fullmatch(path.name)))
 
     def _samples(self, guided: bool) -> GenerateConfig:
@@ -273,7 +273,7 @@ class PointJob:
 
     def _measure_generator(self, step: int) -> dict[str, Any]:
         """The generator's EMA after a number of steps: what it knows of held-out latents, and what it draws."""
-        run = Path(self.runs.generator().run)
+        run = Path(self.runs.generator.run)
         folder = next(path for path in (run / "checkpoints").iterdir() if path.name == f"step_{step:08d}")
         sit = load_sit(folder).sit.to(self.distributed.device)
         measured: dict[str, Any] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ class Runs:
     def _pictures(self, part: str) -> Path:
         return self.root / "data" / (part if self.scale.num_train is not None else f"{part}.parquet")
 
+    @cached_property
     def plain(self) -> VAETrainConfig:
         """The plain autoencoder. Its seed is its own: all points of the same latents start from one."""
         return build_config(VAETrainConfig, self.plain_settings(), f"the plain autoencoder of {self.point.name}")
@@ -163,6 +165,7 @@ class Runs:
         data = {"root": str(self.train), "image_size": self.scale.image_size}
         return self._in_folder("plain", merge(merge(self.scale.plain, {"data": data}), self.point.variant.plain))
 
+    @cached_property
     def finetuning(self) -> VAETrainConfig | None:
         """The fine-tuning from it; None where the plain autoencoder is used as it is."""
         settings = self.finetuning_settings()
@@ -193,6 +196,7 @@ class Runs:
         """The run of the autoencoder that the generator works with."""
         return Path((self.finetuning_settings() or self.plain_settings())["run"])
 
+    @cached_property
     def cache(self) -> CacheConfig:
         """The latents of the pictures to train on."""
         return CacheConfig(
@@ -202,21 +206,21 @@ class Runs:
             image_size=self.scale.image_size,
         )
 
+    @cached_property
     def generator(self) -> SiTTrainConfig:
-        """The generator."""
-        return build_config(SiTTrainConfig, self.generator_settings(), f"the generator of {self.point.name}")
+        """The generator. Its folder is told by all options: another version's is not gone on with."""
+        config = build_config(SiTTrainConfig, self.generator_settings(), f"the generator of {self.point.name}")
+        config.run = str(self.folder / f"generator-{short_hash(plain(config))}")
+        return config
 
     def generator_settings(self) -> dict[str, Any]:
-        """Of `generator`."""
+        """Of `generator`, but for its folder."""
         settings = merge(self.scale.generator, self.point.variant.generator)
         repa = {"foundation": self._foundation()} if settings["repa"]["weight"] else {}
-        settings = merge(settings, {
-            "seed": self.point.seed, "latents": self.cache().out, "repa": repa,
+        return merge(settings, {
+            "run": "none", "seed": self.point.seed, "latents": self.cache.out, "repa": repa,
             "data": {"root": str(self.train), "image_size": self.scale.image_size},
         })  # fmt: skip
-        # By all options, so that a run that was begun by another version of the program is not gone on with.
-        config = build_config(SiTTrainConfig, settings | {"run": "none"}, f"the generator of {self.point.name}")
-        return settings | {"run": str(self.folder / f"generator-{short_hash(plain(config))}")}
 
     @property
     def folder(self) -> Path:
