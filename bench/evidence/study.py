@@ -158,43 +158,42 @@ class Runs:
     @cached_property
     def plain(self) -> VAETrainConfig:
         """The plain autoencoder. Its seed is its own: all points of the same latents start from one."""
-        return build_config(VAETrainConfig, self.plain_settings(), f"the plain autoencoder of {self.point.name}")
+        return self._vae("plain", self.plain_settings())
 
     def plain_settings(self) -> dict[str, Any]:
-        """Of `plain`."""
+        """Of `plain`, but for its folder."""
         data = {"root": str(self.train), "image_size": self.scale.image_size}
-        return self._in_folder("plain", merge(merge(self.scale.plain, {"data": data}), self.point.variant.plain))
+        return merge(merge(self.scale.plain, {"data": data}), self.point.variant.plain)
 
     @cached_property
     def finetuning(self) -> VAETrainConfig | None:
         """The fine-tuning from it; None where the plain autoencoder is used as it is."""
         settings = self.finetuning_settings()
-        if settings is None:
-            return None
-        return build_config(VAETrainConfig, settings, f"the fine-tuning of {self.point.name}")
+        return None if settings is None else self._vae(f"vae-{self.point.seed}", settings)
 
     def finetuning_settings(self) -> dict[str, Any] | None:
-        """Of `finetuning`."""
+        """Of `finetuning`, but for its folder."""
         if self.point.variant.finetuning is None:
             return None
-        below = self.plain_settings()
-        below |= {"seed": self.point.seed, "init_from": below.pop("run")}
+        start = {"seed": self.point.seed, "init_from": str(self.published or self.plain.run)}
+        below = self.plain_settings() | start
         below.pop("autoencoder")  # its sizes come from there
         settings = merge(merge(below, self.scale.finetuning), self.point.variant.finetuning)
         if settings["alignment"]["method"] != "none":
             settings = merge(settings, {"alignment": {"foundation": self._foundation()}})
-        settings = self._in_folder(f"vae-{self.point.seed}", settings)
-        return settings | {"init_from": str(self.published or settings["init_from"])}
+        return settings
 
     @property
     def published(self) -> Path | None:
         """The plain autoencoder, where it comes with the study; None where it is trained."""
-        folder = WEIGHTS / Path(self.plain_settings()["run"]).name
+        scale = self.scale
+        settings = [merge(scale.plain, self.point.variant.plain), scale.image_size, scale.num_train]
+        folder = WEIGHTS / f"plain-{short_hash(settings)}"
         return folder if folder.is_dir() else None
 
     def autoencoder(self) -> Path:
         """The run of the autoencoder that the generator works with."""
-        return Path((self.finetuning_settings() or self.plain_settings())["run"])
+        return Path((self.finetuning or self.plain).run)
 
     @cached_property
     def cache(self) -> CacheConfig:
@@ -242,9 +241,11 @@ class Runs:
             raise UserError(f"--foundation-weights is missing: a weight file of {foundation['name']}")
         return foundation
 
-    def _in_folder(self, kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """With the folder that runs of the same settings share."""
-        return settings | {"run": str(self.root / "autoencoders" / f"{kind}-{short_hash(settings)}")}
+    def _vae(self, kind: str, settings: dict[str, Any]) -> VAETrainConfig:
+        """A run of stage 1, in the folder that runs of the same options share."""
+        config = build_config(VAETrainConfig, settings | {"run": "none"}, f"{kind} of {self.point.name}")
+        config.run = str(self.root / "autoencoders" / f"{kind}-{short_hash(plain(config))}")
+        return config
 
 
 def short_hash(settings: Any) -> str:
