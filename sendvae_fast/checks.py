@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 from sendvae_fast.errors import UserError
 
+ADDED_LATER = "added_later"
+"""Metadata of a field that older runs do not have: at its default it is none of the settings that must be the same."""
+
 
 def at_least(least: float, config: Any, *names: str, where: str = "", hint: str = "") -> None:
     """Values that are `least` or more."""

@@ -10,13 +10,14 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from sendvae_fast.checks import ADDED_LATER
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_lock import lock_run
 from sendvae_fast.errors import UserError
@@ -135,9 +136,24 @@ def plain(value: Any) -> Any:
 
 
 def config_hash(config: Any, may_change: Collection[str] = ()) -> str:
-    """Sixteen hex digits, a hash of the configuration without the `may_change` keys and sections."""
-    kept = {key: value for key, value in flat(plain(config)).items() if not _covers(may_change, key)}
+    """Sixteen hex digits, a hash of the configuration without the `may_change` keys and sections.
+
+    Nor do fields count that are `checks.ADDED_LATER` and have their default: runs begun before them go on.
+    """
+    left_out = {*may_change, *_later_defaults(config)}
+    kept = {key: value for key, value in flat(plain(config)).items() if not _covers(left_out, key)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _later_defaults(config: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of fields that were added later and have their default."""
+    if not dataclasses.is_dataclass(config):
+        return
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get(ADDED_LATER) and value == field.default:
+            yield prefix + field.name
+        yield from _later_defaults(value, f"{prefix}{field.name}.")
 
 
 def describe_changes(old: Any, new: dict[str, Any], may_change: Collection[str] = ()) -> str:

@@ -1,5 +1,6 @@
 """A run directory as the report sees it: what was logged, measured and drawn, and with which settings."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
     Raises:
         UserError: one is given twice.
     """
-    parts = [folder.resolve().parts for folder in folders]
+    parts = [Path(os.path.abspath(folder)).parts for folder in folders]
     for folder, own in zip(folders, parts, strict=True):
         if parts.count(own) > 1:
             raise UserError(f"{folder} is given twice; give each run once")

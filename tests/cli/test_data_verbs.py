@@ -79,7 +79,7 @@ def test_check_finds_what_is_wrong(photos, capsys):
         (["pack", "x"], "out"),
         (["check", "PHOTOS", "--limit=-1"], "error: limit is -1"),
         (["pack", "PHOTOS", "--out=x"], "was not indexed; run `sendvae data index` on it"),
-        (["pack", "PHOTOS", "--out=x", "--image_size=0"], "error: image_size is 0: it must be at least 1"),
+        (["pack", "PHOTOS", "--out=x", "--image_size=0"], "error: image_size is 0: it must be in [1, 8192]"),
         (["pack", "PHOTOS", "--out=x", "--imagesize=8"], "did you mean image_size?"),
         (["index", "PHOTOS", "--out=/proc/nothing/c.parquet"], "error: cannot write to /proc/nothing/c.parquet.parts"),
     ],

@@ -35,7 +35,7 @@ def old(tmp_path, monkeypatch):
     return tmp_path
 
 
-NOT_COMPARED = {"time_s", "learning_rate", *GROUPS["speed"]}
+NOT_COMPARED = {"time_s", "learning_rate", "skipped_steps", *GROUPS["speed"]}
 """Of the machine, or not written then."""
 
 

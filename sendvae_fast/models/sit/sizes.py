@@ -90,7 +90,7 @@ class SiTSizes:
     qk_norm: bool | None = None
     """Normalise queries and keys in every head (RMSNorm with `rms_norm`, else LayerNorm): against NaN in long runs.
     null: off."""
-    diffusion: bool | None = None
+    diffusion: bool | None = field(default=None, metadata={checks.ADDED_LATER: True})
     """Predict the noise and its variance at one of 1000 diffusion steps, as DiT, in place of the velocity at a noise
     level. null: the preset's, off without one."""
     label_dropout: float = 0.1
