@@ -10,6 +10,7 @@ from sendvae_fast.models.sit.sizes import check_repa_block
 from sendvae_fast.sampling.generate import GenerateConfig
 from sendvae_fast.train.loop import LoopConfig
 from sendvae_fast.train.sit.settings import FlowConfig, GeneratorConfig, RepaConfig
+from sendvae_fast.train.training_images import ImageDataConfig
 from sendvae_fast.train.vae.settings import AutoencoderTraining
 
 
@@ -33,6 +34,8 @@ class E2ERepaConfig(RepaConfig):
 class E2ETrainConfig(AutoencoderTraining):
     """An end-to-end run (REPA-E). Raises `UserError` for settings that exclude each other."""
 
+    data: ImageDataConfig = field(default_factory=lambda: ImageDataConfig(global_batch=256))
+    """Training images. REPA-E: batch 256."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """Sizes of the SiT."""
     generator_from: str | None = None
