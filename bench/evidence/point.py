@@ -20,6 +20,7 @@ from bench.evidence.decoder_tuning import DecoderTuningConfig, tune_decoder
 from bench.evidence.latent_measures import ClassProbe, LatentSet
 from bench.evidence.pictures import Judge, prepare_pictures, spread
 from bench.evidence.study import Runs, short_hash
+from bench.machine import ROOT
 from sendvae_fast.config import build_config, merge
 from sendvae_fast.data.latents.latent_cache import LatentCache
 from sendvae_fast.engine.checkpoint import FINAL_NAME, newest_checkpoint
@@ -105,7 +106,7 @@ class PointJob:
                       "dim": self.judge.network.origin.dim},
             "autoencoder": autoencoder, "curve": curve, "cpu_seconds": self._seconds(),
         }  # fmt: skip
-        return json.loads(json.dumps(result).replace(str(self.runs.root), "RUNS"))
+        return json.loads(json.dumps(result).replace(str(self.runs.root), "RUNS").replace(f"{ROOT}/", ""))
 
     def clean(self) -> None:
         """Remove what only this point needs, once its result is written. Autoencoders stay: other points use them."""
