@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from sendvae_fast.config import load_config
 from sendvae_fast.data.latents.latent_cache import LatentCache
-from sendvae_fast.engine import checkpoint
+from sendvae_fast.engine import checkpoint, run_lock
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.checkpoint import Checkpointer
 from sendvae_fast.engine.distributed import Distributed
@@ -21,6 +22,7 @@ from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.snapshot import Snapshot
 from sendvae_fast.engine.streams import HostMemory
+from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.result import Result, append_results
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS, load_demo_vit
@@ -59,6 +61,7 @@ def folder(tmp_path_factory):
         Result(metric="attribute_f1", value=0.5, protocol="probe", details={"f1": {"red": 0.5, "big": 0.6}}),
     ]
     append_results(folder / "compared/evaluation.jsonl", measured)
+    (folder / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "process": 1, "since": "yesterday"}))
     return folder
 
 
@@ -99,6 +102,14 @@ def resealed(path, draw):
     return json.dumps(manifest).encode()
 
 
+def look_at_lock(folder):
+    """As where the file system has no locks: the file says who has the run, and a damaged one locks nobody out."""
+    path = folder / "lock.json"
+    assert run_lock._is_alive(path) in (False, True) and str(run_lock._refusal(path)).isprintable()
+    if not run_lock._owner(path):
+        raise UserError("nobody's")
+
+
 def read_autoencoder(folder):
     load_autoencoder(folder / "vae/checkpoints/step_00000003")
 
@@ -130,6 +141,7 @@ READERS = {
     "config of a run": Reader("run/config.yaml", damaged_text, resume),
     "manifest": Reader("run/checkpoints/step_00000007/manifest.json", damaged_text, resume),
     "resealed manifest": Reader("run/checkpoints/step_00000007/manifest.json", resealed, resume),
+    "lock of a run": Reader("lock.json", damaged_text, look_at_lock),
     "settings for a model card": Reader("vae/config.yaml", damaged_text, read_facts),
     "metrics": Reader("vae/metrics.jsonl", damaged_content, read_facts),
     "autoencoder's config": Reader("vae/checkpoints/step_00000003/config.json", damaged_text, read_autoencoder),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.reading import read_json
 
 LOCK_FILE = "run.lock"
 """In a run directory: who writes into it, as JSON."""
@@ -17,6 +18,9 @@ HEARTBEAT_S = 20.0
 """Seconds between signs of life in the lock file, for file systems without locks."""
 STALE_S = 6 * HEARTBEAT_S
 """Seconds without a sign of life after which a lock of another host counts as left by a dead one."""
+
+MAX_PROCESS = 2**22
+"""The largest process id of Linux."""
 
 _held: dict[Path, IO[str]] = {}
 """Locks of this process, until it ends. A process is one job: it may take its own lock again."""
@@ -67,16 +71,16 @@ def _is_alive(path: Path) -> bool:
     """Whether the owner that the lock file names is there: by its process on this host, by its heartbeat on another."""
     owner = _owner(path)
     if owner.get("host") == socket.gethostname():
-        return isinstance(owner.get("process"), int) and Path(f"/proc/{owner['process']}").exists()
+        process = owner.get("process")
+        return isinstance(process, int) and 0 < process <= MAX_PROCESS and Path(f"/proc/{process}").exists()
     return bool(owner) and time.time() - path.stat().st_mtime < STALE_S
 
 
 def _owner(path: Path) -> dict:
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path, "it is taken for nobody's")
+    except UserError:
         return {}
-    return owner if isinstance(owner, dict) else {}
 
 
 def _refusal(path: Path) -> UserError:

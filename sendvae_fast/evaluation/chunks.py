@@ -1,7 +1,7 @@
 """Long work on many pictures over any number of ranks, resumable: a file for every thousand pictures.
 
 A file appears whole or not at all, so an interrupted evaluation goes on where it stopped, and nothing depends on how
-many ranks share the work.
+many ranks share the work. It carries the hash of what is in it: a damaged one is never measured.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import save_tensors
+from sendvae_fast.models.weights import weights_sha256
+from sendvae_fast.reading import NotOfItsKind, reading
 
 CHUNK = 1000
 """Pictures per file."""
+HASH_KEY = "sha256"
+"""In a file's metadata: `weights_sha256` of its columns."""
 Columns = dict[str, Tensor]
 """What was computed, by name: a row for each picture."""
 
@@ -85,13 +88,15 @@ def folder_name(*words: object) -> str:
 def _write(file: Path, columns: Columns) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(file, {name: column.contiguous() for name, column in columns.items()})
+        whole = {name: column.contiguous() for name, column in columns.items()}
+        save_tensors(file, whole, {HASH_KEY: weights_sha256(whole)})
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {file} ({error}): make room and run the same command again to go on") from error
 
 
 def _read(file: Path) -> Columns:
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} is damaged ({error}): remove it and run the same command again") from error
+    with reading(file, "remove it and run the same command again"), safe_open(file, "pt") as content:
+        columns = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - it is no dict
+        if (content.metadata() or {}).get(HASH_KEY) != weights_sha256(columns):
+            raise NotOfItsKind("its hash is not that of its content")
+    return columns

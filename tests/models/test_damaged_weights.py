@@ -1,19 +1,29 @@
 """Damaged files of other projects' weights: each reader takes them or raises a `UserError` of one line."""
 
+import dataclasses
 import io
 import json
 import warnings
+from functools import partial
+from pathlib import Path
 
+import lpips
+import plain_vit as plain
 import pytest
 import torch
 import torchvision
 from fuzz import Reader, check_reader, damaged_bytes, damaged_text, damaged_tree
 
+from bench.random_inception import random_inception
+from sendvae_fast.evaluation.inception import InceptionFeatures
+from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder.diffusers_layout import to_diffusers, to_diffusers_config
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig, load_discriminator_weights
+from sendvae_fast.models.foundation.foundation import load_foundation
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
+from sendvae_fast.models.foundation.recipes import RECIPES
 from sendvae_fast.models.foundation.squeezenet import load_squeezenet
 from sendvae_fast.models.latent_statistics import statistics_of_file
 from sendvae_fast.models.sit.sit import SiT
@@ -54,6 +64,27 @@ TENSORS = (
 )
 
 
+HEADS = Path(lpips.__file__).parent / "weights" / "v0.1" / "squeeze.pth"
+
+
+def vision_transformers():
+    """Weights by name, in the layouts of the original releases, of the networks that `read_transformer` makes small."""
+    token = plain.random_token()
+    dinov2 = plain.random_weights(14, prefix_positions=1, grid=5, layer_scale=True) | {"cls_token": token}
+    dinov3 = plain.random_weights(16, prefix_positions=None, grid=4, layer_scale=True) | {"cls_token": token}
+    mask = torch.ones(3, plain.WIDTH).index_fill_(0, torch.tensor(1), 0).flatten()
+    dinov3 |= {f"blocks.{i}.attn.qkv.bias_mask": mask for i in range(plain.DEPTH)}
+    dinov3 |= {"storage_tokens": plain.random_token(4), "rope_embed.periods": torch.tensor([1.0, 4.6, 21.5])}
+    return {"dinov2-vit-b": dinov2, "dinov3-vit-b": dinov3 | {"mask_token": torch.zeros(1, plain.WIDTH)}}
+
+
+def read_transformer(name, folder):
+    recipe = dataclasses.replace(RECIPES[name], arguments=RECIPES[name].arguments | plain.NETWORK)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, name, recipe)
+        load_foundation(FoundationConfig(name=name, weights=str(folder / f"{name}.pth"), grid_size=4))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     torch.manual_seed(0)
@@ -67,6 +98,13 @@ def folder(tmp_path_factory):
     torch.save({"ema": generator | BATCH_NORM, "step": 4}, tmp_path / "generator.pt")
     torch.save({"state_dict": discriminator, "epoch": 1}, tmp_path / "discriminator.ckpt")
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeeze.pth")
+    torch.save(torch.load(HEADS, map_location="cpu", weights_only=True), tmp_path / "heads.pth")
+    for name, state in vision_transformers().items():
+        torch.save(state, tmp_path / f"{name}.pth")
+    # One number in place of each weight: a file of 24 million would take longest to write.
+    inception = random_inception().state_dict()
+    inception = {key: value.new_ones(()).expand(value.shape) for key, value in inception.items()}
+    torch.save(inception, tmp_path / "inception.pth")
     (tmp_path / "diffusers").mkdir()
     config = to_diffusers_config(AUTOENCODER, VECTOR, VECTOR)
     (tmp_path / "diffusers/config.json").write_text(json.dumps(config))
@@ -96,6 +134,11 @@ def read_squeezenet(folder):
     load_squeezenet(FoundationConfig(name="squeezenet", weights=str(folder / "squeeze.pth")))
 
 
+def read_lpips(folder):
+    weights, heads = str(folder / "squeeze.pth"), str(folder / "heads.pth")
+    Perceptual(PerceptualConfig(net="squeeze", weights=weights, heads=heads))
+
+
 READERS = {
     "config of diffusers": Reader(
         "diffusers/config.json", damaged_text, lambda folder: load_autoencoder(folder / "diffusers")
@@ -111,6 +154,13 @@ READERS = {
     "generator": Reader("generator.pt", damaged_weights, lambda folder: load_sit(folder / "generator.pt")),
     "discriminator": Reader("discriminator.ckpt", damaged_weights, read_discriminator),
     "foundation model": Reader("squeeze.pth", damaged_weights, read_squeezenet),
+    **{
+        name: Reader(f"{name}.pth", damaged_weights, partial(read_transformer, name))
+        for name in ("dinov2-vit-b", "dinov3-vit-b")
+    },
+    "LPIPS": Reader("squeeze.pth", damaged_weights, read_lpips),
+    "heads of LPIPS": Reader("heads.pth", damaged_weights, read_lpips),
+    "Inception": Reader("inception.pth", damaged_weights, lambda folder: InceptionFeatures(folder / "inception.pth")),
 }
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.progress import Progress
+from sendvae_fast.reading import NotOfItsKind, reading
+
+AGAIN = "fetch the file again"
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,11 @@ class AttributeTable:
 def read_celeba_attributes(path: str | os.PathLike[str]) -> AttributeTable:
     """`list_attr_celeba.txt`: a count, the 40 names, then per picture its file name and 1 or -1 for each name."""
     lines = _read_lines(path)
-    if len(lines) < 2 or not lines[0].strip().isdigit():
+    if len(lines) < 2 or not lines[0].strip().isdecimal():
         raise UserError(f"{path} is no CelebA attribute list: its first line must be the number of pictures")
     rows = [line.split() for line in lines[2:] if line.strip()]
-    if len(rows) != int(lines[0]):
-        raise UserError(f"{path} announces {int(lines[0])} pictures but lists {len(rows)}; fetch the file again")
+    if lines[0].strip() != str(len(rows)):
+        raise UserError(f"{path} announces {lines[0].strip():.20} pictures but lists {len(rows)}; {AGAIN}")
     return _table(path, lines[1].split(), rows, {"1": 1, "-1": 0}, first_line=3)
 
 
@@ -37,10 +40,7 @@ def read_awa2_attributes(directory: str | os.PathLike[str]) -> AttributeTable:
     """AwA2's `classes.txt`, `predicates.txt` and `predicate-matrix-binary.txt`: 85 attributes of each of 50 classes."""
     directory = Path(directory)
     matrix = directory / "predicate-matrix-binary.txt"
-    classes, names = (
-        [line.split()[1] for line in _read_lines(directory / name) if line.strip()]
-        for name in ("classes.txt", "predicates.txt")
-    )
+    classes, names = (_numbered_names(directory / name) for name in ("classes.txt", "predicates.txt"))
     rows = [line.split() for line in _read_lines(matrix) if line.strip()]
     if len(rows) != len(classes):
         raise UserError(f"{matrix} has {len(rows)} rows for {len(classes)} classes; fetch the dataset again")
@@ -61,25 +61,25 @@ def read_deepfashion_attributes(names: str | os.PathLike[str], values: str | os.
     """
     words = [line.rsplit(maxsplit=1)[0] for line in _read_lines(names)[2:] if line.strip()]
     keys: list[str] = []
-    try:
-        with open(values, encoding="utf-8") as file, Progress("reading attributes", 0, unit="picture") as progress:
-            progress.total = num = int(file.readline())
-            file.readline()
-            table = np.zeros((num, len(words)), np.uint8)
+    with reading(values, AGAIN), open(values, encoding="utf-8") as file:
+        num = int(file.readline())
+        file.readline()
+        # A picture's line has two characters or more for each value.
+        if not 0 <= num * max(2 * len(words), 1) <= os.fstat(file.fileno()).st_size:
+            raise NotOfItsKind(f"{num} pictures of {len(words)} attributes are announced, which it is too short for")
+        table = np.zeros((num, len(words)), np.uint8)
+        with Progress("reading attributes", num, unit="picture") as progress:
             for number, line in enumerate(file):
                 key, _, rest = line.partition(" ")
                 row = np.array(rest.split(), dtype=np.int8)
-                if row.shape != (len(words),) or np.abs(row).max() > 1:
-                    raise UserError(
-                        f"{values}, line {number + 3}: not {len(words)} values of -1, 0 or 1; fetch the file again"
-                    )
-                table[number] = row == 1
+                if row.shape != (len(words),) or not np.isin(row, (-1, 0, 1)).all():
+                    raise UserError(f"{values}, line {number + 3}: not {len(words)} values of -1, 0 or 1; {AGAIN}")
+                if number < num:
+                    table[number] = row == 1
                 keys.append(key)
                 progress.advance()
-    except (OSError, ValueError, IndexError) as error:
-        raise UserError(f"{values} is no attribute list of DeepFashion ({error}); fetch the file again") from error
     if len(keys) != num:
-        raise UserError(f"{values} announces {num} pictures but lists {len(keys)}; fetch the file again")
+        raise UserError(f"{values} announces {num} pictures but lists {len(keys)}; {AGAIN}")
     return AttributeTable(tuple(keys), tuple(words), torch.from_numpy(table))
 
 
@@ -97,15 +97,21 @@ def read_partition(path: str | os.PathLike[str], words: tuple[str, str, str]) ->
     while lines and (len(lines[0]) != 2 or lines[0][1] not in words):
         del lines[0]
     if wrong := [row for row in lines if len(row) != 2 or row[1] not in words]:
-        raise UserError(
-            f"{path}: {' '.join(wrong[0])!r} does not end in one of {', '.join(words)}; fetch the file again"
-        )
+        raise UserError(f"{path}: {' '.join(wrong[0])!r} does not end in one of {', '.join(words)}; {AGAIN}")
     return {name: words.index(word) for name, word in lines}
 
 
 def read_class_list(path: str | os.PathLike[str]) -> list[str]:
     """A class per line: AwA2's `trainclasses.txt` and `testclasses.txt`."""
     return [line.strip() for line in _read_lines(path) if line.strip()]
+
+
+def _numbered_names(path: Path) -> list[str]:
+    """The names of a file with a number and a name in each line."""
+    lines = [line.split() for line in _read_lines(path) if line.strip()]
+    if wrong := [row for row in lines if len(row) != 2]:
+        raise UserError(f"{path}: {' '.join(wrong[0])!r:.80} is no number and name; {AGAIN}")
+    return [name for _, name in lines]
 
 
 def _read_lines(path: str | os.PathLike[str]) -> list[str]:

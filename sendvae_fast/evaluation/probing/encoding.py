@@ -21,6 +21,7 @@ from sendvae_fast.files import write_atomic
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Posterior
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.progress import Progress
+from sendvae_fast.reading import count_in, read_json, reading, reading_zip
 
 NOTE_EVERY_BATCHES = 50
 """Batches of pictures after which a file of features says how far it is."""
@@ -55,7 +56,8 @@ def encoded_rows(
 ) -> Rows:
     """The features of pictures as a float16 file in `folder`, made now or, where it is there already, taken.
 
-    Every rank encodes its share. A call that was interrupted goes on where it was, on the same number of ranks.
+    Every rank encodes its share. A call that was interrupted goes on where it was, on the same number of ranks; a file
+    that was cut off or is of another shape is made again.
 
     Args:
         encode: pictures to features; runs on the distributed's device.
@@ -73,8 +75,9 @@ def encoded_rows(
     finished = path.with_suffix(".finished")
     note = path.with_suffix(f".rank{distributed.rank}of{distributed.world_size}")
     start, stop = share(len(pictures), distributed)
-    if not distributed.broadcast_object(finished.is_file() and path.is_file()):
-        done = _done(note, path)
+    is_sound = _holds_rows_of(path, len(pictures))
+    if not distributed.broadcast_object(finished.is_file() and is_sound):
+        done = _done(note, stop - start) if is_sound else 0
         if not any(distributed.gather_objects(done > 0)):
             _make(path, encode, pictures, distributed)
         distributed.barrier()
@@ -97,12 +100,29 @@ def encoded_rows(
     return Rows(np.load(path, mmap_mode="r"), distributed.device)
 
 
-def _done(note: Path, path: Path) -> int:
-    """Pictures that this rank has encoded before."""
+def _holds_rows_of(path: Path, num_pictures: int) -> bool:
+    """Whether a file has features of so many pictures, as `_make` makes them."""
     try:
-        return int(json.loads(note.read_text(encoding="utf-8"))["done"]) if path.is_file() else 0
-    except (OSError, ValueError, KeyError):
+        with reading_zip(path, "it is made again"):
+            rows = np.load(path, mmap_mode="r")
+            return (
+                rows.ndim == 2
+                and len(rows) == num_pictures
+                and (rows.dtype, rows.flags.c_contiguous) == (np.float16, True)
+                and rows.offset + rows.nbytes == path.stat().st_size
+            )
+    except UserError:
+        return False
+
+
+def _done(note: Path, most: int) -> int:
+    """Pictures that this rank has encoded before, as its note says; 0 where that is no number up to `most`."""
+    try:
+        with reading(note, "the pictures are encoded again"):
+            done = count_in(read_json(note, ""), "done")
+    except UserError:
         return 0
+    return done if done <= most else 0
 
 
 def _make(path: Path, encode: Encode, pictures: Pictures, distributed: Distributed) -> None:
@@ -113,8 +133,8 @@ def _make(path: Path, encode: Encode, pictures: Pictures, distributed: Distribut
     dim = encode(first.to(distributed.device)).flatten(1).shape[1]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for note in path.parent.glob(f"{path.stem}.rank*"):
-            note.unlink()  # of another number of ranks
+        for note in (*path.parent.glob(f"{path.stem}.rank*"), path.with_suffix(".finished")):
+            note.unlink(missing_ok=True)  # of another number of ranks, or of a file that was damaged
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(len(pictures), dim)).flush()
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): give a --cache on a disk with room") from error

@@ -122,7 +122,7 @@ def _load(model: Any, state: dict[str, Tensor], path: str | Path) -> None:
     """
     patches = state[_PATCHES if _PATCHES in state else f"visual.{_CLIP_PATCHES}"]
     size = model.patch_embed.patch_size[0]
-    if patches.ndim == 4 and patches.shape[-1] != size:
+    if isinstance(patches, Tensor) and patches.ndim == 4 and patches.shape[-1] != size:
         raise UserError(
             f"{path} has patches of {patches.shape[-1]} px, {_name(model)} has {size}: these are another model's "
             "weights"
@@ -141,7 +141,10 @@ def _load(model: Any, state: dict[str, Tensor], path: str | Path) -> None:
     periods = state.get("rope_embed.periods")
     if periods is not None:
         # DINOv3's release holds its rotation periods rounded to bfloat16; timm computes them anew and exactly.
-        model.rope.periods.copy_(periods)
+        own, found = model.rope.periods, periods.float()
+        if found.shape != own.shape or not (found > 0).all() or not found.isfinite().all():
+            raise UserError(f"{path}: rope_embed.periods is not {len(own)} numbers above 0: fetch the file again")
+        own.copy_(found)
         model.rope.pos_embed_cached.copy_(model.rope.get_embed(model.rope.feat_shape))
 
 
