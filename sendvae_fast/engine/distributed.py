@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +19,14 @@ import torch.distributed as dist
 # DDP or torch.compile) would keep the group and its threads alive into interpreter shutdown, which then may abort.
 import torch.distributed.nn.functional
 
+from sendvae_fast.engine import flight_record
 from sendvae_fast.engine.agreement import difference, facts_of_rank
 from sendvae_fast.engine.launch import Place, adopt_slurm, read_place
 from sendvae_fast.engine.rendezvous import RENDEZVOUS_S, meet
 from sendvae_fast.errors import UserError
 
+TIMEOUT_S = 1800.0
+"""Seconds after which a collective fails, where nothing else is said."""
 LAST_WORDS, LAST_WORDS_S = "last words", 3.0
 """Key of the message that rank 0 ends with, and how long the others wait for it before they say their own."""
 
@@ -106,8 +110,10 @@ class Distributed:
             raise UserError(failures[0])
 
     @contextmanager
-    def beside(self) -> Iterator["Distributed"]:
+    def beside(self, timeout_s: float = TIMEOUT_S) -> Iterator["Distributed"]:
         """The same ranks with a gloo group of their own, for one thread beside the one that trains. Collective.
+
+        Its collectives fail after `timeout_s` seconds.
 
         Ranks match the collectives of a group by their order alone. Two threads of a rank that share a group begin
         theirs in an order that differs from rank to rank, so that one rank's gradients would meet another's note that
@@ -116,7 +122,7 @@ class Distributed:
         if self.world_size == 1:
             yield self
             return
-        group = dist.new_group(backend="gloo")
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         yield dataclasses.replace(self, device=torch.device("cpu"), group=group)
         dist.destroy_process_group(group)  # after an error the thread may be in it still: exit destroys all groups
 
@@ -127,10 +133,11 @@ class Distributed:
 
 def init_distributed(
     device: str | None = None,
-    timeout_s: float = 1800.0,
+    timeout_s: float = TIMEOUT_S,
     rendezvous_s: float = RENDEZVOUS_S,
     *,
     cuda_graph: bool = False,
+    records: Path | str | None = None,
 ) -> Distributed:
     """Join the process group of torchrun, DeepSpeed's launcher or srun, else a group of one that needs no port.
 
@@ -144,6 +151,7 @@ def init_distributed(
         rendezvous_s: seconds in which all ranks must have come.
         cuda_graph: whether NCCL's work will be recorded. As PyTorch's notes on DDP in CUDA graphs ask, NCCL's own
             thread then does not end what fails or hangs; `engine.watchdog` does.
+        records: the folder of the run, for NCCL's record of its last collectives: see `engine.flight_record`.
 
     Raises:
         UserError: CUDA was asked for and there is none, there are more local ranks than GPUs, the launcher's variables
@@ -166,6 +174,8 @@ def init_distributed(
     if is_new:
         if cuda_graph:
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # read when the group is made
+        if records is not None:
+            flight_record.record_into(Path(records))
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
         _join(backend, place, timedelta(seconds=timeout_s), rendezvous_s)
         atexit.register(_leave)

@@ -19,6 +19,7 @@ from typing import Self
 import torch.distributed as dist
 
 from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.flight_record import write_records
 from sendvae_fast.errors import UserError
 
 EXIT_STUCK = 70
@@ -27,8 +28,6 @@ BEAT_S = 1.0
 """Seconds between signs of life of a rank."""
 SILENT_S = 5.0
 """Seconds without a sign of life after which a rank counts as silent."""
-STARTING_S = 3600.0
-"""Limit for what is not a step: compiling in the first one, checkpoints, previews."""
 SLOW_STEPS = 20
 """A step may take this many times as long as the longest so far, whatever the limit."""
 
@@ -45,11 +44,14 @@ class Watchdog:
     Args:
         distributed: the ranks.
         limit_s: seconds without a finished step, after the first, that end the process with `EXIT_STUCK`.
-        folder: where the stacks of this rank's threads are written then: ``stacks_rank<r>.txt``.
+        start_limit_s: the same for the first step, in which networks are compiled, and for what is `pausing`.
+        folder: where the stacks of this rank's threads are written then, ``stacks_rank<r>.txt``, and, of several
+            ranks, its last collectives (`flight_record.write_records`).
     """
 
-    def __init__(self, distributed: Distributed, limit_s: float, folder: Path) -> None:
-        self._distributed, self._store, self._limit_s, self._folder = distributed, distributed.store, limit_s, folder
+    def __init__(self, distributed: Distributed, limit_s: float, start_limit_s: float, folder: Path) -> None:
+        self._distributed, self._store, self._folder = distributed, distributed.store, folder
+        self._limit_s, self._start_limit_s = limit_s, start_limit_s
         self._step, self._doing, self._longest_s = 0, "starting", 0.0
         self._since = time.monotonic()
         self._ended = threading.Event()
@@ -100,7 +102,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._ended.wait(BEAT_S):
-            waited, limit = time.monotonic() - self._since, STARTING_S
+            waited, limit = time.monotonic() - self._since, self._start_limit_s
             if self._doing == "training":
                 limit = max(self._limit_s, SLOW_STEPS * self._longest_s)
             if waited > limit and not self._ended.is_set():
@@ -123,10 +125,12 @@ class Watchdog:
         silent = self._silent_ranks()
         if silent == [0] or ranks.rank == min(set(range(ranks.world_size)) - set(silent), default=ranks.rank):
             why = f"no step was finished for {waited:.0f} s"
-            print(
-                f"error: {self._message(silent, why)}; stacks are in {self._folder}/stacks_rank*.txt", file=sys.stderr
-            )
-            sys.stderr.flush()
+            left = f"stacks are in {self._folder}/stacks_rank*.txt"
+            if ranks.world_size > 1:
+                left += f", the last collectives in {self._folder}/collectives_*_rank*.json"
+            print(f"error: {self._message(silent, why)}; {left}", file=sys.stderr, flush=True)
+        if ranks.world_size > 1:
+            write_records(self._folder, ranks.rank)  # last, as it may hang with a GPU
         os._exit(EXIT_STUCK)
 
     def _message(self, silent: list[int], why: str) -> str:

@@ -46,8 +46,12 @@ class LoopConfig:
     keep_checkpoints: int = 2
     """Checkpoints kept; the oldest goes once a newer one is verified."""
     step_timeout_s: float = 600.0
-    """Seconds without a finished step, after the first one, that end the run: the stacks of all ranks are written, and
-    the message names the rank that does not answer. A step may always take 20 times as long as the longest before."""
+    """Seconds without a finished step, after the first one, that end the run: the stacks and last collectives of all
+    ranks are written, and the message names the rank that does not answer. A step may always take 20 times as long as
+    the longest before."""
+    start_timeout_s: float = 3600.0
+    """The same for the first step of each start, in which networks are compiled, and for checkpoints, previews and
+    evaluations. A collective fails after as long."""
     spike_threshold: float = 20.0
     """Robust z-score of a step's loss, against the median of the last 128, above which a warning is given; 0: none."""
     spike_return_steps: int = 0
@@ -55,7 +59,7 @@ class LoopConfig:
     before them; 0 only warns. Each start judges losses afresh, so an interrupted run may go back from other spikes."""
 
     def __post_init__(self) -> None:
-        checks.above(0, self, "step_timeout_s", where="loop")
+        checks.above(0, self, "step_timeout_s", "start_timeout_s", where="loop")
         checks.at_least(0, self, "profile_steps", where="loop", hint=" (0 profiles nothing)")
         checks.at_least(0, self, "spike_threshold", "spike_return_steps", where="loop")
         checks.at_least(
@@ -79,7 +83,7 @@ def fit(
     `UserError` after `MAX_SKIPPED_STEPS` skipped steps in a row, without another checkpoint: such weights should not
     push out an older checkpoint; and where the disk would not take the last checkpoint of this start.
     """
-    with distributed.beside() as writers:
+    with distributed.beside(config.start_timeout_s) as writers:
         checkpointer = Checkpointer(run.checkpoints, writers, config.keep_checkpoints, run.config_hash)
         returns = Returns(config.spike_return_steps, LeftOutSteps(run.path, distributed), checkpointer)
         while True:
@@ -107,7 +111,7 @@ def _train(
     batches, skipped = stage.batches(step), SkippedSteps(distributed, stage.title)
     spikes = LossSpikes(config.spike_threshold, distributed)
     with (
-        Watchdog(distributed, config.step_timeout_s, run.path) as watchdog,
+        Watchdog(distributed, config.step_timeout_s, config.start_timeout_s, run.path) as watchdog,
         BackgroundSaver(checkpointer, distributed, in_background=config.save_in_background) as saver,
         StopOnSignal(distributed) as stop,
         reporter.following(step) as progress,

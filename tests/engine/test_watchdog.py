@@ -1,6 +1,8 @@
 """A run that no longer moves ends, and the message names the rank that does not answer."""
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,25 +11,27 @@ import time
 
 import pytest
 
-from sendvae_fast.engine import watchdog
+from sendvae_fast.engine import flight_record, watchdog
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.watchdog import EXIT_STUCK, Watchdog
 
+START_S = 600.0
 WORKER = """
 import os, signal, sys
 from pathlib import Path
 import torch
 from sendvae_fast.cli.main import main
 from sendvae_fast.cli import main as command
-from sendvae_fast.engine import watchdog
+from sendvae_fast.engine import flight_record, watchdog
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.engine.watchdog import Watchdog
 
 watchdog.BEAT_S, watchdog.SILENT_S = 0.1, 1.0
+flight_record.NUM_KEPT = 5
 
 def train(arguments):
-    ranks = init_distributed("cpu")
-    with Watchdog(ranks, 1.0, Path(sys.argv[2])) as dog:
+    ranks = init_distributed("cpu", records=sys.argv[2])
+    with Watchdog(ranks, 1.0, 600.0, Path(sys.argv[2])) as dog:
         for step in range(1, 6):
             if step == 4 and ranks.rank == 1:
                 os.kill(os.getpid(), getattr(signal, sys.argv[1]))
@@ -66,6 +70,47 @@ def test_the_rank_that_does_not_answer_is_named(way, why, tmp_path):
     assert why in errors and "after step 3: rank 1 does not answer" in errors
     if way == "SIGSTOP":
         assert "all_reduce_sum" in (tmp_path / "stacks_rank0.txt").read_text()
+        assert f"the last collectives in {tmp_path}/collectives_*_rank*.json" in errors
+        record = json.loads((tmp_path / "collectives_gloo_rank0.json").read_text())
+        *before, last = record["entries"]
+        assert len(before) == 4, "as many as were asked for by the environment"
+        assert "all_reduce" in last["profiling_name"] and not last["retired"]
+        assert all(entry["retired"] for entry in before)
+
+
+@pytest.mark.parametrize("has_new_names", [True, False])
+def test_what_the_user_has_set_for_the_record_stays(has_new_names, tmp_path, monkeypatch):
+    monkeypatch.setattr(flight_record, "_HAS_NEW_NAMES", has_new_names)
+    names = [name for pair in flight_record._NAMES.values() for name in pair]
+    for name in names:
+        monkeypatch.setenv(name, "of before")  # so that all is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", "0")
+    flight_record.record_into(tmp_path)
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    write, file = ("TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
+    if has_new_names:
+        write, file = ("TORCH_FR_DUMP_ON_TIMEOUT", "TORCH_FR_DUMP_TEMP_FILE")
+    assert found == {"TORCH_NCCL_TRACE_BUFFER_SIZE": "0", write: "1", file: f"{tmp_path}/nccl_rank"}
+
+
+def test_a_record_that_does_not_come_is_not_waited_for(tmp_path):
+    """As where a GPU hangs and its queries hold the interpreter: the process ends with its stacks in any case."""
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open(tmp_path / "said.txt", os.O_CREAT | os.O_WRONLY), 2)
+        flight_record.PATIENCE_S = 0.2
+        flight_record._record_of = lambda backend: time.sleep(START_S)
+        flight_record.write_records(tmp_path, 0)
+        os._exit(0)
+    until = time.monotonic() + 60
+    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0 and time.monotonic() < until:
+        time.sleep(0.01)
+    if ended[0] == 0:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert ended[0] == pid and os.waitstatus_to_exitcode(ended[1]) == 1
+    assert "_records" in (tmp_path / "said.txt").read_text()
 
 
 @pytest.fixture
@@ -84,7 +129,7 @@ def exits(monkeypatch):
 
 def test_one_rank_that_hangs_writes_its_stacks(exits, tmp_path, capsys):
     codes, given_up = exits
-    with Watchdog(Distributed(), 0.1, tmp_path) as dog:
+    with Watchdog(Distributed(), 0.1, START_S, tmp_path) as dog:
         dog.finished(7)
         assert given_up.wait(30), "nobody noticed"
     assert codes == [EXIT_STUCK]
@@ -95,7 +140,7 @@ def test_one_rank_that_hangs_writes_its_stacks(exits, tmp_path, capsys):
 def test_what_may_take_long_does(exits, tmp_path):
     """A checkpoint, the first step, and a step that is slow beside others as slow."""
     codes, given_up = exits
-    with Watchdog(Distributed(), 0.1, tmp_path) as dog:
+    with Watchdog(Distributed(), 0.1, START_S, tmp_path) as dog:
         assert not given_up.wait(0.3)
         dog.finished(1)
         with dog.pausing("saving"):
@@ -106,6 +151,16 @@ def test_what_may_take_long_does(exits, tmp_path):
     assert codes == []
 
 
+def test_what_is_no_step_has_a_limit_of_its_own(exits, tmp_path, capsys):
+    codes, given_up = exits
+    with Watchdog(Distributed(), START_S, 0.1, tmp_path) as dog:
+        dog.finished(1)
+        assert not given_up.wait(0.3)
+        with dog.pausing("saving"):
+            assert given_up.wait(30), "nobody noticed"
+    assert codes == [EXIT_STUCK] and "the run was saving" in capsys.readouterr().err
+
+
 def test_an_error_of_one_rank_is_its_own(tmp_path):
-    with pytest.raises(RuntimeError, match="of mine"), Watchdog(Distributed(), 10, tmp_path):
+    with pytest.raises(RuntimeError, match="of mine"), Watchdog(Distributed(), 10, START_S, tmp_path):
         raise RuntimeError("of mine")

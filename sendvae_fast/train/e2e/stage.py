@@ -257,7 +257,7 @@ def without_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def train_e2e(config: E2ETrainConfig) -> int:
     """Run or resume an end-to-end run; returns the exit code (see `train.loop.fit`). Collective."""
-    distributed = init_distributed()
+    distributed = init_distributed(timeout_s=config.loop.start_timeout_s, records=config.run)
     with distributed.all_or_none():
         images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
     run = RunDirectory(

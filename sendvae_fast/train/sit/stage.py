@@ -211,7 +211,9 @@ class SiTStage:
 
 def train_sit(config: SiTTrainConfig) -> int:
     """Run or resume stage 2; returns the exit code (see `train.loop.fit`). Collective."""
-    distributed = init_distributed(cuda_graph=config.engine.cuda_graph)
+    distributed = init_distributed(
+        timeout_s=config.loop.start_timeout_s, cuda_graph=config.engine.cuda_graph, records=config.run
+    )
     with distributed.all_or_none():
         latents = TrainingLatents(
             config.latents,

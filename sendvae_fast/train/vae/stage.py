@@ -202,7 +202,9 @@ def _autoencoder_of(config: AutoencoderConfig, state: dict[str, Tensor]) -> Auto
 
 def train_vae(config: VAETrainConfig) -> int:
     """Run or resume stage 1; returns the exit code (see `train.loop.fit`). Collective."""
-    distributed = init_distributed(cuda_graph=config.engine.cuda_graph)
+    distributed = init_distributed(
+        timeout_s=config.loop.start_timeout_s, cuda_graph=config.engine.cuda_graph, records=config.run
+    )
     with distributed.all_or_none():
         images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
         evaluator = open_evaluator(config, images, distributed)
