@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sendvae_fast.engine.checkpoint import Checkpointer
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.engine import Engine
+from sendvae_fast.engine.engine import Engine, EngineConfig
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.snapshot import find_unsound
 from sendvae_fast.errors import UserError
@@ -40,8 +40,11 @@ def replay(stage: ReplayableStage, run: RunDirectory, step: int, distributed: Di
     Nothing is written into the run. Returns the exit code. Collective.
 
     Raises:
-        UserError: the run has not come so far, or passed over that step's batch.
+        UserError: the run has not come so far, or passed over that step's batch; or hooks in its networks do not see
+            what its engine does.
     """
+    for engine in stage.engines.values():
+        check_watchable(engine.config)
     found = Checkpointer(run.checkpoints, distributed, config_hash=run.config_hash).load_latest(before=step)
     start = 0
     if found is not None:
@@ -75,6 +78,24 @@ def replay(stage: ReplayableStage, run: RunDirectory, step: int, distributed: Di
         print(f"step {step} of {run.path}, {origin}")
         print("\n".join(line for report in reports for line in report))
     return 0
+
+
+def check_watchable(config: EngineConfig) -> None:
+    """Raise a `UserError` where hooks of modules and parameters do not see the numbers of a step.
+
+    Compiled blocks run without the hooks of the modules in them, a recorded step runs no Python at all, and where
+    ZeRO 3 splits parameters, hooks do not see whole gradients.
+    """
+    for hides, setting in (
+        (config.compile, "engine.compile=false"),
+        (config.cuda_graph, "engine.cuda_graph=false"),
+        (not config.has_whole_parameters, "engine.zero_stage=2"),
+    ):
+        if hides:
+            raise UserError(
+                f"--replay cannot look into this engine's steps: add --{setting}, which gives the same numbers but for "
+                "rounding"
+            )
 
 
 class Watch:

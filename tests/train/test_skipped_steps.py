@@ -8,7 +8,9 @@ import torch
 from tiny_runs import vae_config
 
 from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.errors import UserError
+from sendvae_fast.train.replay import check_watchable
 from sendvae_fast.train.skipped_steps import SkippedSteps, first_not_finite
 from sendvae_fast.train.vae.stage import VAEStage, train_vae
 
@@ -42,6 +44,20 @@ def test_the_sum_of_the_terms_is_named_last():
     assert first_not_finite(values) == "kl"
     assert first_not_finite({"loss": math.nan, "psnr": 1.0, "grad_norm": math.nan}) == "loss"
     assert first_not_finite({"loss": 1.0, "psnr": 1.0, "grad_norm": math.nan}) is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "remedy"),
+    [
+        ({"compile": True}, "engine.compile=false"),
+        ({"name": "ddp", "cuda_graph": True}, "engine.cuda_graph=false"),
+        ({"zero_stage": 3}, "engine.zero_stage=2"),
+    ],
+)
+def test_an_engine_whose_steps_hooks_do_not_see_is_refused(engine, remedy):
+    with pytest.raises(UserError, match=f"--replay cannot look .* --{remedy}"):
+        check_watchable(EngineConfig(**engine))
+    check_watchable(EngineConfig(name="ddp", zero_stage=3, recompute=True))
 
 
 BROKEN_STEP = 4
@@ -98,6 +114,8 @@ def test_a_skipped_step_is_made_again_and_looked_into(images, tmp_path, broken_k
     report = capsys.readouterr().out
     assert f"loss {lines[2]['loss']:.4g}" in report and f"grad_norm {lines[2]['grad_norm']:.4g}" in report
     assert "not finite: none" in report and "backward pass: 0 of" in report and "largest gradients: " in report
+    with pytest.raises(UserError, match="--replay cannot look into this engine's steps"):
+        train_vae(vae_config(tmp_path / "run", images, **settings, engine={"compile": True}, replay=3))
     assert contents(tmp_path / "run") == before
     with pytest.raises(UserError, match="no run in"):
         train_vae(vae_config(tmp_path / "other", images, **settings, replay=3))
