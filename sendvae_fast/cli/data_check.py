@@ -3,9 +3,10 @@
     sendvae data check imagenet/train.catalog.parquet
 
 A catalog is reported as it stands; a source without one is indexed first, as by `sendvae data index`. Exit code 0 when
-every picture is readable, 1 when one is bad or a shard is damaged.
+every picture is readable, 1 when one is bad or a shard is damaged, or with `--jpeg_warnings` a JPEG has a warning.
 """
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog, catalog_file_at
 from sendvae_fast.data.indexing.catalog_summary import CatalogSummary, summarize
 from sendvae_fast.data.indexing.index import index_source
+from sendvae_fast.data.jpeg_warnings import jpegs_with_warnings
 from sendvae_fast.data.sources.shards import CATALOG_NAME
 from sendvae_fast.errors import UserError
+from sendvae_fast.progress import Progress
 
 POSITIONAL = "source"
 NUM_EXTREME_CLASSES = 3
@@ -31,6 +34,9 @@ class Config:
     """Catalog, folder, file or pattern."""
     limit: int = 100
     """At most so many lines of each list."""
+    jpeg_warnings: bool = False
+    """Decode every JPEG again and list those that libjpeg warns of: damage in a scan that decodes, to wrong pixels. Not
+    all such damage gives a warning."""
 
     def __post_init__(self) -> None:
         checks.at_least(0, self, "limit")
@@ -49,7 +55,20 @@ def run(config: Config) -> int:
     _print_list("bad and odd samples", unusual, config.limit)
     duplicates = [" = ".join(group) for group in summary.duplicates]
     _print_list("groups of samples with the same bytes", duplicates, config.limit)
-    return 0 if summary.is_good else 1
+    warnings = _jpeg_warnings(catalog) if config.jpeg_warnings else []
+    _print_list("JPEGs that libjpeg warns of", warnings, config.limit)
+    return 0 if summary.is_good and not warnings else 1
+
+
+def _jpeg_warnings(catalog: Catalog) -> list[str]:
+    """Where the JPEGs lie that have one, and what it says."""
+    found = []
+    with Progress("decoding JPEGs", len(catalog), unit="image") as progress:
+        for sample_id, warning in jpegs_with_warnings(catalog, len(os.sched_getaffinity(0))):
+            if warning is not None:
+                found.append(f"{catalog.locate(sample_id)}: {warning}")
+            progress.advance(sample_id + 1 - progress.done, warned=len(found))
+    return found
 
 
 def _indexed(source: str) -> Catalog:

@@ -67,6 +67,25 @@ def test_check_finds_what_is_wrong(photos, capsys):
     assert "`sendvae data check" in run(capsys, "index", photos)[1]
 
 
+def test_check_lists_jpegs_that_libjpeg_warns_of(photos, capsys):
+    """Pillow decodes all of them without a word."""
+    data = (photos / "cat" / "0.jpg").read_bytes()
+    (photos / "cat" / "damaged.jpg").write_bytes(data[: len(data) // 2] + bytes(64) + data[len(data) // 2 + 64 :])
+    Image.open(photos / "cat" / "damaged.jpg").load()
+    for name, mode in (("grey", "L"), ("cmyk", "CMYK")):
+        Image.new(mode, (20, 20)).save(photos / "dog" / f"{name}.jpg")
+    (photos / "dog" / "cut.jpg").write_bytes(data[:-99])
+    assert "libjpeg" not in run(capsys, "check", photos)[1]
+    code, out, _ = run(capsys, "check", photos, "--jpeg_warnings")
+    warned = out[out.index("JPEGs that libjpeg warns of: 1\n") :].splitlines()
+    assert code == 1 and len(warned) == 2
+    assert warned[1].startswith(f"  {photos}/cat/damaged.jpg: ") and "Corrupt JPEG data" in warned[1]
+    for name in ("cat/damaged", "dog/cut"):
+        (photos / f"{name}.jpg").unlink()
+    code, out, _ = run(capsys, "check", photos, "--jpeg_warnings")
+    assert code == 0 and "libjpeg" not in out
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -93,7 +112,7 @@ def test_bad_input_is_one_line(photos, capsys, arguments, message):
     "verb, options",
     [
         ("index", ["--out", "--label", "--num_workers", "--quick"]),
-        ("check", ["--limit"]),
+        ("check", ["--limit", "--jpeg_warnings"]),
         ("pack", ["--image_size", "--shard_size", "--num_workers"]),
     ],
 )
