@@ -1,4 +1,7 @@
-"""Training whose pictures lie on a disk that is slow, fails for a while, or has its shards changed under the run."""
+"""Training whose pictures lie on a disk that is slow, fails for a while, or has its shards changed under the run.
+
+And training whose decoder dies: a thread of the loader, or DALI's pipeline.
+"""
 
 import errno
 import itertools
@@ -13,8 +16,15 @@ import pytest
 import torch
 from tiny_runs import checkpoint_tensors, vae_config
 
+from sendvae_fast.data import loader as loader_module
 from sendvae_fast.data import patience
+from sendvae_fast.data.catalog import Catalog
+from sendvae_fast.data.dali_decoder import DaliDecoder, import_dali
+from sendvae_fast.data.indexing.listing_parts import ListingParts
+from sendvae_fast.data.indexing.sandbox import examine_sample
 from sendvae_fast.data.sources import tar
+from sendvae_fast.engine import watchdog
+from sendvae_fast.engine.watchdog import EXIT_STUCK
 from sendvae_fast.errors import UserError
 from sendvae_fast.train.vae.stage import train_vae
 
@@ -34,9 +44,9 @@ def shards(images, tmp_path_factory):
     return folder
 
 
-def train(run, shards, **data):
-    settings = {"data": {"cache_mb": 0, "read_ahead": 1, **data}, "loop": {"num_steps": STEPS, "save_every": 2}}
-    return train_vae(vae_config(run, shards, **settings))
+def train(run, shards, *, loop=None, **data):
+    loop = {"num_steps": STEPS, "save_every": 2, **(loop or {})}
+    return train_vae(vae_config(run, shards, data={"cache_mb": 0, "read_ahead": 1, **data}, loop=loop))
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +103,91 @@ def test_a_shard_that_is_replaced_is_named_and_the_run_goes_on(undisturbed, shar
     shutil.copy(shards / "0.tar", mine / "0.tar")
     assert train(run, mine) == 0
     assert equal(checkpoint_tensors(run, STEPS), undisturbed)
+
+
+def decoding_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def at_call(number, function, harm):
+    """`function`, with harm done before one of its calls."""
+    calls = itertools.count()
+
+    def call(*arguments):
+        if next(calls) == number:
+            harm()
+        return function(*arguments)
+
+    return call
+
+
+def test_a_thread_of_the_loader_that_dies_ends_the_run_which_goes_on(undisturbed, shards, tmp_path, monkeypatch):
+    def die():
+        raise RuntimeError("planted")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loader_module, "read_crop", at_call(8 * 4, loader_module.read_crop, die))
+        with pytest.raises(RuntimeError, match="planted"):
+            train(run, shards)
+    assert decoding_threads() == [] and checkpoint_tensors(run, 2)
+    assert train(run, shards) == 0
+    assert equal(checkpoint_tensors(run, STEPS), undisturbed)
+
+
+def test_a_thread_of_the_loader_that_hangs_is_named_and_the_run_goes_on(undisturbed, shards, tmp_path, monkeypatch):
+    """As a read that never returns does. The process would end: here its exit is noted, and then the thread fails."""
+    codes, given_up, run = [], threading.Event(), tmp_path / "run"
+
+    def leave(code):
+        codes.append(code)
+        given_up.set()
+
+    def hang():
+        assert given_up.wait(600), "nobody noticed"
+        raise RuntimeError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watchdog, "BEAT_S", 0.05)
+        patch.setattr(os, "_exit", leave)
+        patch.setattr(loader_module, "read_crop", at_call(8 * 4, loader_module.read_crop, hang))
+        with pytest.raises(RuntimeError, match="planted"):
+            train(run, shards, loop={"step_timeout_s": 0.3})
+    assert codes == [EXIT_STUCK]
+    assert " in hang" in (run / "stacks_rank0.txt").read_text()
+    assert train(run, shards) == 0
+    assert equal(checkpoint_tensors(run, STEPS), undisturbed)
+
+
+@pytest.fixture(scope="module")
+def catalog(shards, tmp_path_factory):
+    """The pictures of `shards` with what an index knows of them, so that DALI may decode them."""
+    folder, listed = tmp_path_factory.mktemp("catalog"), Catalog.open(shards)
+    parts = ListingParts(folder / "parts", listed.listing, len(listed), {"indexed": "a"})
+    parts.write(0, [examine_sample(listed.source, index) for index in parts.ids(0).tolist()])
+    Catalog(listed.listing, listed.attributes, parts.collect()).save(folder / "catalog.parquet")
+    return folder / "catalog.parquet"
+
+
+@pytest.mark.skipif(import_dali() is None, reason="DALI is not installed")
+def test_a_dead_pipeline_of_dali_changes_nothing(undisturbed, catalog, tmp_path, monkeypatch, caplog):
+    build, runs = DaliDecoder._build, itertools.count()
+
+    def build_to_die(self):
+        pipeline = build(self)
+        run = pipeline.run
+
+        def run_or_die(stream):
+            if next(runs) == 2:
+                pipeline.run = None  # what is dead stays dead
+                raise RuntimeError("encountered:\n\nplanted\n\nCurrent pipeline object is no longer valid.")
+            return run(stream)
+
+        pipeline.run = run_or_die
+        return pipeline
+
+    monkeypatch.setattr(DaliDecoder, "_build", build_to_die)
+    assert train(tmp_path / "dali", catalog, decoder="dali") == 0
+    assert sum("DALI failed on a batch of 8 pictures (planted)" in message for message in caplog.messages) == 1
+    assert next(runs) >= STEPS, "the batches after it were DALI's again"
+    assert equal(checkpoint_tensors(tmp_path / "dali", STEPS), undisturbed)
