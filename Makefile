@@ -12,7 +12,8 @@ CSRC := $(filter %.cpp %.cu %.cuh %.h,$(SOURCES)) $(wildcard tests/cuda_on_cpu/*
 IN_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test tests test-fast docs lint format cluster cuda-on-cpu planted-bugs reliability chaos gpu-check clean
+.PHONY: help env demo test tests test-fast docs lint format cluster cuda-on-cpu planted-bugs reliability soak chaos gpu-check \
+	clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,10 +54,15 @@ cuda-on-cpu: env  ## the CUDA kernels on the CPU under checks: every case, in se
 planted-bugs: env  ## every bug planted in a CUDA kernel is noticed by the checks
 	SENDVAE_CUDA_ON_CPU=bugs $(BIN)/python -m pytest tests/cuda_on_cpu/test_kernels.py -k planted $(ARGS)
 
-reliability: env  ## kills, faults and damage in full (an hour or more); writes their counts into docs/reliability.md
-	SENDVAE_RELIABILITY=1 SENDVAE_RELIABILITY_COUNTS=tests/reliability_counts.json \
-		$(BIN)/python -m pytest $$($(BIN)/python tests/reliability_page.py --list) $(ARGS)
-	$(BIN)/python tests/reliability_page.py
+# A test that is not run keeps its last counts: TESTS=tests/train/test_soak.py runs some of them alone.
+IN_FULL := SENDVAE_RELIABILITY=1 SENDVAE_RELIABILITY_COUNTS=tests/reliability_counts.json SENDVAE_FUZZ=1000 SENDVAE_SOAK=20000
+TESTS = $$($(BIN)/python tests/reliability_page.py --list)
+reliability: env  ## kills, faults, damage, a soak in full (hours); writes their counts into docs/reliability.md
+	$(IN_FULL) $(BIN)/python -m pytest $(TESTS) $(ARGS); status=$$?; \
+		$(BIN)/python tests/reliability_page.py && exit $$status
+
+soak: env  ## 20,000 steps of each stage: memory, Python objects, descriptors and threads stay what they are
+	SENDVAE_SOAK=20000 $(BIN)/python -m pytest -s tests/train/test_soak.py $(ARGS)
 
 SECONDS ?= 3600
 chaos: env  ## random kills and stops on two ranks for SECONDS=3600: the weights must be those of a run without

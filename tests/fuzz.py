@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from reliability_counts import record
 
 from sendvae_fast.errors import UserError
 
@@ -65,6 +66,7 @@ def check_reader(name, reader, folder):
         path.write_bytes(sound)
     assert messages or reader.damage is damaged_content, "a damaged text file is noticed"
     assert all(message.isprintable() for message in messages)
+    record("damage", f"damaged copies: {name}", tried=TIMES, survived=TIMES)
 
 
 def damaged_content(path, draw):

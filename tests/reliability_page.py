@@ -3,7 +3,8 @@
 With `--list` it prints the tests instead.
 
 Each table lies between `<!-- promises: AREA -->` and `<!-- end -->`. A row is a promise, the tests that show it, and
-from tests/reliability_counts.json how many trials they made in the last run, and how many held.
+from tests/reliability_counts.json how many trials they made in the last run, and how many held. Between
+`<!-- covered -->` and `<!-- end -->` stands what the last run covered.
 """
 
 import json
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 COUNTS = ROOT / "tests" / "reliability_counts.json"
 BLOCK = re.compile(r"(<!-- promises: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+COVERED = re.compile(r"(<!-- covered -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 class Promise(NamedTuple):
@@ -88,6 +90,7 @@ PROMISES = {
                 "train/test_train_sit.py::test_resume_equals_the_uninterrupted_run",
                 "train/test_exact_resume.py::test_resume_after_every_step",
                 "reliability/test_reliability.py::test_other_numbers_of_ranks",
+                "reliability/test_reliability.py::test_chaos",
             ),
         ),
         Promise("Runs of older versions go on", ("train/test_old_runs.py::test_an_old_run_goes_on",)),
@@ -98,6 +101,8 @@ PROMISES = {
             (
                 "engine/test_watchdog.py::test_the_rank_that_does_not_answer_is_named",
                 "engine/test_watchdog.py::test_one_rank_that_hangs_writes_its_stacks",
+                "engine/test_watchdog.py::test_what_is_no_step_has_a_limit_of_its_own",
+                "engine/test_watchdog.py::test_a_record_that_does_not_come_is_not_waited_for",
                 "reliability/test_reliability.py::test_faults_of_a_rank",
             ),
         ),
@@ -123,6 +128,19 @@ PROMISES = {
                 "test_processes.py::test_processes_are_started_nowhere_else",
                 "test_demo.py::test_workers_end_with_the_demo",
             ),
+        ),
+        Promise(
+            "A thread of the data loader that dies or hangs ends the run, which goes on bit for bit; a dead pipeline "
+            "of DALI changes nothing",
+            (
+                "train/test_data_under_fire.py::test_a_thread_of_the_loader_that_dies_ends_the_run_which_goes_on",
+                "train/test_data_under_fire.py::test_a_thread_of_the_loader_that_hangs_is_named_and_the_run_goes_on",
+                "train/test_data_under_fire.py::test_a_dead_pipeline_of_dali_changes_nothing",
+            ),
+        ),
+        Promise(
+            "A long run holds no more memory, Python objects, descriptors and threads than a short one (steps)",
+            ("train/test_soak.py::test_a_long_run_holds_no_more_than_a_short_one",),
         ),
         Promise(
             "A failing logger never stops training", ("engine/test_metrics.py::test_failures_warn_once_and_go_on",)
@@ -186,8 +204,17 @@ PROMISES = {
     ],
     "strangers": [
         Promise(
-            "A damaged file of any kind that is read again is one line, or is read",
-            ("test_damaged_files.py::test_damage_is_a_user_error_or_nothing",),
+            "A damaged file of any kind that is read again is one line, or is read (copies)",
+            tuple(
+                f"{file}.py::test_damage_is_a_user_error_or_nothing"
+                for file in (
+                    "test_damaged_files",
+                    "test_damaged_results",
+                    "data/test_damaged_sources",
+                    "evaluation/test_damaged_features",
+                    "models/test_damaged_weights",
+                )
+            ),
         ),
         Promise("No weight file runs code", ("models/test_weights.py::test_never_runs_what_a_file_holds",)),
         Promise(
@@ -224,8 +251,25 @@ def read_counts() -> list[dict]:
 
 
 def render(page: str, counts: list[dict]) -> str:
-    """The page with its tables as `PROMISES` and the counts have them."""
+    """The page with its tables, and what they cover, as `PROMISES` and the counts have them."""
+    page = COVERED.sub(lambda block: f"{block[1]}{_coverage(counts)}{block[2]}", page)
     return BLOCK.sub(lambda block: f"{block[1]}{_table(PROMISES[block[2]], counts)}{block[3]}", page)
+
+
+def _coverage(counts: list[dict]) -> str:
+    """How many of the tests have counts, of which commits, and which have none."""
+    counted = {count["test"].partition("[")[0] for count in counts}
+    without = sorted(named_tests() - counted)
+    dates, commits = ({count[key][:10] for count in counts} for key in ("date", "commit"))
+    tried, held = (sum(count[key] for count in counts) for key in ("tried", "survived"))
+    num = len(named_tests())
+    words = (
+        f"{num - len(without)} of the {num} tests on this page have counts: {tried:,} trials, {held:,} held, between "
+        f"{min(dates, default='-')} and {max(dates, default='-')}, at {len(commits)} commits."
+    )
+    if without:
+        words += " Not counted: " + ", ".join(f"`{test.removeprefix('tests/')}`" for test in without) + "."
+    return words + "\n"
 
 
 def _table(promises: list[Promise], counts: list[dict]) -> str:

@@ -19,6 +19,15 @@ def test_a_count_replaces_the_older_one_of_the_same(tmp_path, monkeypatch):
     assert kill.keys() == {"promise", "what", "tried", "survived", "test", "commit", "date"}
 
 
+def test_trials_replace_the_cases_of_their_test(tmp_path, monkeypatch):
+    file = tmp_path / "counts.json"
+    monkeypatch.setenv(reliability_counts.FILE_VARIABLE, str(file))
+    for test, what in (("a.py::f", "cases of the test"), ("a.py::g", "cases of the test"), ("a.py::f[x]", "copies")):
+        reliability_counts.record("", what, tried=2, survived=2, test=test)
+    left = {(entry["test"], entry["what"]) for entry in map(json.loads, file.read_text().splitlines())}
+    assert left == {("a.py::g", "cases of the test"), ("a.py::f[x]", "copies")}
+
+
 def test_nothing_is_written_unasked(tmp_path, monkeypatch):
     monkeypatch.delenv(reliability_counts.FILE_VARIABLE, raising=False)
     monkeypatch.setattr(reliability_counts, "ROOT", tmp_path)

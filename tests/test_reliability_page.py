@@ -41,6 +41,16 @@ def test_a_count_reaches_its_row():
     assert "stale words" not in page and page.startswith("a\n") and page.endswith("<!-- end -->\nb\n")
 
 
+def test_the_page_says_what_was_not_counted():
+    named = sorted(named_tests())
+    count = {"tried": 20, "survived": 20, "date": "2031-02-03T04:05", "commit": "abc"}
+    page = render("<!-- covered -->\n<!-- end -->\n", [{**count, "test": f"{test}[a]"} for test in named[2:]])
+    words = f"{len(named) - 2} of the {len(named)} tests on this page have counts: {20 * (len(named) - 2):,} trials"
+    assert words in page and "between 2031-02-03 and 2031-02-03, at 1 commits." in page
+    missing = [test.removeprefix("tests/") for test in named[:2]]
+    assert f"Not counted: `{missing[0]}`, `{missing[1]}`." in page
+
+
 @pytest.mark.parametrize("mechanism", ["data/decode.py", "data/limits.py", "data/indexing/sandbox.py", "reading.py"])
 def test_the_mechanisms_of_the_threat_model_exist(mechanism):
     assert f"`{mechanism}`" in PAGE.read_text() and (ROOT / "sendvae_fast" / mechanism).is_file()
