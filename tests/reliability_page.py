@@ -257,19 +257,15 @@ def render(page: str, counts: list[dict]) -> str:
 
 
 def _coverage(counts: list[dict]) -> str:
-    """How many of the tests have counts, of which commits, and which have none."""
-    counted = {count["test"].partition("[")[0] for count in counts}
-    without = sorted(named_tests() - counted)
-    dates, commits = ({count[key][:10] for count in counts} for key in ("date", "commit"))
+    """How many of the tests have counts, how many trials those made, and when."""
+    num, counted = len(named_tests()), {count["test"].partition("[")[0] for count in counts}
     tried, held = (sum(count[key] for count in counts) for key in ("tried", "survived"))
-    num = len(named_tests())
-    words = (
-        f"{num - len(without)} of the {num} tests on this page have counts: {tried:,} trials, {held:,} held, between "
-        f"{min(dates, default='-')} and {max(dates, default='-')}, at {len(commits)} commits."
+    dates = [count["date"][:10] for count in counts]
+    return (
+        f"Counted so far: {len(counted)} of the {num} tests on this page, from {min(dates, default='-')} to "
+        f"{max(dates, default='-')}, with {tried:,} trials, of which {held:,} held. The other {num - len(counted)} have "
+        "dashes.\n"
     )
-    if without:
-        words += " Not counted: " + ", ".join(f"`{test.removeprefix('tests/')}`" for test in without) + "."
-    return words + "\n"
 
 
 def _table(promises: list[Promise], counts: list[dict]) -> str:

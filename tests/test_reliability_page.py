@@ -41,14 +41,14 @@ def test_a_count_reaches_its_row():
     assert "stale words" not in page and page.startswith("a\n") and page.endswith("<!-- end -->\nb\n")
 
 
-def test_the_page_says_what_was_not_counted():
+def test_the_page_says_how_much_was_counted():
     named = sorted(named_tests())
     count = {"tried": 20, "survived": 20, "date": "2031-02-03T04:05", "commit": "abc"}
-    page = render("<!-- covered -->\n<!-- end -->\n", [{**count, "test": f"{test}[a]"} for test in named[2:]])
-    words = f"{len(named) - 2} of the {len(named)} tests on this page have counts: {20 * (len(named) - 2):,} trials"
-    assert words in page and "between 2031-02-03 and 2031-02-03, at 1 commits." in page
-    missing = [test.removeprefix("tests/") for test in named[:2]]
-    assert f"Not counted: `{missing[0]}`, `{missing[1]}`." in page
+    counts = [{**count, "test": f"{test}[{case}]"} for test in named[2:] for case in "ab"]
+    page = render("<!-- covered -->\n<!-- end -->\n", [*counts, {**counts[0], "date": "2031-02-05"}])
+    assert f"{len(named) - 2} of the {len(named)} tests on this page, from 2031-02-03 to 2031-02-05, with" in page
+    trials = 20 * (2 * (len(named) - 2) + 1)
+    assert f"{trials:,} trials, of which {trials:,} held. The other 2 have dashes." in page
 
 
 @pytest.mark.parametrize("mechanism", ["data/decode.py", "data/limits.py", "data/indexing/sandbox.py", "reading.py"])
