@@ -263,8 +263,8 @@ def _coverage(counts: list[dict]) -> str:
     dates = [count["date"][:10] for count in counts]
     return (
         f"Counted so far: {len(counted)} of the {num} tests on this page, from {min(dates, default='-')} to "
-        f"{max(dates, default='-')}, with {tried:,} trials, of which {held:,} held. The other {num - len(counted)} have "
-        "dashes.\n"
+        f"{max(dates, default='-')}, with {tried:,} trials, of which {held:,} held. The other "
+        f"{num - len(counted)} have dashes.\n"
     )
 
 
