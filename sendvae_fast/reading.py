@@ -6,6 +6,7 @@ import math
 import os
 import stat
 import struct
+import tokenize
 import types
 import typing
 import zipfile
@@ -31,6 +32,11 @@ _DAMAGE = (
 )  # fmt: skip
 """What the code that takes a file's content apart raises where it is not what it should be."""
 
+_DAMAGED_ARCHIVE = (
+    EOFError, RuntimeError, SyntaxError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What zipfile raises (RuntimeError: encrypted) and NumPy, which reads the header of an array as Python."""
+
 
 @contextmanager
 def reading(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
@@ -52,11 +58,11 @@ def reading(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
 
 @contextmanager
 def reading_zip(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
-    """`reading` of an archive, such as an npz."""
+    """`reading` of an archive or an array: npz, npy."""
     with reading(path, remedy):
         try:
             yield
-        except (EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:  # Runtime: encrypted
+        except _DAMAGED_ARCHIVE as error:
             raise NotOfItsKind(str(error)) from error
 
 
