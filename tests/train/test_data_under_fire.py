@@ -44,9 +44,9 @@ def shards(images, tmp_path_factory):
     return folder
 
 
-def train(run, shards, *, loop=None, **data):
-    loop = {"num_steps": STEPS, "save_every": 2, **(loop or {})}
-    return train_vae(vae_config(run, shards, data={"cache_mb": 0, "read_ahead": 1, **data}, loop=loop))
+def train(run, shards, **data):
+    settings = {"data": {"cache_mb": 0, "read_ahead": 1, **data}, "loop": {"num_steps": STEPS, "save_every": 2}}
+    return train_vae(vae_config(run, shards, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -137,22 +137,26 @@ def test_a_thread_of_the_loader_that_dies_ends_the_run_which_goes_on(undisturbed
 
 def test_a_thread_of_the_loader_that_hangs_is_named_and_the_run_goes_on(undisturbed, shards, tmp_path, monkeypatch):
     """As a read that never returns does. The process would end: here its exit is noted, and then the thread fails."""
-    codes, given_up, run = [], threading.Event(), tmp_path / "run"
+    codes, dogs, given_up, run = [], [], threading.Event(), tmp_path / "run"
 
     def leave(code):
         codes.append(code)
         given_up.set()
 
     def hang():
+        dogs[0]._limit_s = dogs[0]._longest_s = 0.1  # only now: on a busy machine any step may take long
         assert given_up.wait(600), "nobody noticed"
         raise RuntimeError("planted")
 
     with monkeypatch.context() as patch:
         patch.setattr(watchdog, "BEAT_S", 0.05)
+        patch.setattr(
+            watchdog.Watchdog, "__enter__", lambda dog, of=watchdog.Watchdog.__enter__: dogs.append(dog) or of(dog)
+        )
         patch.setattr(os, "_exit", leave)
         patch.setattr(loader_module, "read_crop", at_call(8 * 4, loader_module.read_crop, hang))
         with pytest.raises(RuntimeError, match="planted"):
-            train(run, shards, loop={"step_timeout_s": 0.3})
+            train(run, shards)
     assert codes == [EXIT_STUCK]
     assert " in hang" in (run / "stacks_rank0.txt").read_text()
     assert train(run, shards) == 0
