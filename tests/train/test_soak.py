@@ -22,8 +22,8 @@ EVERY = 100 if IS_LONG else 10
 """Steps between looks at what is held."""
 LOOP = {"num_steps": STEPS, "log_every": 5, "save_every": 6 * EVERY, "preview_every": 9 * EVERY}
 AT_MOST = {"files": 0, "threads": 0, "objects": 20, "used_kib": 50, "rss_kib": 1024}
-"""Growth in 1,000 steps of a long run: ten objects are the looks themselves, some are patterns of file names that Python
-keeps, up to a number. Resident memory grows more than what is in use, as malloc keeps what was freed in pieces."""
+"""Growth in 1,000 steps of a long run. Ten objects are the looks themselves, some are patterns of file names that
+Python keeps, up to a number. Resident memory grows more than what is in use: malloc keeps what was freed in pieces."""
 AT_MOST_BRIEFLY = {"files": 0, "threads": 0, "objects": 1000}
 """The same of a short one, in which caches still fill: an object a step is noticed."""
 
