@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.engine.distributed import init_distributed
+from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights, run_of
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.job import Evaluation, EvaluationConfig, Say
@@ -122,14 +122,12 @@ def evaluate_latents(config: LatentsConfig, say: Say = print) -> list[Result]:
     if "discrimination" in config.measures:
         sizes_for(min(len(train), config.discrimination.num_pictures), config.discrimination)
     out, distributed = config.results_file(run_of(weights)), init_distributed()
-    if distributed.world_size > 1:
-        raise UserError("evaluate latents runs on one rank; start it without torchrun")
     autoencoder = load_autoencoder(weights).autoencoder.to(distributed.device)
     origin = weights_origin(weights, autoencoder)
     evaluation = Evaluation(weights={"autoencoder": origin}, pictures={"train": train.origin, "test": test.origin})
     channels, side = autoencoder.config.latent_channels, size // autoencoder.downsampling
     with feature_folder(config.cache, distributed) as folder:
-        both = [
+        latents, held_out = (
             Latents(
                 encoded_rows(
                     posterior_means(autoencoder), origin.sha256, pictures, folder, config.batch_size, distributed
@@ -138,14 +136,19 @@ def evaluate_latents(config: LatentsConfig, say: Say = print) -> list[Result]:
                 pictures.catalog.labels,
             )
             for pictures in (train, test)
-        ]
-        return evaluation.finish(measure_latents(autoencoder, both[0], both[1], config), out, say)
+        )
+        measured = [_class_probe(latents, held_out, config, distributed)] if "classes" in config.measures else []
+    if not distributed.is_main:
+        return []  # what follows is done by one rank; the files stay readable, being mapped, though their folder is gone
+    return evaluation.finish(measured + measure_latents(autoencoder, latents, held_out, config), out, say)
 
 
 def measure_latents(
     autoencoder: Autoencoder, train: Latents, test: Latents, config: LatentsConfig
 ) -> list[Measurement]:
-    """The measures that are asked for; latents are normalised by the training ones' mean and deviation by channel.
+    """The measures that are asked for, but for the class probe, which ranks share.
+
+    Latents are normalised by the training ones' mean and deviation by channel.
 
     Raises:
         UserError: there are too few pictures for a measure.
@@ -154,8 +157,6 @@ def measure_latents(
     if not (std > 0).all():
         raise UserError("a channel of the latents is constant; the autoencoder's checkpoint is broken")
     measured: list[Measurement] = []
-    if "classes" in config.measures:
-        measured += _class_probe(train, test, config)
     normalised = train.normalised(mean, std)
     if "uniformity" in config.measures:
         measured += _uniformity(normalised, config)
@@ -170,17 +171,16 @@ def measure_latents(
     return measured
 
 
-def _class_probe(train: Latents, test: Latents, config: LatentsConfig) -> list[Measurement]:
+def _class_probe(train: Latents, test: Latents, config: LatentsConfig, distributed: Distributed) -> Measurement:
     num_classes = int(train.labels.max()) + 1
-    model = fit_linear(train.rows, torch.from_numpy(train.labels), num_classes, config.probe, "softmax")
+    labels = torch.from_numpy(train.labels)
+    model = fit_linear(train.rows, labels, num_classes, config.probe, "softmax", distributed)
     is_right = model.logits(test.rows).argmax(dim=1) == torch.from_numpy(test.labels)
-    return [
-        _mean_of(
-            "class_probe_accuracy", is_right.float(), {"train": len(train.rows), "test": len(test.rows)},
-            f"multinomial logistic regression (C={config.probe.inverse_penalty:g}) on flattened posterior means",
-            {"classes": num_classes},
-        )
-    ]  # fmt: skip
+    return _mean_of(
+        "class_probe_accuracy", is_right.float(), {"train": len(train.rows), "test": len(test.rows)},
+        f"multinomial logistic regression (C={config.probe.inverse_penalty:g}) on flattened posterior means",
+        {"classes": num_classes},
+    )  # fmt: skip
 
 
 def _uniformity(normalised: np.ndarray, config: LatentsConfig) -> list[Measurement]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from sendvae_fast.evaluation.origins import crop_size, weights_origin
 from sendvae_fast.evaluation.probing.attribute_probe import ProbeScores
 from sendvae_fast.evaluation.probing.directions import Direction, attribute_directions
 from sendvae_fast.evaluation.probing.encoding import feature_folder, posterior_means
-from sendvae_fast.evaluation.probing.rows import Rows
+from sendvae_fast.evaluation.probing.rows import Rows, share
 from sendvae_fast.evaluation.probing.scores import Estimate, estimate_of_means
 from sendvae_fast.evaluation.result import Measurement, Result
 from sendvae_fast.evaluation.traversal_figures import draw_matrices, draw_strips
@@ -81,8 +81,6 @@ def evaluate_traversals(config: TraversalsConfig, say: Say = print) -> list[Resu
     weights = [resolve_weights(where) for where in config.autoencoders]
     config.judge.check()
     distributed = init_distributed()
-    if distributed.world_size > 1:
-        raise UserError("evaluate traversals runs on one rank; start it without torchrun")
     sizes = {crop_size(config.image_size, path) for path in weights}
     if len(sizes) > 1:
         raise UserError(f"the autoencoders are of {sorted(sizes)} pixels; give --image_size, or those of one size")
@@ -108,11 +106,16 @@ def evaluate_traversals(config: TraversalsConfig, say: Say = print) -> list[Resu
             rows = encoded_parts(posterior_means(autoencoder), identity, data, config.batch_size, folder, distributed)
             probes = fit_probes(rows, data, config.probe, config.seed, distributed)
             directions = attribute_directions(probes.model, rows[0], config.direction)
-            moved = traverse(autoencoder, rows[2].take(places), directions, _logits_of(judged, judge), spread, config)
-            name = _name(where, found)
-            found[name] = moved
-            out = config.results_file(run_of(path))
-            results += evaluation.finish(_measurements(moved, judge, config), out, say)
+            chosen = rows[2].take(places)
+            own = chosen.take(np.arange(*share(num, distributed)))
+            moved = traverse(autoencoder, own, directions, _logits_of(judged, judge), spread, config)
+            moved = _joined(distributed.gather_objects(moved), config.num_shown)
+            found[_name(where, found)] = moved
+            if distributed.is_main:
+                out = config.results_file(run_of(path))
+                results += evaluation.finish(_measurements(moved, judge, config), out, say)
+    if not distributed.is_main:
+        return []
     figures = Path(config.folder)
     matrices = {name: one.effects.mean(dim=0).numpy() for name, one in found.items()}
     draw_matrices(figures / "matrices.png", matrices, data.names)
@@ -145,16 +148,15 @@ def traverse(
     num_attributes, reach = len(directions), STEPS[-1]
     effects = torch.zeros(len(rows), num_attributes, num_attributes)
     strips = []
-    latents = torch.cat([block for _, block in rows.blocks()])
     channels = autoencoder.config.latent_channels
-    side = round((latents.shape[1] / channels) ** 0.5)
+    side = round((rows.dim / channels) ** 0.5)
 
     def decode(z: Tensor) -> Tensor:
         parts = z.unflatten(1, (channels, side, side)).split(config.batch_size)
         return torch.cat([to_uint8(autoencoder.decode(part), "round") for part in parts])
 
     with Progress("traversing", len(rows), unit="picture") as progress:
-        for number, z in enumerate(latents):
+        for number, z in enumerate(z for _, block in rows.blocks() for z in block):
             ends = torch.cat([z + sign * reach * directions for sign in (-1, 1)])  # [2 A, C H W]
             low, high = judge(decode(ends)).chunk(2)
             effects[number] = (high - low) / spread / (2 * reach)
@@ -163,6 +165,12 @@ def traverse(
                 strips.append(torch.stack([decode(z + steps * direction).cpu() for direction in directions]))
             progress.advance()
     return Traversal(effects, strips)
+
+
+def _joined(parts: Sequence[Traversal], num_shown: int) -> Traversal:
+    """The ranks' parts, in the order of pictures, as one."""
+    strips = [strip for part in parts for strip in part.strips]
+    return Traversal(torch.cat([part.effects for part in parts]), strips[:num_shown])
 
 
 def selectivity(means: Tensor) -> Tensor:

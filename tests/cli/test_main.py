@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from two_ranks import run_on_two_ranks
 
 from sendvae_fast.cli.main import VERBS, main
 from sendvae_fast.cli.options import config_options
@@ -172,6 +174,34 @@ def test_pictures_measured_as_they_are_drawn_are_those_of_the_folder(house, tmp_
         assert ours.weights["generator"].step == theirs.weights["generator"].step == 2
         assert {result.pictures["samples"].settings["guidance_scale"] for result in (ours, theirs)} == {2.5}
     assert list(tmp_path.iterdir()) == [tmp_path / "results.jsonl"]  # features are kept while the work lasts
+
+
+def test_two_ranks_measure_latents_as_one_does(house, tmp_path):
+    """They share encoding, probes and traversals; one of them writes."""
+    data = [f"--{key}={house / 'images'}" for key in ("data", "train_data")]
+    commands = [
+        ["latents", f"--autoencoder={house / 'vae'}", "--measures=[classes,spectrum,sensitivity]"],
+        ["traversals", f"--autoencoders=[{house / 'vae'}]", "--num_pictures=3", "--num_shown=2"],
+    ]
+    found = {}
+    for ranks in ("one", "two"):
+        places = {"latents": [], "traversals": [f"--folder={tmp_path / ranks / 'figures'}"]}
+        results = tmp_path / ranks / "results.jsonl"
+        complete = [["evaluate", *line, *data, *places[line[0]], f"--out={results}"] for line in commands]
+        if ranks == "one":
+            assert [main(line) for line in complete] == [0, 0]
+        else:
+            (tmp_path / "commands.json").write_text(json.dumps(complete))
+            ended = run_on_two_ranks(Path(__file__).with_name("verbs_of_ranks.py"), tmp_path / "commands.json")
+            assert ended.returncode == 0, ended.stderr
+        found[ranks] = read_results(results)
+    assert [result.metric for result in found["one"]] == LATENT_METRICS + TRAVERSAL_METRICS
+    for one, two in zip(found["one"], found["two"], strict=True):
+        assert (one.metric, one.counts) == (two.metric, two.counts)
+        assert two.value == pytest.approx(one.value, rel=1e-3, abs=1e-4)  # probes are fitted by sums in another order
+    for name in ("strips_0.png", "strips_1.png"):
+        one, two = (np.asarray(Image.open(tmp_path / ranks / "figures" / name), int) for ranks in ("one", "two"))
+        assert np.abs(one - two).mean() < 1
 
 
 def test_samples_depend_on_nothing_but_their_ids(house, tmp_path):
