@@ -139,7 +139,7 @@ def evaluate_latents(config: LatentsConfig, say: Say = print) -> list[Result]:
         )
         measured = [_class_probe(latents, held_out, config, distributed)] if "classes" in config.measures else []
     if not distributed.is_main:
-        return []  # what follows is done by one rank; the files stay readable, being mapped, though their folder is gone
+        return []  # the rest is for one rank; files stay readable, being mapped, though their folder is gone
     return evaluation.finish(measured + measure_latents(autoencoder, latents, held_out, config), out, say)
 
 

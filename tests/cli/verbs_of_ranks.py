@@ -1,4 +1,4 @@
-"""Runs command lines, one after the other, on this rank: `verbs_of_ranks.py FILE`, a JSON list of lists of arguments."""
+"""Runs command lines, one after the other, on this rank: `verbs_of_ranks.py FILE`, a JSON list of argument lists."""
 
 import json
 import sys
