@@ -1,4 +1,4 @@
-"""Each loss by itself moves what it is meant to train, all of it and nothing else (a term under `no_grad` moves none)."""
+"""Each loss by itself moves what it is meant to train, all of it and nothing else; a term under `no_grad` moves none."""
 
 import copy
 from types import SimpleNamespace
@@ -83,9 +83,7 @@ def test_a_term_of_stage_1(tmp_path, perceptual, loss, alignment, trained):
 
 
 def test_alignment_through_the_generator_trains_the_autoencoder_end_to_end(tmp_path):
-    """REPA-E's, by itself: the encoder, by way of the SiT's first blocks. The velocity loss stops at the latents, so
-    that the decoder stays, and trains the SiT beside it.
-    """
+    """REPA-E's, by itself, by way of the SiT's first blocks: the encoder. The SiT is trained beside it."""
     images = SimpleNamespace(catalog=SimpleNamespace(class_names=["class"] * 2))
     loss = OFF | {"gan_start_step": 0, "gan_adaptive": False}
     stage = E2EStage(e2e_config(tmp_path, tmp_path, loss=loss), images, init_distributed("cpu"))
