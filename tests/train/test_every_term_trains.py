@@ -1,4 +1,4 @@
-"""Each loss by itself moves what it is meant to train, all of it and nothing else; a term under `no_grad` moves none."""
+"""Each loss by itself moves what it is meant to train, all of that and nothing else."""
 
 import copy
 from types import SimpleNamespace
