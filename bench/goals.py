@@ -181,6 +181,9 @@ STEP_GOALS = (
     StepGoal("sit", "cuda", 0.95, "ddp", ours="zero1"),
     StepGoal("vae", "cpu", 1.3, EAGER),
     StepGoal("sit", "cpu", 1.3, EAGER),
+    StepGoal("e2e", "cuda", 2.0, EAGER),
+    StepGoal("e2e", "cuda", 175.0, gpu="H200"),  # 40% at 2252 GFLOP
+    StepGoal("e2e", "cpu", 1.3, EAGER),
 )
 
 

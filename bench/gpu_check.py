@@ -99,6 +99,7 @@ ITEMS = (
     _bench("step", "sit XL/1, compiled", 240, "--stage", "sit", "--seconds", "30", "--cases", XL),
     _bench("step", "vae, compiled", 300, "--stage", "vae", "--seconds", "30", "--cases", VAE),
     _bench("sampling", "XL/1, compiled", 180, "--cases", DRAW),
+    _bench("step", "e2e", 120, "--stage", "e2e", "--quick"),
     _bench("step", "vae, CUDA graph", 120, "--stage", "vae", "--seconds", "15", "--cases", VAE, *GRAPH),
     _bench(
         "step", "sit XL/1, engines", 120, "--stage", "sit", "--seconds", "20", "--cases", XL,

@@ -2,6 +2,7 @@
 
     python -m bench step --stage vae
     python -m bench step --stage sit
+    python -m bench step --stage e2e
     python -m bench step --stage sit --engines ddp zero0 zero1 zero2
 
 The forms (`bench/step_forms.py`): eager, eager compiled with channels-last pictures, ours, ours with `engine.compile`.

@@ -18,7 +18,10 @@ from bench.machine import ROOT
 from sendvae_fast.config import build_config, merge
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.engine import Engine
 from sendvae_fast.reading import read_yaml
+from sendvae_fast.train.e2e.settings import E2ETrainConfig
+from sendvae_fast.train.e2e.stage import E2EStage
 from sendvae_fast.train.sit.latent_batches import LatentBatch
 from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.sit.stage import SiTStage
@@ -26,8 +29,9 @@ from sendvae_fast.train.vae.settings import VAETrainConfig
 from sendvae_fast.train.vae.stage import VAEStage
 
 NUM_CLASSES = 1000
-STAGES = ("vae", "sit")
-Stage = VAEStage | SiTStage
+STAGES = ("vae", "sit", "e2e")
+Stage = VAEStage | SiTStage | E2EStage
+Config = VAETrainConfig | SiTTrainConfig | E2ETrainConfig
 FOUNDATION, LPIPS = "foundation model", "LPIPS"
 """Names of frozen networks."""
 
@@ -51,7 +55,7 @@ class StepCase:
         """The name that `--cases` takes."""
         return f"{self.name}, batch {self.batch_size}"
 
-    def config(self, scratch: Path, engine: dict[str, Any]) -> VAETrainConfig | SiTTrainConfig:
+    def config(self, scratch: Path, engine: dict[str, Any]) -> Config:
         """The run's settings, with random weights in place of published ones."""
         content = merge(read_yaml(ROOT / "configs" / self.file, "restore it"), self.settings)
         content = merge(content, {"run": str(scratch / "run"), "engine": engine})
@@ -59,9 +63,13 @@ class StepCase:
         if self.stage == "sit":
             own = {"latents": str(scratch), "repa": {"foundation": random_foundation}}
             return build_config(SiTTrainConfig, merge(content, own), self.file)
-        own = {"init_from": None, "discriminator_from": None, "alignment": {"foundation": random_foundation}}
+        own: dict[str, Any] = {"init_from": None, "discriminator_from": None}
         if content["loss"].get("perceptual"):
             own["loss"] = {"perceptual": {"weights": str(random_vgg(scratch))}}
+        if self.stage == "e2e":
+            own["repa"] = {"foundation": random_foundation}
+            return build_config(E2ETrainConfig, merge(content, own), self.file)
+        own["alignment"] = {"foundation": random_foundation}
         return build_config(VAETrainConfig, merge(content, own), self.file)
 
     def build(self, scratch: Path, engine: dict[str, Any], distributed: Distributed) -> Stage:
@@ -71,6 +79,11 @@ class StepCase:
         torch.manual_seed(0)  # the foundation model's; the stage seeds its own
         if self.stage == "vae":
             return VAEStage(config, no_images, distributed)
+        if self.stage == "e2e":
+            images: Any = SimpleNamespace(catalog=SimpleNamespace(class_names=["class"] * NUM_CLASSES))
+            stage = E2EStage(config, images, distributed)
+            fill_zero_layers(stage.generator)
+            return stage
         channels = self.latent_shape[0]
         cache = SimpleNamespace(
             rows=SimpleNamespace(shape=self.latent_shape),
@@ -79,17 +92,17 @@ class StepCase:
         )
         latents: Any = SimpleNamespace(cache=cache, num_classes=NUM_CLASSES)
         stage = SiTStage(config, latents, distributed)
-        fill_zero_layers(stage)
+        fill_zero_layers(stage.engine)
         return stage
 
-    def batch(self, config: VAETrainConfig | SiTTrainConfig, device: torch.device) -> ImageBatch | LatentBatch:
+    def batch(self, config: Config, device: torch.device) -> ImageBatch | LatentBatch:
         """Random inputs on the device, the same for every form."""
         generator = torch.Generator().manual_seed(0)
         ids = torch.arange(self.batch_size)
         size = config.data.image_size
         images = torch.randint(256, (self.batch_size, 3, size, size), dtype=torch.uint8, generator=generator)
         labels = torch.randint(NUM_CLASSES, (self.batch_size,), generator=generator)
-        if self.stage == "vae":
+        if self.stage != "sit":
             return ImageBatch(0, ids.to(device), images.to(device), labels.to(device))
         mean = torch.randn(self.batch_size, *self.latent_shape, generator=generator)
         return LatentBatch(*(x.to(device) for x in (ids, mean, torch.full_like(mean, 0.1), labels, images)))
@@ -99,6 +112,8 @@ def frozen_networks(stage: Stage) -> dict[str, nn.Module]:
     """The frozen networks that a stage has, by name."""
     if isinstance(stage, SiTStage):
         networks = {FOUNDATION: stage.foundation}
+    elif isinstance(stage, E2EStage):
+        networks = {FOUNDATION: stage.foundation, LPIPS: stage.judge.perceptual}
     else:
         networks = {FOUNDATION: stage.aligner and stage.aligner.foundation, LPIPS: stage.judge.perceptual}
     return {name: network for name, network in networks.items() if network is not None}
@@ -106,10 +121,12 @@ def frozen_networks(stage: Stage) -> dict[str, nn.Module]:
 
 def cases_of(stage: str, device: torch.device) -> list[StepCase]:
     """The cases of a stage: on a GPU those of the goals; on a CPU sizes that take seconds a step."""
-    vae = "vae/send_vae_f16d32.yaml"
+    vae, e2e = "vae/send_vae_f16d32.yaml", "e2e/va_vae.yaml"
     if device.type == "cuda":
         if stage == "vae":
             return [StepCase("vae", "f16d32 + DINOv2-B, 256 px", vae, {}, 64)]
+        if stage == "e2e":
+            return [StepCase("e2e", "f16d32 + SiT-XL/1 + DINOv2-B, 256 px", e2e, {}, 32)]  # of 256 on 8 GPUs
         latent = (32, 16, 16)
         return [
             StepCase("sit", f"SiT-{size}/1 + DINOv2-B, 256 px", f"sit/{file}.yaml", {}, batch, latent)
@@ -125,6 +142,12 @@ def cases_of(stage: str, device: torch.device) -> list[StepCase]:
             },
         }  # fmt: skip
         case = StepCase("vae", "f16d32 of half width + DINOv2-S, 128 px", vae, small, 2)
+    elif stage == "e2e":
+        small = {
+            "data": {"image_size": 128}, "autoencoder": {"base_channels": 64}, "generator": {"preset": "SiT-S/1"},
+            "repa": {"foundation": {"name": "dinov2-vit-s", "grid_size": 8}},
+        }  # fmt: skip
+        case = StepCase("e2e", "f16d32 of half width + SiT-S/1 + DINOv2-S, 128 px", e2e, small, 2)
     else:
         small = {"generator": {"preset": "SiT-S/1"}, "repa": {"foundation": {"name": "dinov2-vit-s"}}}
         case = StepCase("sit", "SiT-S/1 + DINOv2-S, 256 px", "sit/xl_1.yaml", small, 2, (32, 16, 16))
@@ -142,13 +165,13 @@ def random_vgg(folder: Path) -> Path:
 
 
 @torch.no_grad()
-def fill_zero_layers(stage: SiTStage) -> None:
+def fill_zero_layers(engine: Engine) -> None:
     """Let the layers that adaLN-Zero starts at zero have weights, so that a wrong block shows in the losses."""
-    state = stage.engine.full_state("model")
+    state = engine.full_state("model")
     generator = torch.Generator().manual_seed(0)
 
     def filled(weight: Tensor) -> Tensor:
         return 0.02 * torch.randn(weight.shape, generator=generator)
 
     zero = {name for name, x in state.items() if name.endswith("weight") and not x.any()}
-    stage.engine.load_model({name: filled(x) if name in zero else x for name, x in state.items()})
+    engine.load_model({name: filled(x) if name in zero else x for name, x in state.items()})

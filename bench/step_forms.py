@@ -33,6 +33,8 @@ from sendvae_fast.models import noise_injection, norms, transformer
 from sendvae_fast.models.autoencoder import autoencoder
 from sendvae_fast.models.foundation.foundation import Foundation
 from sendvae_fast.train import frozen_networks
+from sendvae_fast.train.e2e import networks as e2e_networks
+from sendvae_fast.train.e2e import stage as e2e_stage
 from sendvae_fast.train.sit import stage as sit_stage
 from sendvae_fast.train.vae import stage as vae_stage
 
@@ -117,10 +119,11 @@ def plain_code(channels_last: bool, same_noise: bool) -> Iterator[None]:
         (Perceptual, "compute_in", _unchanged),
     ]
     if not channels_last:
-        replaced += [(vae_stage, "to_model_range", to_model_range), (autoencoder, "attention", attention)]
+        replaced += [(stage, "to_model_range", to_model_range) for stage in (vae_stage, e2e_stage)]
+        replaced += [(autoencoder, "attention", attention)]
         replaced += [(owner, "MEMORY_FORMAT", torch.contiguous_format) for owner in (ddp_engine, frozen_networks)]
     if not same_noise:
-        replaced += [(noise_injection, "noise_inject", noise_inject), (sit_stage, "noise_inject", noise_inject)]
+        replaced += [(owner, "noise_inject", noise_inject) for owner in (noise_injection, sit_stage, e2e_networks)]
     with contextlib.ExitStack() as stack:
         for owner, name, replacement in replaced:
             stack.enter_context(patch.object(owner, name, replacement))

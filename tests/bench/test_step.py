@@ -36,15 +36,27 @@ SIT = StepCase("sit", "tiny", "demo/sit.yaml", {
     "generator": {"width": 32, "depth": 2, "num_heads": 2, "projector_width": 32}, "repa": {"block": 1},
 }, 2, (4, 8, 8))  # fmt: skip
 
+E2E = StepCase("e2e", "tiny", "e2e/va_vae.yaml", {
+    "data": {"image_size": 32}, "loss": {"perceptual": None}, "engine": {"precision": "fp32"},
+    "autoencoder": {
+        "base_channels": 8, "channel_multipliers": [1, 2, 2], "num_res_blocks": 1, "attention_resolutions": [],
+        "nominal_resolution": 32, "latent_channels": 4, "num_groups": 4,
+    },
+    "discriminator": {"base_channels": 8, "num_layers": 2},
+    "generator": {"preset": None, "width": 32, "depth": 2, "num_heads": 2, "projector_width": 32},
+    "repa": {"block": 1, "foundation": {"name": "demo", "grid_size": None}},
+}, 2)  # fmt: skip
+CASES = {"vae": VAE, "sit": SIT, "e2e": E2E}
+
 
 @pytest.fixture
 def tiny(monkeypatch):
     """The command line on tiny cases."""
-    monkeypatch.setattr(step, "cases_of", lambda stage, device: [{"vae": VAE, "sit": SIT}[stage]])
+    monkeypatch.setattr(step, "cases_of", lambda stage, device: [CASES[stage]])
     monkeypatch.setitem(gemm.GEMM_SIZE, "cpu", 64)
 
 
-@pytest.mark.parametrize("stage", ["vae", "sit"])
+@pytest.mark.parametrize("stage", CASES)
 def test_rows_their_table_and_goals(tiny, stage, tmp_path, capsys):
     arguments = ["--stage", stage, "--quick", "--seconds", "0.01", "--threads", "1", "--out", str(tmp_path)]
     assert step.main(arguments) == 0 and step.main(arguments) == 0
@@ -55,7 +67,8 @@ def test_rows_their_table_and_goals(tiny, stage, tmp_path, capsys):
     for form in row["forms"].values():
         assert form["img_per_s"] == pytest.approx(2e6 / form["median_us"])
         assert form["of_gemm"] == pytest.approx(form["img_per_s"] * row["flops_per_image"] / row["gemm_flops_per_s"])
-        assert {"loss", "align", "grad_norm"} <= form["losses"].keys()
+        align = "autoencoder_align" if stage == "e2e" else "align"
+        assert {"loss", align, "grad_norm"} <= form["losses"].keys()
     (verdict,) = step_verdicts(row)
     assert verdict.goal.against == step_names.EAGER and verdict.form == step_names.OURS
     assert "img/s" in capsys.readouterr().out
@@ -85,7 +98,11 @@ def test_images_per_second_are_a_goal_of_large_batches():
 @pytest.mark.parametrize(("case", "names"), [
     (VAE, {"encoder", "decoder", "mapper and alignment", "discriminator, both players"}),
     (SIT, {"SiT, projector and alignment"}),
-], ids=["vae", "sit"])  # fmt: skip
+    (E2E, {
+        "encoder", "decoder", "discriminator, both players", "SiT, projector and alignment",
+        "alignment through the SiT",
+    }),
+], ids=CASES)  # fmt: skip
 def test_parts_of_a_step(case, names, tmp_path):
     ranks = init_distributed("cpu")
     stage = case.build(tmp_path, {"name": "ddp"}, ranks)
@@ -123,7 +140,7 @@ def test_ours_is_channels_last(tmp_path):
     assert layouts.count(True) <= 2  # the decoder's first takes the latent as it comes
 
 
-@pytest.mark.parametrize("case", [VAE, SIT], ids=["vae", "sit"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_plain_forms_are_plain(case, tmp_path):
     """No op of ours is called in the eager form, its pictures are contiguous, and the package is as before after it."""
     form = step_forms.forms_of(compile=False)[0]
@@ -137,7 +154,8 @@ def test_plain_forms_are_plain(case, tmp_path):
     assert not [name for name in names if name.startswith("sendvae")]
     assert "aten::native_layer_norm" in names or case is VAE
     with form.context():
-        assert step_forms.vae_stage.to_model_range(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)).is_contiguous()
+        for stage in (step_forms.vae_stage, step_forms.e2e_stage):
+            assert stage.to_model_range(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)).is_contiguous()
     assert step_forms.norms.adaln is not step_forms.adaln
     assert step_forms.vae_stage.to_model_range is not step_forms.to_model_range
 
@@ -187,8 +205,9 @@ def test_flops_are_those_of_the_layers():
     assert both == 3 * forward - 2 * (2 * 25) * 8 * 27  # x takes no gradient
 
 
-# GFLOP per image of docs' goals, by hand: forwards times three, but nothing for weights that are frozen.
-@pytest.mark.parametrize(("stage", "gflop"), [("vae", 1410), ("sit", 771)])
+# GFLOP per image of docs' goals, by hand: forwards times three, but nothing for weights that are frozen. End to end:
+# stage 1 without its mapper (22), stage 2 without its foundation model (46), twice the first eight blocks of the SiT.
+@pytest.mark.parametrize(("stage", "gflop"), [("vae", 1410), ("sit", 771), ("e2e", 2252)])
 def test_arithmetic_of_the_papers_steps(stage, gflop, tmp_path, monkeypatch):
     """Counted on the code itself, on the meta device. Less than 1% is left out: first layers' input gradients."""
     case = replace(cases_of(stage, torch.device("cuda"))[0], batch_size=1)
