@@ -1,7 +1,7 @@
 """Builds the compiled parts of sendvae_fast with CMake and Ninja; the rest is in pyproject.toml and CMakeLists.txt.
 
     pip install -e . --no-build-isolation        into sendvae_fast/_lib; again after a change in csrc/
-    pip wheel . --no-build-isolation --no-deps   a wheel with the libraries
+    pip wheel . --no-build-isolation --no-deps   a wheel with the libraries; `make wheel` makes one for others
 
 The package works without its compiled parts (on Triton and plain PyTorch), so a failing build is one warning, not a
 failed installation. Environment:
@@ -20,18 +20,23 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
+BINARY_DIR = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"  # kept: Ninja then sees what changed
 LIBRARY_DIR = Path("sendvae_fast", "_lib")
+NOT_BUILT = "not_built.txt"  # in it, where there are no libraries: why, for `sendvae doctor` and the header of a run
+COMPILERS = ("c++", "g++", "clang++", "icpx")
 GIB = 1024**3
 MEMORY_PER_JOB = 2 * GIB  # nvcc on one of our files stays below this
 
@@ -122,6 +127,14 @@ def tool(name: str) -> str:
     return path
 
 
+def check_compiler() -> None:
+    """Say at once that there is no C++ compiler, where CMake would say so after a page of its own."""
+    named = shlex.split(os.environ.get("CXX", ""))[:1]
+    if not any(shutil.which(name) for name in named or COMPILERS):
+        who = f"CXX={named[0]} is none" if named else f"none of {', '.join(COMPILERS)} is in PATH"
+        raise BuildError(f"no C++ compiler was found ({who}): apt install g++, or set CXX, and install again")
+
+
 def cmake_arguments() -> list[str]:
     """Settings for CMakeLists.txt from the environment."""
     cuda_choices = {"auto": "auto", "0": "OFF", "1": "ON"}
@@ -164,6 +177,7 @@ def run(*command: str) -> None:
 
 def build(binary_dir: Path, destination: Path) -> None:
     """Configure, compile and install into `destination`. Repeats only what changed since the last time."""
+    check_compiler()
     cmake, jobs = tool("cmake"), job_count()
     destination.mkdir(parents=True, exist_ok=True)
     print(f"sendvae_fast: building the compiled ops, {jobs} files at a time", flush=True)
@@ -181,12 +195,15 @@ class CMakeBuild(build_ext):
     """build_ext that hands the whole work to CMake; the extension it is given stands for all three libraries."""
 
     def run(self) -> None:
+        note = self._destination() / NOT_BUILT
+        note.unlink(missing_ok=True)
         try:
-            # Kept between runs and apart by Python: ninja then sees what changed.
-            build(ROOT / "build" / f"cmake-{sys.implementation.cache_tag}", self._destination())
+            build(BINARY_DIR, self._destination())
         except BuildError as error:
             if os.environ.get("SENDVAE_BUILD") == "require":
                 raise SystemExit(f"sendvae_fast: {error}") from error
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(f"{error}\n")
             print(
                 f"sendvae_fast: WARNING: installed without compiled ops (they run on Triton or PyTorch): {error}",
                 file=sys.stderr,
@@ -200,6 +217,27 @@ class CMakeBuild(build_ext):
 
     def _destination(self) -> Path:
         return ROOT / LIBRARY_DIR if self.inplace else Path(self.build_lib).resolve() / LIBRARY_DIR
+
+
+def build_tag(facts: str) -> str:
+    """A wheel's build tag, "1cu130" or "1cpu", from the header of facts that CMake wrote."""
+    if not re.search(r"^#define SENDVAE_BUILD_HAS_CUDA 1$", facts, re.MULTILINE):
+        return "1cpu"
+    major, minor = re.search(r'^#define SENDVAE_BUILD_CUDA_VERSION "(\d+)\.(\d+)', facts, re.MULTILINE).groups()
+    return f"1cu{major}{minor}"
+
+
+class NamedWheel(bdist_wheel):
+    """bdist_wheel with the CUDA version of the compiled ops in its name, as the build tag.
+
+    Where an index has several, pip takes the highest: cu130 before cu126 before cpu.
+    """
+
+    def get_tag(self) -> tuple[str, str, str]:
+        # Asked for when all is built, and before the name is made.
+        if self.build_number is None and self.get_finalized_command("build_ext").get_outputs():
+            self.build_number = build_tag(text_of(BINARY_DIR / "generated" / "build_facts.h"))
+        return super().get_tag()
 
 
 def commit() -> str:
@@ -246,6 +284,11 @@ class BuildWithConfigs(build_py):
 if __name__ == "__main__":
     wanted = os.environ.get("SENDVAE_BUILD", "1") != "0"
     setup(
-        cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithConfigs, "sdist": SourcesWithCommit},
+        cmdclass={
+            "bdist_wheel": NamedWheel,
+            "build_ext": CMakeBuild,
+            "build_py": BuildWithConfigs,
+            "sdist": SourcesWithCommit,
+        },
         ext_modules=[Extension("sendvae_fast._lib._host", sources=[])] if wanted else [],
     )

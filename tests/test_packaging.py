@@ -1,6 +1,7 @@
 """What is built, what is shipped, and what the libraries depend on."""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -294,12 +295,24 @@ def test_cmake_arguments(setup_script, monkeypatch):
         setup_script.cmake_arguments()
 
 
-def test_missing_compiler_is_one_line(setup_script, tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
-    with pytest.raises(setup_script.BuildError) as caught:
+def test_missing_compiler_is_one_line(setup_script, tmp_path, monkeypatch):
+    def said():
+        with pytest.raises(setup_script.BuildError) as caught:
+            setup_script.build(tmp_path / "binary", tmp_path / "library")
+        return str(caught.value)
+
+    monkeypatch.setenv("CXX", f"{tmp_path / 'no-such-compiler'} -m64")
+    assert re.fullmatch(r"no C\+\+ compiler was found \(CXX=\S+no-such-compiler is none\): apt install g\+\+.+", said())
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert re.fullmatch(r"no C\+\+ compiler was found \(none of c\+\+, g\+\+, .+ is in PATH\): apt install .+", said())
+
+
+def test_a_compiler_that_fails_is_one_line(setup_script, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("CXX", shutil.which("false"))
+    with pytest.raises(setup_script.BuildError, match=r"cmake failed; is there a C\+\+20 compiler .+") as caught:
         setup_script.build(tmp_path / "binary", tmp_path / "library")
-    assert re.fullmatch(r"cmake failed; is there a C\+\+20 compiler .+", str(caught.value))
-    assert "no-such-compiler" in capfd.readouterr().err
+    assert "\n" not in str(caught.value) and "/false" in capfd.readouterr().err
 
 
 def build_command(setup_script, tmp_path):
@@ -333,9 +346,25 @@ def test_failing_build_is_a_warning(setup_script, tmp_path, monkeypatch, capsys)
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1 and "WARNING" in warning and "no compiler" in warning
     assert command.get_outputs() == []
+    assert (tmp_path / "sendvae_fast/_lib" / library.NOT_BUILT_FILE).read_text() == "no compiler\n"
     monkeypatch.setenv("SENDVAE_BUILD", "require")
     with pytest.raises(SystemExit, match="no compiler"):
         command.run()
+
+
+@pytest.mark.parametrize(
+    ("facts", "tag"),
+    [
+        ('#define SENDVAE_BUILD_HAS_CUDA 1\n#define SENDVAE_BUILD_CUDA_VERSION "12.8.93"\n', "1cu128"),
+        ('#define SENDVAE_BUILD_HAS_CUDA 0\n#define SENDVAE_BUILD_CUDA_VERSION ""\n', "1cpu"),
+    ],
+)
+def test_a_wheel_is_named_by_its_cuda_version(setup_script, facts, tag):
+    """The facts are as CMake makes them of csrc/host/build_facts.h.in."""
+    template = (ROOT / "csrc/host/build_facts.h.in").read_text()
+    assert "#cmakedefine01 SENDVAE_BUILD_HAS_CUDA\n" in template
+    assert '#define SENDVAE_BUILD_CUDA_VERSION "@CMAKE_CUDA_COMPILER_VERSION@"\n' in template
+    assert setup_script.build_tag(facts) == tag
 
 
 def copied_tree(folder):
@@ -358,6 +387,34 @@ def setup_py(tree, *arguments):
         [sys.executable, "setup.py", "--quiet", *arguments],
         cwd=tree, check=True, env={**os.environ, "SENDVAE_BUILD": "0"}, capture_output=True,
     )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_installs_and_runs_on_pytorch(tmp_path):
+    """pip's own build of a wheel with an empty PATH; what is installed names the reason and trains."""
+    tree, site = copied_tree(tmp_path / "tree"), tmp_path / "site"
+    bare = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX", "CUDACXX", "SENDVAE_BUILD")}
+    bare["PATH"] = str(tmp_path / "no-programs")
+    pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--target", site]
+    subprocess.run([*pip, tree], check=True, cwd=tmp_path, env=bare, capture_output=True)
+    lib = site / "sendvae_fast" / "_lib"
+    assert [path.name for path in lib.iterdir()] == [library.NOT_BUILT_FILE]
+    code = (
+        "import torch, sendvae_fast; from sendvae_fast import ops; from sendvae_fast.cli.main import main; "
+        "from sendvae_fast.train.run_words import ops_facts; "
+        "print(sendvae_fast.__file__); print(ops.chosen_backend('cosine_align', 'cpu')); print(ops_facts()['ops']); "
+        "x = torch.eye(4)[None]; print(ops.cosine_align(x, -x).item()); main(['doctor', '--json'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=tmp_path, env={**bare, "PYTHONPATH": str(site)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    file, backend, header, distance, report = done.stdout.split("\n", 4)
+    assert Path(file).is_relative_to(site) and backend == "reference" and float(distance) == pytest.approx(2.0)
+    reason = "not built: no C++ compiler was found (none of c++, g++"
+    assert reason in header
+    (line,) = [line for line in json.loads(report) if line["name"] == "compiled ops"]
+    assert line["value"].startswith(reason) and line["verdict"] == "warning"
 
 
 def names_of_configs():

@@ -161,7 +161,12 @@ def _dispatch(arguments: list[str]) -> int:
         print(verb_help(verb, module, complete))
         return 0
     with _needs_extra_of(verb):
-        return module.run(_load(module, rest)) or 0
+        config = _load(module, rest)
+        if verb.startswith("train "):
+            from sendvae_fast.engine.signals import StopOnSignal
+
+            StopOnSignal.ends_with_its_run()
+        return module.run(config) or 0
 
 
 def _says_that_it_is_finished(verb: str, arguments: list[str]) -> bool:

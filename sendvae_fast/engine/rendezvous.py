@@ -3,6 +3,8 @@
 import os
 import socket
 import threading
+import time
+import uuid
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -15,6 +17,12 @@ RENDEZVOUS_S = 300.0
 
 GRACE_S = 2.0
 """Seconds beyond them after which PyTorch, which should have said so by then, is no longer waited for."""
+
+POLL_S = 0.1
+"""Seconds between looks at the store while ranks meet."""
+
+INVITATION = "invitation"
+"""Key of the name of a start and of the processes that it is for."""
 
 
 def meet(place: Place, timeout_s: float = RENDEZVOUS_S) -> dist.Store:
@@ -29,21 +37,76 @@ def meet(place: Place, timeout_s: float = RENDEZVOUS_S) -> dist.Store:
     """
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     timeout = timedelta(seconds=timeout_s)
+    deadline = time.monotonic() + timeout_s
     store = _connect(place, where, timeout)
     # Another job that listens at this port has keys of another name.
     store = dist.PrefixStore(_job_name(), store)
-    keys = [f"here/{rank}" for rank in range(place.world_size)]
     try:
-        store.set(keys[place.rank], socket.gethostname())
-        store.wait(keys, timeout)
+        start = _invite(store, place.world_size, deadline) if place.rank == 0 else _be_invited(store, place, deadline)
     except dist.DistError as error:
-        missing = _missing(store, keys)
+        missing = _missing(store, place.world_size)
         who = f"rank {', '.join(map(str, missing))} of {place.world_size}" if missing else "the other ranks"
         raise UserError(
             f"waited {timeout_s:.0f} s at {where} for {who}: look into their logs; if all wait for each other, another "
             "job may listen at that port: set another MASTER_PORT for all of them"
         ) from error
-    return store
+    return dist.PrefixStore(start, store)
+
+
+def _invite(store: dist.Store, num_ranks: int, deadline: float) -> str:
+    """Rank 0's part: the name of this start of the job, once every rank has accepted it.
+
+    torchrun keeps its store when it starts its workers again, with all that earlier starts wrote: ranks that took that
+    for theirs would look for processes that are gone. Each process says its own random name at the key of its rank;
+    rank 0 names a start, with the processes that it is for, and anew when another has come in the place of one.
+    """
+    store.set(_here(0), uuid.uuid4().hex)
+    keys = [_here(rank) for rank in range(num_ranks)]
+    store.wait(keys, _left(deadline))
+    invited, start = [], ""
+    while time.monotonic() < deadline:
+        present = [name.decode() for name in store.multi_get(keys)]
+        if present != invited:
+            invited, start = present, uuid.uuid4().hex
+            store.set(_accepted(start, 0), "")
+            store.set(INVITATION, " ".join([start, *invited]))
+        if store.check([_accepted(start, rank) for rank in range(num_ranks)]):
+            store.set(_begun(start), "")
+            return start
+        time.sleep(POLL_S)
+    raise dist.DistStoreError("not every process that was invited has come")
+
+
+def _be_invited(store: dist.Store, place: Place, deadline: float) -> str:
+    """The part of every other rank: the name of the start that it was invited to and that has begun."""
+    name, accepted = uuid.uuid4().hex, ""
+    store.set(_here(place.rank), name)
+    store.wait([INVITATION], _left(deadline))
+    while time.monotonic() < deadline:
+        start, *invited = store.get(INVITATION).decode().split()
+        if start != accepted and invited[place.rank : place.rank + 1] == [name]:
+            store.set(_accepted(start, place.rank), "")
+            accepted = start
+        if accepted and store.check([_begun(accepted)]):
+            return accepted
+        time.sleep(POLL_S)
+    raise dist.DistStoreError("not invited by rank 0")
+
+
+def _here(rank: int) -> str:
+    return f"here/{rank}"
+
+
+def _accepted(start: str, rank: int) -> str:
+    return f"{start}/accepted/{rank}"
+
+
+def _begun(start: str) -> str:
+    return f"{start}/begun"
+
+
+def _left(deadline: float) -> timedelta:
+    return timedelta(seconds=max(deadline - time.monotonic(), 0.001))
 
 
 def _connect(place: Place, where: str, timeout: timedelta) -> dist.Store:
@@ -76,9 +139,9 @@ def _job_name() -> str:
     return "sendvae " + " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
 
 
-def _missing(store: dist.Store, keys: list[str]) -> list[int]:
+def _missing(store: dist.Store, num_ranks: int) -> list[int]:
     try:
-        return [rank for rank, key in enumerate(keys) if not store.check([key])]
+        return [rank for rank in range(num_ranks) if not store.check([_here(rank)])]
     except dist.DistError:
         return []
 

@@ -1,5 +1,6 @@
 """Stopping on a signal: finish the step, save, exit with a code that asks to be started again."""
 
+import atexit
 import signal
 import sys
 from types import FrameType, TracebackType
@@ -30,8 +31,16 @@ class StopOnSignal:
 
     A second SIGINT interrupts at once. The earlier handlers are restored at the end; where a stop was asked for, the
     signals are ignored from there on: a batch system signals each host by itself, and what comes late, when all ranks
-    have saved, must not end this one in another way.
+    have saved, must not end this one in another way. So they are after the last step of a process that was started
+    for one run alone (`ends_with_its_run`).
     """
+
+    _process_ends = False
+
+    @classmethod
+    def ends_with_its_run(cls) -> None:
+        """From now on this process counts as one that only ends after a run: no signal is to change its exit code."""
+        cls._process_ends = True
 
     def __init__(self, distributed: Distributed) -> None:
         self._distributed = distributed
@@ -46,9 +55,12 @@ class StopOnSignal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        ending = self._stopping or (self._process_ends and kind is None)
         for number, handler in self._before.items():
-            late = self._stopping and number != signal.SIGINT
-            signal.signal(number, _come_too_late if late else handler)
+            signal.signal(number, _come_too_late if ending and number != signal.SIGINT else handler)
+        if ending:
+            atexit.unregister(_ignore_what_comes_late)
+            atexit.register(_ignore_what_comes_late)
 
     def requested(self) -> bool:
         """Whether any rank was asked to stop. Collective: all ranks get the same answer at the same step.
@@ -68,3 +80,10 @@ class StopOnSignal:
 
 def _come_too_late(number: int, frame: FrameType | None) -> None:
     """Nothing. In place of SIG_IGN, which processes that are started later would inherit."""
+
+
+def _ignore_what_comes_late() -> None:
+    """At the interpreter's end, which takes handlers away and would leave signals that end the process."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is _come_too_late:
+            signal.signal(number, signal.SIG_IGN)

@@ -13,8 +13,11 @@ the velocity counts, not that of its float64 state.)
 
 import importlib.util
 import os
+import shutil
+import sysconfig
 from contextlib import AbstractContextManager
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -158,4 +161,13 @@ def _triton_reason() -> str | None:
         return "the triton package is not installed"
     if not torch.cuda.is_available() and not interpreting_triton():
         return "no CUDA device (on a CPU it runs only under TRITON_INTERPRET=1, for tests)"
+    return None if interpreting_triton() else _missing_for_triton()
+
+
+def _missing_for_triton() -> str | None:
+    """What Triton lacks to compile the C code with which it launches kernels, at the first of them; None: nothing."""
+    if not os.environ.get("CC") and not any(map(shutil.which, ("gcc", "clang"))):
+        return "Triton needs a C compiler: apt install gcc, or set CC"
+    if not Path(sysconfig.get_config_var("INCLUDEPY") or "", "Python.h").is_file():
+        return "Triton needs Python's headers: apt install python3-dev"
     return None

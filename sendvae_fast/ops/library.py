@@ -19,8 +19,10 @@ LIBRARY_DIR = Path(__file__).resolve().parent.parent / "_lib"
 CPU_LIBRARY = "libsendvae_ops.so"
 CUDA_LIBRARY = "libsendvae_ops_cuda.so"
 HOST_MODULE = "sendvae_fast._lib._host"
+NOT_BUILT_FILE = "not_built.txt"
+"""Beside the libraries, or in their place: why they could not be built (written by setup.py)."""
 ENVIRONMENT_VARIABLE = "SENDVAE_OPS_LIBRARY"
-REBUILD = "pip install -v -e . --no-build-isolation shows why"
+REBUILD = "pip install -v . in a checkout builds it, or shows why not"
 
 
 def load() -> bool:
@@ -54,7 +56,7 @@ def _missing_cuda(cpu: str | None) -> str | None:
     if not (LIBRARY_DIR / CUDA_LIBRARY).is_file():
         module = host()
         if module is None:
-            return f"not built; {REBUILD}"
+            return _not_built()
         reason = module.build_info()["cuda_reason"]
         return f"built without CUDA: {reason or 'the library is missing'}"
     if cpu is not None:
@@ -67,7 +69,7 @@ def _missing_cuda(cpu: str | None) -> str | None:
 def _load_ops(path: Path) -> str | None:
     """Load one op library; None, or the reason why that failed."""
     if not path.is_file():
-        return f"not built; {REBUILD}"
+        return _not_built()
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
@@ -80,9 +82,18 @@ def _import_host() -> tuple[ModuleType | None, str | None]:
     try:
         return importlib.import_module(HOST_MODULE), None
     except ModuleNotFoundError:
-        return None, f"not built for this Python; {REBUILD}"
+        return None, _not_built(" for this Python")
     except ImportError as error:
         return None, f"does not load: {_first_line(error)}"
+
+
+def _not_built(for_what: str = "") -> str:
+    """That something was not built, and why or what to do, in one line."""
+    try:
+        why = (LIBRARY_DIR / NOT_BUILT_FILE).read_text(encoding="utf-8").strip().partition("\n")[0]
+    except (OSError, UnicodeDecodeError):
+        why = ""
+    return f"not built{for_what}: {why}" if why else f"not built{for_what}; {REBUILD}"
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from sendvae_fast.engine.loggers import LoggingConfig
 from sendvae_fast.engine.metrics import MetricsLogger
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.progress import Progress
-from sendvae_fast.train.run_words import count_words, device_words, footer, header, step_line
+from sendvae_fast.train.run_words import count_words, device_words, footer, header, ops_facts, step_line
 from sendvae_fast.train.stage import Stage
 from sendvae_fast.train.step_clock import StepClock
 
@@ -64,7 +64,7 @@ class Reporter:
     def following(self, step: int) -> Iterator[Progress]:
         """Context of the steps after `step`: header, progress, and loggers that are closed at its end."""
         self._logger = MetricsLogger(self._run, self._distributed, step, self._logging)
-        facts = {"device": device_words(self._distributed), **self._stage.facts()}
+        facts = {"device": device_words(self._distributed), **ops_facts(), **self._stage.facts()}
         if self._stage.flops_per_image is not None:
             facts["arithmetic"] = f"{count_words(self._stage.flops_per_image)}FLOP per image"
         self._say(header(self._stage.title, self._run, step, self._num_steps, facts))

@@ -12,6 +12,7 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.loggers import GROUPS
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.ops import library
 
 SPEED = ("img_per_s", "step_ms", "data_share", "mfu", "peak_memory_gib", "learning_rate", "grad_norm")
 """What a line has before the losses."""
@@ -72,6 +73,14 @@ def device_words(distributed: Distributed) -> str:
     if distributed.device.type == "cuda":
         name = torch.cuda.get_device_name(distributed.device)
     return f"{distributed.world_size} rank{'s' if distributed.world_size > 1 else ''}, {name}"
+
+
+def ops_facts() -> dict[str, str]:
+    """That the compiled ops are missing, and why, for the header; empty where they are there."""
+    missing = library.status()["cpu"]
+    return (
+        {} if missing is None else {"ops": f"of Triton or PyTorch, slower than the compiled ones, which are {missing}"}
+    )
 
 
 def picture_words(catalog: Catalog) -> str:

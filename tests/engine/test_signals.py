@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -61,3 +63,48 @@ def test_nohup_holds():
 
 def test_exit_code_asks_for_another_start():
     assert EXIT_REQUEUE == os.EX_TEMPFAIL
+
+
+LATE = """
+import atexit, os, signal, sys, threading
+from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.signals import EXIT_REQUEUE, SIGNALS, StopOnSignal
+
+def signal_all(kill=os.kill, pid=os.getpid, numbers=[n for n in SIGNALS if n != signal.SIGINT]):
+    for number in numbers:
+        kill(pid(), number)
+
+class Last:  # is freed when the interpreter has taken its handlers away
+    def __del__(self, signal_all=signal_all):
+        signal_all()
+
+def run(case):
+    atexit.register(signal_all)
+    last.append(Last())
+    if case != "one of several":
+        StopOnSignal.ends_with_its_run()
+    with StopOnSignal(Distributed()) as stop:
+        if case == "stopped":
+            os.kill(os.getpid(), signal.SIGUSR1)
+        stop.requested()
+        if case == "failed":
+            raise SystemExit(2)
+    signal_all()
+    raise SystemExit(EXIT_REQUEUE if stop.requested() else 0)
+
+last = []
+for case in ("finished", "stopped", "failed", "one of several"):
+    if (child := os.fork()) == 0:
+        run(case)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_no_signal_changes_how_a_finished_run_ends():
+    """After the last step, in the interpreter's end, behind its handlers; an error or more to do leaves them as usual.
+
+    Without that the exit code is 138, and the batch system starts the finished job again or calls it failed.
+    """
+    done = subprocess.run([sys.executable, "-c", LATE], check=True, capture_output=True, text=True)
+    killed = str(-signal.SIGTERM)
+    assert done.stdout.split() == ["0", str(EXIT_REQUEUE), killed, killed], done.stderr

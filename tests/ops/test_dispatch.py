@@ -159,3 +159,25 @@ def test_import_needs_neither_triton_nor_compiled_ops():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split(maxsplit=1) == ["True", "the triton package is not installed\n"]
+
+
+def test_triton_without_a_c_compiler_is_not_chosen(built, monkeypatch, tmp_path):
+    """Triton compiles the code that launches its kernels when the first one is launched: it would fail there."""
+    reason = dispatch._triton_reason.__wrapped__  # asked anew each time
+    built(cpu="not built", cuda="not built")
+    monkeypatch.setattr(dispatch, "_triton_reason", reason)
+    monkeypatch.setattr(dispatch, "interpreting_triton", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dispatch.sysconfig, "get_config_var", {"INCLUDEPY": str(tmp_path)}.get)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    (tmp_path / "Python.h").touch()
+    assert "apt install gcc" in available_backends("adaln")["triton"]
+    assert chosen_backend("adaln", "cuda") == "reference"
+    (tmp_path / "gcc").touch(0o755)
+    assert available_backends("adaln")["triton"] is None and chosen_backend("adaln", "cuda") == "triton"
+    (tmp_path / "gcc").rename(tmp_path / "mine")
+    monkeypatch.setenv("CC", str(tmp_path / "mine"))
+    assert available_backends("adaln")["triton"] is None
+    (tmp_path / "Python.h").unlink()
+    assert "apt install python3-dev" in available_backends("adaln")["triton"]
