@@ -55,8 +55,13 @@ def encode(folder):
     return rows
 
 
+def note_two(folder):
+    """What an interrupted call has left: two pictures are done."""
+    (folder / "begun" / f"{FEATURES}.rank0of1").write_text('{"done": 2}')
+
+
 def encode_the_rest(folder):
-    """Go on with what an interrupted call has left: its note says that two are done."""
+    """Go on with it. The features of the two are taken as they are, the others made."""
     rows = encode(folder / "begun")
     (folder / "begun" / f"{FEATURES}.finished").unlink()
     assert rows.dim == 3 and torch.cat([block for _, block in rows.blocks()])[2:, 0].tolist() == [2, 3]
@@ -79,7 +84,7 @@ def folder(tmp_path_factory):
     measured_chunks(folder)
     for place in ("begun", "encoded"):
         encode(folder / place)
-    (folder / "begun" / f"{FEATURES}.rank0of1").write_text('{"done": 2}')
+    note_two(folder)
     (folder / "begun" / f"{FEATURES}.finished").unlink()
     pictures = [folder / "awa2/JPEGImages" / word / f"{k}.jpg" for word in CLASSES for k in range(4)]
     for picture in (*pictures, *(folder / "clothes/Img" / name for name in CLOTHES)):
@@ -104,7 +109,9 @@ def folder(tmp_path_factory):
 READERS = {
     "features of pictures": Reader("chunks/part_00001.safetensors", damaged_numbers, measured_chunks),
     "note of features to probe": Reader(f"begun/{FEATURES}.rank0of1", damaged_content, encode_the_rest),
-    "features to probe, begun": Reader(f"begun/{FEATURES}.npy", damaged_content, encode_the_rest),
+    "features to probe, begun": Reader(
+        f"begun/{FEATURES}.npy", damaged_content, lambda folder: (note_two(folder), encode_the_rest(folder))
+    ),
     "features to probe": Reader(f"encoded/{FEATURES}.npy", damaged_content, lambda folder: encode(folder / "encoded")),
     **{
         f"AwA2: {name}": Reader(f"awa2/{name}.txt", damaged_content, animals)
