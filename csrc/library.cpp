@@ -17,17 +17,21 @@ STABLE_TORCH_LIBRARY(sendvae, library) {
   library.def(
       "adaln_backward(Tensor grad_y, Tensor? grad_s, Tensor s, Tensor? branch, Tensor? gate, Tensor scale, "
       "Tensor stats) -> (Tensor grad_x, Tensor grad_branch, Tensor grad_gate, Tensor grad_shift, Tensor grad_scale)");
+  // z and velocity are [0] where they are not needed.
   library.def(
       "noise_inject(Tensor mean, Tensor spread, Tensor latent_mean, Tensor latent_std, Tensor key, Tensor sample_ids, "
-      "Tensor? t, bool spread_is_std, int? patch_size) -> (Tensor z, Tensor z_t, Tensor velocity, Tensor t)");
+      "Tensor? t, bool spread_is_std, int? patch_size, bool need_z, bool need_velocity) "
+      "-> (Tensor z, Tensor z_t, Tensor velocity, Tensor t)");
   library.def(
       "noise_inject_backward(Tensor grad_z, Tensor grad_z_t, Tensor grad_velocity, Tensor spread, Tensor latent_std, "
       "Tensor key, Tensor sample_ids, Tensor t, bool spread_is_std, int? patch_size) "
       "-> (Tensor grad_mean, Tensor grad_spread)");
-  // features and target [M, D], of one dtype; distance fp32 [M]; stats fp32 [M, 3] = (dot, |features|, |target|).
+  // features and target [M, D], of one dtype; distance fp32 [M], with mean [], that of all rows (NaN of none); stats
+  // fp32 [M, 3] = (dot, |features|, |target|).
   library.def(
-      "cosine_align(Tensor features, Tensor target, float eps, float? margin) -> (Tensor distance, Tensor stats)");
-  // grad_target is [0] unless need_target.
+      "cosine_align(Tensor features, Tensor target, float eps, float? margin, bool mean) "
+      "-> (Tensor distance, Tensor stats)");
+  // grad [M], or [] of the mean; grad_target is [0] unless need_target.
   library.def(
       "cosine_align_backward(Tensor grad, Tensor features, Tensor target, Tensor stats, float eps, float? margin, "
       "bool need_target) -> (Tensor grad_features, Tensor grad_target)");

@@ -9,7 +9,7 @@ from bench.prediction import h200
 from bench.prediction.registers import Registers, Value, known, reader, row_of
 from bench.prediction.sass import Instruction
 
-GLOBAL = ("LDG", "STG", "LD", "ST", "ATOMG", "RED", "LDGSTS")
+GLOBAL = ("LDG", "STG", "LD", "ST", "ATOMG", "ATOM", "RED", "LDGSTS")
 SHARED = ("LDS", "STS", "ATOMS")
 WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 

@@ -37,12 +37,14 @@ class Stream:
 class Counts:
     """Of a whole launch, as far as they are sums; cycles are a warp's, at the latencies above.
 
+    last_block_cycles: what the launch's last block takes longer than the others, by the longest of its warps.
     streams: by the tensor's address and whether it is written.
     """
 
     warps: int
     issued: Counter[str]
     cycles: tuple[float, ...]
+    last_block_cycles: tuple[float, ...]
     load_store: float
     bank_conflicts: float
     undecided: float
@@ -77,6 +79,7 @@ class Counts:
             scheduler=scheduler_cycles(self.issued) / self.warps,
             load_store=self.load_store / self.warps,
             alone=self.cycles[0] * (1 - share) + self.cycles[1] * share,
+            last_block=self.last_block_cycles[0],  # it reads what the others have just written
             memory_bytes=memory_bytes / self.warps,
             l2_bytes=l2_bytes / self.warps,
         )
@@ -111,10 +114,10 @@ def count(kernel: Kernel, launch: Launch, tensors: Tensors, is_joined: bool) -> 
     warps_per_block = -(-launch.block[0] * launch.block[1] * launch.block[2] // h200.WARP)
     sampled = spread(blocks, MIXED_BLOCKS if is_joined else BLOCKS)
     warps = spread(warps_per_block, MIXED_WARPS if is_joined else WARPS)
-    total = Counts(blocks * warps_per_block, Counter(), (), 0.0, 0.0, 0.0, 0.0, defaultdict(Stream))
-    cycles = np.zeros(len(LATENCIES))
+    total = Counts(blocks * warps_per_block, Counter(), (), (), 0.0, 0.0, 0.0, 0.0, defaultdict(Stream))
+    cycles, longest = np.zeros(len(LATENCIES)), np.zeros((len(sampled), len(LATENCIES)))
     with np.errstate(all="ignore"):
-        for block in sampled:
+        for number, block in enumerate(sampled):
             of_blocks = 1.0 if block == blocks - 1 else (blocks - 1) / (len(sampled) - 1)
             seen: set[tuple[int, bool]] = set()
             for warp in warps:
@@ -122,8 +125,11 @@ def count(kernel: Kernel, launch: Launch, tensors: Tensors, is_joined: bool) -> 
                 weight = of_blocks * warps_per_block / len(warps)
                 _add(total, trace, weight)
                 cycles += weight * np.array(trace.cycles)
+                longest[number] = np.maximum(longest[number], trace.cycles)
                 _add_streams(total, trace, weight, tensors, is_joined, seen)
     total.cycles = tuple(cycles / total.warps)
+    others = longest[:-1].mean(axis=0) if len(sampled) > 1 else longest[-1]
+    total.last_block_cycles = tuple(np.maximum(longest[-1] - others, 0.0))
     return total
 
 

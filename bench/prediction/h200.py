@@ -20,7 +20,10 @@ COPY_BYTES_PER_S = 4.3e12
 # of latencies of an H100: shared memory 29, L2 263, device memory 479. Those of the special-function unit, shuffles and
 # constants are not in it: what micro-benchmarks of earlier chips found (Jia et al. 2018), rounded.
 L2_LATENCY, MEMORY_LATENCY = 263.0, 479.0
-LATENCIES = {"LDS": 29.0, "SHFL": 23.0, "MUFU": 20.0, "S2R": 20.0, "S2UR": 20.0, "LDC": 30.0, "BAR": 20.0}
+# A fence is taken to wait for its writes to be in L2.
+LATENCIES = {
+    "LDS": 29.0, "SHFL": 23.0, "MUFU": 20.0, "S2R": 20.0, "S2UR": 20.0, "LDC": 30.0, "BAR": 20.0, "MEMBAR": L2_LATENCY,
+}  # fmt: skip
 OTHER_LATENCY = 20.0
 OPERAND_CYCLES = 10.0
 

@@ -27,6 +27,7 @@ class WarpWork:
 
     scheduler: of its scheduler. load_store: of the multiprocessor's load-store unit. alone: from its first instruction
     to its last if nobody else is there. memory_bytes, l2_bytes: from and to device memory, and from the L2 cache.
+    last_block: what the launch's last block takes longer than the others, when these have ended.
     """
 
     scheduler: float
@@ -34,6 +35,7 @@ class WarpWork:
     alone: float
     memory_bytes: float
     l2_bytes: float
+    last_block: float = 0.0
 
     @property
     def memory(self) -> float:
@@ -89,13 +91,14 @@ def predict(work: WarpWork, warps_per_block: int, resident: int, blocks: int) ->
     """The time of a launch of so many blocks, `resident` of which a multiprocessor holds at once.
 
     The busiest multiprocessor is full until its last blocks run out one after the other, with less and less company.
+    A last block that has more to do than the others, because it joins what they left, does that alone.
     """
     per_unit = -(-blocks // h200.MULTIPROCESSORS)
     together = min(resident, per_unit)
     rates = throughput(work.demands, work.think, together * warps_per_block)
     block_rates = [rates[count * warps_per_block - 1] / warps_per_block for count in range(1, together + 1)]
     even = blocks / h200.MULTIPROCESSORS
-    cycles = max(even - together, 0) / block_rates[-1] + sum(1 / rate for rate in block_rates)
+    cycles = max(even - together, 0) / block_rates[-1] + sum(1 / rate for rate in block_rates) + work.last_block
     warps = even * warps_per_block
     return Prediction(
         seconds=cycles / h200.CLOCK_HZ + h200.LAUNCH_S,

@@ -3,7 +3,8 @@
 Branches are followed lane by lane; of the lanes of a warp that are apart, those that are behind go first, and all wait
 where the code says that they meet (BSSY, BSYNC). A branch on something unknown is decided for all lanes alike: never
 into a subroutine for numbers out of range (division and square root have them), never to the kernel's end, else onward;
-how often that was done is counted.
+how often that was done is counted. Where blocks count themselves in global memory, the last one of the launch is taken
+to be the last to count: what is unknown ends all others.
 """
 
 from collections import Counter
@@ -21,6 +22,7 @@ from sendvae_fast.errors import UserError
 MAX_STEPS = 200_000  # of a warp
 PARAMETERS = 0x210  # where they lie in constant bank 0, after launch sizes and pointers of the driver
 FINISHED = 1 << 40
+COUNTERS = ("ATOMG", "ATOM")
 OUT_OF_RANGE = ("slowpath", "mediumpath", "f64_full")  # in names of subroutines
 
 
@@ -65,6 +67,7 @@ class Code:
         self.guards = [(predicate_row(one.predicate), one.predicate.startswith("!")) for one in code]
         self.memory = [address_reader(one) if one.base in GLOBAL + SHARED else None for one in code]
         self.is_cold = [self._is_cold(index) for index in range(len(code))]
+        self.counts_blocks = any(one.base in COUNTERS for one in code)
 
     def _is_cold(self, index: int) -> bool:
         """Whether what follows, without a choice, calls a subroutine for numbers out of range."""
@@ -92,6 +95,7 @@ class Follower:
             "SR_CTAID.X": block % grid_x, "SR_CTAID.Y": block // grid_x % grid_y,
             "SR_CTAID.Z": block // grid_x // grid_y, "SR_CgaCtaId": 0,
         }  # fmt: skip
+        self.ends_by_counter = code.counts_blocks and block + 1 < launch.grid[0] * launch.grid[1] * launch.grid[2]
         self.meeting: dict[str, np.ndarray] = {}  # the lanes that meet at a barrier B0 to B15
         self.waiting = np.zeros(LANES, bool)
         self.returns: list[int] = []
@@ -182,7 +186,7 @@ class Follower:
             self.trace.undecided += 1
             target = next_pc
         if not sure:
-            takes = one.base != "EXIT" and self._prefers_target(index, target)
+            takes = self.ends_by_counter if one.base == "EXIT" else self._prefers_target(index, target)
             active = lanes if takes else np.zeros(LANES, bool)
         self.pc[lanes] = np.where(active[lanes], target, next_pc)
         self._release()
@@ -229,12 +233,12 @@ class Follower:
         if not active.any():
             return
         if not address.known[active].all():
-            self.trace.unknown_accesses += 1
+            self.trace.unknown_accesses += one.base not in COUNTERS  # theirs is known to the linker
             return
         width = next((WIDTHS[word] for word in one.opcode.split(".")[1:] if word in WIDTHS), 4)
         addresses = address.bits[active].astype(np.int64)
         if one.base in GLOBAL:
-            is_write = one.base in ("STG", "ST", "RED", "ATOMG")
+            is_write = one.base in ("STG", "ST", "RED", *COUNTERS)
             self.trace.accesses.append(Access(addresses, width, is_write))
         else:
             turns = shared_turns(addresses, width)

@@ -1,49 +1,15 @@
 // Shared code of the two directions of adaln on CUDA: reading and writing of vectors.
-//
-// kWhole says that every vector is aligned and lies wholly inside or wholly outside of its token, so that it is one
-// 16-byte access under one predicate; else elements are read one by one. Outside they are 0, and nothing is written.
 #pragma once
 
 #include <cstring>
 
-#include "../common/cuda.cuh"
+#include "../common/whole_vectors.cuh"
 #include "adaln.h"
 
 namespace sendvae {
 
 constexpr int kWarp = 32;
 constexpr int kMaxRegisterWidth = 4096;  // columns of a token that are kept in registers
-
-// `count`: elements from `data` to the end of the token, negative past it. Nothing that is read this way is written by
-// the same kernel, which lets the compiler move loads before stores.
-template <bool kWhole, typename T>
-__device__ __forceinline__ Vector<T> read(const T* data, int64_t count) {
-  Vector<T> vector = {};
-  if constexpr (kWhole) {
-    if (count > 0) {
-      const uint4 bits = __ldg(reinterpret_cast<const uint4*>(data));
-      memcpy(&vector, &bits, sizeof bits);
-    }
-  } else {
-    SENDVAE_UNROLL
-    for (int i = 0; i < kVectorWidth<T>; ++i) {
-      if (i < count) vector.values[i] = data[i];
-    }
-  }
-  return vector;
-}
-
-template <bool kWhole, typename T>
-__device__ __forceinline__ void write(T* data, int64_t count, const Vector<T>& vector) {
-  if constexpr (kWhole) {
-    if (count > 0) *reinterpret_cast<Vector<T>*>(data) = vector;
-  } else {
-    SENDVAE_UNROLL
-    for (int i = 0; i < kVectorWidth<T>; ++i) {
-      if (i < count) data[i] = vector.values[i];
-    }
-  }
-}
 
 // `kCount` elements in fp32, a multiple of a vector: fp32 modulation of 16-bit tokens takes two.
 template <bool kWhole, int kCount, typename T>
@@ -68,12 +34,6 @@ __device__ __forceinline__ void store(T* data, int64_t count, const float (&valu
     memcpy(&vector, packed + i, sizeof vector);
     write<kWhole>(data + i, count - i, vector);
   }
-}
-
-// Whether every vector of the tensor is whole. Absent tensors, null with stride 0, count as whole.
-template <typename T>
-bool is_whole(const T* data, int64_t stride, int64_t width) {
-  return is_vector_aligned(data, stride) && width % kVectorWidth<T> == 0;
 }
 
 template <typename T>

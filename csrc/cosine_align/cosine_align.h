@@ -4,7 +4,8 @@
 //   d distance / d f = -y / (a b) + [|f| > eps] f.y / (a b) f / |f|^2      and the same for y
 //
 // The sums are fp32. A norm under eps counts as the constant eps, in the gradient too. Where the margin makes the
-// distance 0, so is the gradient. Shapes: M rows, D width.
+// distance 0, so is the gradient. Where the mean over all rows is asked for, it comes in place of the distances, and
+// its gradient is one number. Shapes: M rows, D width.
 #pragma once
 
 #include <cmath>
@@ -82,7 +83,8 @@ struct Rows {
 template <typename T>
 struct CosineAlignArgs {
   Rows<const T> features, target;
-  float* distance;     // [M]
+  float* distance;     // [M], or one number: the mean
+  bool is_mean;
   RowStats* stats;     // [M]
   int64_t rows, width;
   float eps;
@@ -91,7 +93,8 @@ struct CosineAlignArgs {
 
 template <typename T>
 struct CosineAlignBackwardArgs {
-  const float* grad;            // [M]
+  const float* grad;            // [M], or one number: the mean's
+  bool is_of_mean;
   Rows<const T> features, target;
   const RowStats* stats;        // [M]
   T* grad_features;             // [M, D], packed
@@ -99,6 +102,11 @@ struct CosineAlignBackwardArgs {
   int64_t rows, width;
   float eps;
   Margin margin;
+
+  SENDVAE_HD RowGradFactors row_factors(int64_t row) const {
+    const float row_grad = is_of_mean ? *grad / static_cast<float>(rows) : grad[row];
+    return grad_factors(row_grad, stats[row], eps, margin);
+  }
 };
 
 // ---- From tensors to kernel arguments ----
@@ -122,15 +130,17 @@ struct CosineAlign {
   Tensor features, target;
   float eps;
   Margin margin;
+  bool is_mean;
   Tensor distance, stats;
 
-  CosineAlign(const Tensor& features_, const Tensor& target_, double eps_, const std::optional<double>& margin_)
-      : eps(static_cast<float>(eps_)), margin(make_margin(margin_)) {
+  CosineAlign(const Tensor& features_, const Tensor& target_, double eps_, const std::optional<double>& margin_,
+              bool mean)
+      : eps(static_cast<float>(eps_)), margin(make_margin(margin_)), is_mean(mean) {
     check_pair(kName, features_, target_);
     features = inner_contiguous(features_);
     target = inner_contiguous(target_);
     const int64_t count = features_.size(0);
-    distance = empty_on(features_, {count}, ScalarType::Float);
+    distance = is_mean ? empty_on(features_, {}, ScalarType::Float) : empty_on(features_, {count}, ScalarType::Float);
     stats = empty_on(features_, {count, 3}, ScalarType::Float);
   }
 
@@ -139,6 +149,7 @@ struct CosineAlign {
     return {rows<T>(features),
             rows<T>(target),
             mutable_data<float>(distance),
+            is_mean,
             mutable_data<RowStats>(stats),
             features.size(0),
             features.size(1),
@@ -155,17 +166,18 @@ struct CosineAlignBackward {
   Tensor grad, features, target, stats;
   float eps;
   Margin margin;
-  bool need_target;
+  bool is_of_mean, need_target;
   Tensor grad_features, grad_target;
 
   CosineAlignBackward(const Tensor& grad_, const Tensor& features_, const Tensor& target_, const Tensor& stats_,
                       double eps_, const std::optional<double>& margin_, bool need_target_)
-      : eps(static_cast<float>(eps_)), margin(make_margin(margin_)), need_target(need_target_) {
+      : eps(static_cast<float>(eps_)), margin(make_margin(margin_)), is_of_mean(grad_.dim() == 0),
+        need_target(need_target_) {
     check_pair(kName, features_, target_);
     const int64_t count = features_.size(0), width = features_.size(1);
     check_same_device(kName, "grad", grad_, features_);
     check_dtype(kName, "grad", grad_, ScalarType::Float);
-    check_shape(kName, "grad", grad_, {count});
+    if (!is_of_mean) check_shape(kName, "grad", grad_, {count});
     check_same_device(kName, "stats", stats_, features_);
     check_dtype(kName, "stats", stats_, ScalarType::Float);
     check_shape(kName, "stats", stats_, {count, 3});
@@ -181,6 +193,7 @@ struct CosineAlignBackward {
   template <typename T>
   CosineAlignBackwardArgs<T> args() const {
     return {data<float>(grad),
+            is_of_mean,
             rows<T>(features),
             rows<T>(target),
             data<RowStats>(stats),

@@ -38,7 +38,7 @@ SENDVAE_CPU_CLONES void backward_rows(const CosineAlignBackwardArgs<T>& args, in
   for (int64_t row = first; row < last; ++row) {
     const T* __restrict__ features = args.features.data + row * args.features.stride;
     const T* __restrict__ target = args.target.data + row * args.target.stride;
-    const RowGradFactors factors = grad_factors(args.grad[row], args.stats[row], args.eps, args.margin);
+    const RowGradFactors factors = args.row_factors(row);
     T* __restrict__ grad_features = args.grad_features + row * args.width;
     for (int64_t i = 0; i < args.width; ++i) {
       const float f = to_float(features[i]), y = to_float(target[i]);
@@ -59,12 +59,24 @@ void for_all_rows(const Args& args, void (*rows)(const Args&, int64_t, int64_t))
   torch::stable::parallel_for(0, args.rows, grain, [&](int64_t first, int64_t last) { rows(args, first, last); });
 }
 
+// One after the other, so that it does not depend on the number of threads.
+float mean_of(const float* values, int64_t count) {
+  double sum = 0.0;
+  for (int64_t i = 0; i < count; ++i) sum += values[i];
+  return static_cast<float>(sum / static_cast<double>(count));
+}
+
 std::tuple<Tensor, Tensor> cosine_align_cpu(const Tensor& features, const Tensor& target, double eps,
-                                            const std::optional<double>& margin) {
-  const CosineAlign call(features, target, eps, margin);
+                                            const std::optional<double>& margin, bool mean) {
+  const CosineAlign call(features, target, eps, margin, mean);
   dispatch_float(features.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    for_all_rows(call.args<T>(), forward_rows<T>);
+    CosineAlignArgs<T> args = call.args<T>();
+    if (!mean) return for_all_rows(args, forward_rows<T>);
+    const Tensor of_rows = empty_on(features, {args.rows}, ScalarType::Float);
+    args.distance = mutable_data<float>(of_rows);
+    for_all_rows(args, forward_rows<T>);
+    *mutable_data<float>(call.distance) = mean_of(args.distance, args.rows);
   });
   return call.outputs();
 }

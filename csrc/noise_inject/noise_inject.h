@@ -86,7 +86,7 @@ struct NoiseInjectArgs {
   const int64_t* key;           // [2]: seed, step
   const int64_t* sample_ids;    // [B]
   const float* given_t;         // [B], or null: draw it
-  T *z, *z_t, *velocity;        // [B, C, H, W] or tokens (z_t), packed
+  T *z, *z_t, *velocity;        // [B, C, H, W] or tokens (z_t), packed; z and velocity may be null: not needed
   float* t;                     // [B]
   int64_t batch;
   uint32_t elements;            // C H W
@@ -120,6 +120,11 @@ inline bool is_uniform(const Tensor& tensor) {
 }
 
 inline Tensor packed_or_uniform(const Tensor& tensor) { return is_uniform(tensor) ? tensor : inner_contiguous(tensor); }
+
+template <typename T>
+T* data_or_null(const Tensor& tensor) {
+  return tensor.numel() > 0 ? mutable_data<T>(tensor) : nullptr;
+}
 
 template <typename T>
 Samples<T> samples(const Tensor& tensor) {
@@ -167,7 +172,7 @@ struct NoiseInject {
 
   NoiseInject(const Tensor& mean_, const Tensor& spread_, const Tensor& latent_mean_, const Tensor& latent_std_,
               const Tensor& key_, const Tensor& sample_ids_, const std::optional<Tensor>& t_, bool spread_is_std_,
-              const std::optional<int64_t>& patch_size)
+              const std::optional<int64_t>& patch_size, bool need_z, bool need_velocity)
       : spread_is_std(spread_is_std_) {
     check_float_dtype(kName, "mean", mean_);
     check_sample_shape(kName, mean_);
@@ -180,10 +185,10 @@ struct NoiseInject {
     key = checked_vector(kName, "key", key_, mean_, ScalarType::Long, 2);
     sample_ids = checked_vector(kName, "sample_ids", sample_ids_, mean_, ScalarType::Long, batch);
     if (t_.has_value()) given_t = checked_vector(kName, "t", *t_, mean_, ScalarType::Float, batch);
-    z = empty_packed(mean_);
+    z = need_z ? empty_packed(mean_) : empty_on(mean_, {0}, mean_.scalar_type());
     z_t = grid.patch ? empty_on(mean_, {batch, num_tokens(mean_, grid), grid.features}, mean_.scalar_type())
                      : empty_packed(mean_);
-    velocity = empty_packed(mean_);
+    velocity = need_velocity ? empty_packed(mean_) : empty_on(mean_, {0}, mean_.scalar_type());
     t = empty_on(latent_mean, {batch}, ScalarType::Float);
   }
 
@@ -196,9 +201,9 @@ struct NoiseInject {
             data<int64_t>(key),
             data<int64_t>(sample_ids),
             given_t.has_value() ? data<float>(*given_t) : nullptr,
-            mutable_data<T>(z),
+            data_or_null<T>(z),
             mutable_data<T>(z_t),
-            mutable_data<T>(velocity),
+            data_or_null<T>(velocity),
             mutable_data<float>(t),
             mean.size(0),
             static_cast<uint32_t>(mean.size(1) * mean.size(2) * mean.size(3)),

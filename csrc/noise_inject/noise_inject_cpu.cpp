@@ -53,6 +53,7 @@ SENDVAE_CPU_CLONES void forward_tile(const NoiseInjectArgs<T>& args, int64_t sam
   fill_normals(key, Stream::kInterpolant, id, begin, end - begin, e2_tile);
 
   T mean_scratch[kTile], spread_scratch[kTile], z_t_scratch[kTile];
+  T z_scratch[kTile], velocity_scratch[kTile];  // for what nobody needs
   const T* mean_tile = tile_of(args.mean, sample, begin, end - begin, mean_scratch);
   const T* spread_tile = tile_of(args.spread, sample, begin, end - begin, spread_scratch);
 
@@ -66,9 +67,9 @@ SENDVAE_CPU_CLONES void forward_tile(const NoiseInjectArgs<T>& args, int64_t sam
     const T* __restrict__ spread = spread_tile + run.begin;
     const float* __restrict__ e1 = e1_tile + run.begin;
     const float* __restrict__ e2 = e2_tile + run.begin;
-    T* __restrict__ z = args.z + offset + run.begin;
+    T* __restrict__ z = (args.z ? args.z + offset : z_scratch) + run.begin;
     T* __restrict__ z_t = z_t_tile + run.begin;
-    T* __restrict__ velocity = args.velocity + offset + run.begin;
+    T* __restrict__ velocity = (args.velocity ? args.velocity + offset : velocity_scratch) + run.begin;
     const int64_t count = run.end - run.begin;
     for (int64_t i = 0; i < count; ++i) {
       const float std = std_from_spread(to_float(spread[i]), kSpreadIsStd);
@@ -133,8 +134,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> noise_inject_cpu(const Tensor& mean, 
                                                             const Tensor& latent_mean, const Tensor& latent_std,
                                                             const Tensor& key, const Tensor& sample_ids,
                                                             const std::optional<Tensor>& t, bool spread_is_std,
-                                                            const std::optional<int64_t>& patch_size) {
-  const NoiseInject call(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size);
+                                                            const std::optional<int64_t>& patch_size, bool need_z,
+                                                            bool need_velocity) {
+  const NoiseInject call(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size, need_z,
+                         need_velocity);
   dispatch_float(mean.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const NoiseInjectArgs<T> args = call.args<T>();

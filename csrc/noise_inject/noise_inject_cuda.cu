@@ -1,6 +1,6 @@
 // noise_inject on CUDA: a thread takes one 16-byte vector of one sample, and draws the Philox blocks of exactly those
-// elements; a block of threads stays within one sample. Forward reads 2 and writes 3 tensors, backward 4 and 2. With
-// tokens a block takes some rows of all channels, whose tokens follow each other, and turns them in shared memory.
+// elements; a block of threads stays within one sample. Forward reads 2 and writes 1 to 3 tensors, backward 4 and 2.
+// With tokens a block takes some rows of all channels, whose tokens follow each other, and turns them in shared memory.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -60,8 +60,9 @@ __global__ void __launch_bounds__(kMaxThreads)
       z_t[i] = out.z_t;
       velocity[i] = out.velocity;
     }
-    store_samples<kAccess>(args.z + first_of_sample + place.element, count, aligned, z);
-    store_samples<kAccess>(args.velocity + first_of_sample + place.element, count, aligned, velocity);
+    const int64_t offset = first_of_sample + place.element;
+    if (args.z) store_samples<kAccess>(args.z + offset, count, aligned, z);
+    if (args.velocity) store_samples<kAccess>(args.velocity + offset, count, aligned, velocity);
   }
   if constexpr (kAccess == Access::kTiled) {
     __shared__ Vector<T> staged[kMaxThreads];
@@ -147,13 +148,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> noise_inject_cuda(const Tensor& mean,
                                                              const Tensor& latent_mean, const Tensor& latent_std,
                                                              const Tensor& key, const Tensor& sample_ids,
                                                              const std::optional<Tensor>& t, bool spread_is_std,
-                                                             const std::optional<int64_t>& patch_size) {
+                                                             const std::optional<int64_t>& patch_size, bool need_z,
+                                                             bool need_velocity) {
   const torch::stable::accelerator::DeviceGuard guard(mean.get_device_index());
-  const NoiseInject call(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size);
+  const NoiseInject call(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size, need_z,
+                         need_velocity);
   dispatch_float(mean.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const NoiseInjectArgs<T> args = call.args<T>();
     if (args.batch == 0) return;
+    // A null z or velocity counts as aligned.
     const bool aligned = is_aligned(args.mean) && is_aligned(args.spread) && is_vector_aligned(args.z, args.elements) &&
                          is_vector_aligned(args.z_t, args.elements) && is_vector_aligned(args.velocity, args.elements);
     const auto [access, tile, grid] = launch_for<T>(call.kName, args, aligned);

@@ -10,7 +10,7 @@ from sendvae_fast.engine.deepspeed_engine import DeepSpeedEngine
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.engine import Engine, EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
-from sendvae_fast.engine.replay import Recorder, Replayed
+from sendvae_fast.engine.replayed_functions import Recorder, Replayed
 from sendvae_fast.engine.streams import CudaGraphRecorder
 from sendvae_fast.errors import UserError
 
@@ -42,5 +42,5 @@ def build_recorder(config: EngineConfig, distributed: Distributed) -> Recorder |
 
 
 def replayed_step(step: Callable[..., Any], recorder: Recorder | None, distributed: Distributed) -> Callable[..., Any]:
-    """`step`, a function as `engine.replay.Replayed` takes it: replayed, or without a recorder as it is."""
+    """`step`, a function as `engine.replayed_functions.Replayed` takes it: replayed, or without a recorder as it is."""
     return step if recorder is None else Replayed(step, recorder, distributed.device, NUM_FIRST_STEPS)

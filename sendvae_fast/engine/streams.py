@@ -131,7 +131,7 @@ class HostMemory:
 
 
 class CudaGraphRecorder:
-    """Records work as CUDA graphs, for `engine.replay`, on a stream of its own.
+    """Records work as CUDA graphs, for `engine.replayed_functions`, on a stream of its own.
 
     They share one memory pool, so they must not be replayed at the same time. What keeps a stream in mind (DDP, the
     gradients of its parameters) is made and first run on that stream, too.

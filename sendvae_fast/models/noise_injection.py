@@ -56,6 +56,7 @@ class NoiseInjection(nn.BatchNorm2d):
         t: Tensor | None = None,
         *,
         patch_size: int | None = None,
+        need_velocity: bool = True,
     ) -> NoiseInjectOutput:
         """In training mode, first move the running statistics towards those of this batch.
 
@@ -66,13 +67,16 @@ class NoiseInjection(nn.BatchNorm2d):
             sample_ids: int64 [B]; the noise of a sample depends on key and id alone.
             t: noise levels, float32 [B]; None draws them uniformly. Zeros normalise without noise.
             patch_size: P, to get z_t as tokens [B, N, C P P].
+            need_velocity: False leaves velocity out: it comes empty.
 
         Returns:
             (z, z_t, velocity, t): z is the decoder's input, z_t the mapper's, see `NoiseInjectOutput`.
         """
         if self.training and self.kind == "running":
             self.update(mean.detach(), logvar.detach())
-        return noise_inject(mean, logvar, *self.statistics(), key, sample_ids, t, patch_size=patch_size)
+        return noise_inject(
+            mean, logvar, *self.statistics(), key, sample_ids, t, patch_size=patch_size, need_velocity=need_velocity
+        )
 
     def set_statistics(self, latent_mean: Tensor, latent_std: Tensor) -> None:
         """Start from known per-channel statistics, each [C]."""

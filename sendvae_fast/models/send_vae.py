@@ -49,7 +49,7 @@ class SendVAE(nn.Module):
         mapper = self.mapper
         t = None if mapper is not None and mapper.noise else torch.zeros(x.shape[0], device=x.device)
         patch_size = None if mapper is None else mapper.patch_size
-        latents = self.latent_norm(mean, logvar, key, sample_ids, t, patch_size=patch_size)
+        latents = self.latent_norm(mean, logvar, key, sample_ids, t, patch_size=patch_size, need_velocity=False)
         features = None if mapper is None else mapper(getattr(latents, mapper.reads))
         # Aliases, as engines hang hooks on outputs: gradients from inside to inside (`losses.adaptive`) meet none.
         reconstruction = self.autoencoder.decode(latents.z)

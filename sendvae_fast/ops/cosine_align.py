@@ -34,7 +34,8 @@ def cosine_align(
     the inputs the backward pass keeps three float32 numbers per row. A norm up to eps counts as the constant eps.
 
     Memory traffic of the compiled and Triton backends, s the bytes of an element: 2 s M D forward, 3 s M D backward
-    (4 s M D with a gradient for target). Rows that do not lie at one stride are copied first.
+    (4 s M D with a gradient for target). Rows that do not lie at one stride are copied first. On CUDA the mean over
+    everything is made in the same launch, in Triton by PyTorch.
 
     Args:
         features: [..., N, D], float32, bfloat16, float16 or float64 (reference only); any layout, any dimension but D
@@ -62,8 +63,11 @@ def cosine_align(
         return cosine_align_reference(features, target, reduction=reduction, eps=eps, margin=margin)
     width = features.shape[-1]
     rows = features.reshape(-1, width), target.reshape(-1, width)
-    (distance,) = _op.with_gradient(backend, 1, *rows, eps, margin)
-    return _reduce(distance.view(features.shape[:-1]), reduction)
+    (distance,) = _op.with_gradient(backend, 1, *rows, eps, margin, reduction == "mean")
+    if reduction == "mean":
+        return distance
+    distance = distance.view(features.shape[:-1])
+    return distance if reduction == "none" else distance.mean(-1)
 
 
 def cosine_align_reference(
@@ -82,10 +86,7 @@ def cosine_align_reference(
     f_norm, y_norm = (torch.where(norm <= eps, eps, norm) for norm in (f_norm, y_norm))
     # Two divisions: the product of the norms can overflow where the cosine does not.
     cosine = (f * y).sum(-1) / f_norm / y_norm
-    return _reduce(1.0 - cosine if margin is None else torch.relu((1.0 - margin) - cosine), reduction)
-
-
-def _reduce(distance: torch.Tensor, reduction: str) -> torch.Tensor:
+    distance = 1.0 - cosine if margin is None else torch.relu((1.0 - margin) - cosine)
     if reduction == "none":
         return distance
     return distance.mean(-1) if reduction == "sample" else distance.mean()
@@ -109,9 +110,10 @@ def _check(features: torch.Tensor, target: torch.Tensor, reduction: str, eps: fl
         raise ValueError(f"margin must be finite or None, got {margin}")
 
 
-def _fake(features, target, eps, margin):
+def _fake(features, target, eps, margin, mean):
     num_rows = features.shape[0]
-    return features.new_empty(num_rows, dtype=torch.float32), features.new_empty((num_rows, 3), dtype=torch.float32)
+    distance = features.new_empty(() if mean else num_rows, dtype=torch.float32)
+    return distance, features.new_empty((num_rows, 3), dtype=torch.float32)
 
 
 def _fake_backward(grad, features, target, stats, eps, margin, need_target):
@@ -120,7 +122,7 @@ def _fake_backward(grad, features, target, stats, eps, margin, need_target):
 
 
 def _setup_context(ctx, inputs, output):
-    features, target, eps, margin = inputs
+    features, target, eps, margin, _ = inputs
     _, stats = output
     ctx.save_for_backward(features, target, stats)
     ctx.eps, ctx.margin = eps, margin
@@ -130,7 +132,7 @@ def _setup_context(ctx, inputs, output):
 def _backward(op, ctx, grad, _grad_stats):
     need_target = ctx.needs_input_grad[1]
     grad_features, grad_target = op(grad, *ctx.saved_tensors, ctx.eps, ctx.margin, need_target)
-    return grad_features, grad_target if need_target else None, None, None
+    return grad_features, grad_target if need_target else None, None, None, None
 
 
 _op = register(

@@ -20,12 +20,12 @@ class NoiseInjectOutput(NamedTuple):
     """The result of `noise_inject`; every tensor is contiguous."""
 
     z: torch.Tensor
-    """Sampled latent, not normalised (what the decoder takes), [B, C, H, W], dtype of mean."""
+    """Sampled latent, not normalised (what the decoder takes), [B, C, H, W], dtype of mean; [0] if not needed."""
     z_t: torch.Tensor
     """Normalised latent at noise level t (what the mapper or SiT takes), [B, C, H, W] or, patchified,
     [B, N, C P P], dtype of mean."""
     velocity: torch.Tensor
-    """Flow target ε₂ - n, [B, C, H, W], dtype of mean."""
+    """Flow target ε₂ - n, [B, C, H, W], dtype of mean; [0] if not needed."""
     t: torch.Tensor
     """Noise level of each sample, float32 [B], no gradient."""
 
@@ -41,6 +41,8 @@ def noise_inject(
     *,
     spread_is_std: bool = False,
     patch_size: int | None = None,
+    need_z: bool = True,
+    need_velocity: bool = True,
 ) -> NoiseInjectOutput:
     """Reparameterise, normalise by the latent statistics, and interpolate with noise.
 
@@ -63,8 +65,8 @@ def noise_inject(
     sample_ids and the rest must not be modified in place in between.
 
     Memory traffic of the compiled and Triton backends, s the bytes of an element: 5 s B C H W forward (mean, spread in;
-    three out), 4 s B C H W and up backward (spread and one to three gradients in; two out). The compiled backward
-    reads all three gradients; missing ones are zeros expanded from one element.
+    one to three out), 4 s B C H W and up backward (spread and one to three gradients in; two out). The compiled
+    backward reads all three gradients; missing ones are zeros expanded from one element.
 
     Args:
         mean: [B, C, H, W], float32, bfloat16, float16 or float64 (reference only); any layout, B may be 0.
@@ -76,6 +78,8 @@ def noise_inject(
         t: float32 [B] to use instead of the drawn noise level; zeros give z_t = n.
         spread_is_std: what spread means.
         patch_size: P, to get z_t as tokens [B, N, C P P]; must divide H and W. None: z_t is [B, C, H, W].
+        need_z: False leaves z out: it comes empty, and is not written.
+        need_velocity: the same of velocity.
 
     Raises:
         ValueError: a wrong shape, dtype or device, C, H or W of 0, C H W of 2^31 and more, or a patch size that does
@@ -87,11 +91,12 @@ def noise_inject(
     if backend == "reference":
         return noise_inject_reference(
             mean, spread, latent_mean, latent_std, key, sample_ids, t,
-            spread_is_std=spread_is_std, patch_size=patch_size,
+            spread_is_std=spread_is_std, patch_size=patch_size, need_z=need_z, need_velocity=need_velocity,
         )  # fmt: skip
     outputs = _op.with_gradient(
-        backend, 4, mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size
-    )
+        backend, 4, mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size, need_z,
+        need_velocity,
+    )  # fmt: skip
     return NoiseInjectOutput(*outputs)
 
 
@@ -106,6 +111,8 @@ def noise_inject_reference(
     *,
     spread_is_std: bool = False,
     patch_size: int | None = None,
+    need_z: bool = True,
+    need_velocity: bool = True,
 ) -> NoiseInjectOutput:
     """`noise_inject` in plain, differentiable PyTorch; float64 inputs are computed in float64 throughout."""
     compute = torch.promote_types(mean.dtype, torch.float32)
@@ -128,7 +135,10 @@ def noise_inject_reference(
     velocity = noise - normalised
     if patch_size is not None:
         z_t = _to_tokens(z_t, patch_size)
-    z, z_t, velocity = (x.to(mean.dtype).contiguous() for x in (z, z_t, velocity))
+    z, z_t, velocity = (
+        x.to(mean.dtype).contiguous() if needed else mean.new_empty(0)
+        for x, needed in ((z, need_z), (z_t, True), (velocity, need_velocity))
+    )
     return NoiseInjectOutput(z, z_t, velocity, t)
 
 
@@ -175,8 +185,11 @@ def _check(
             raise ValueError(f"{name} is on {tensor.device}, mean on {mean.device}: put all on one device")
 
 
-def _fake(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size):
-    z, z_t, velocity = (torch.empty_like(mean, memory_format=torch.contiguous_format) for _ in range(3))
+def _fake(mean, spread, latent_mean, latent_std, key, sample_ids, t, spread_is_std, patch_size, need_z, need_velocity):
+    z, z_t, velocity = (
+        torch.empty_like(mean, memory_format=torch.contiguous_format) if needed else mean.new_empty(0)
+        for needed in (need_z, True, need_velocity)
+    )
     if patch_size is not None:
         batch, channels, height, width = mean.shape
         area = patch_size * patch_size
@@ -189,11 +202,11 @@ def _fake_backward(grad_z, grad_z_t, grad_velocity, spread, latent_std, key, sam
 
 
 def _setup_context(ctx, inputs, output):
-    _, spread, _, latent_std, key, sample_ids, _, spread_is_std, patch_size = inputs
-    _, z_t, _, t = output
+    _, spread, _, latent_std, key, sample_ids, _, spread_is_std, patch_size, need_z, need_velocity = inputs
+    z, z_t, velocity, t = output
     ctx.save_for_backward(spread, latent_std, key, sample_ids, t)
     ctx.spread_is_std, ctx.patch_size, ctx.z_t_shape = spread_is_std, patch_size, z_t.shape
-    ctx.mark_non_differentiable(t)
+    ctx.mark_non_differentiable(t, *([] if need_z else [z]), *([] if need_velocity else [velocity]))
     # Stage 1 uses z and z_t, stage 2 z_t and velocity: zeros for the other would be a needless pass over memory.
     ctx.set_materialize_grads(False)
 
@@ -205,7 +218,7 @@ def _backward(op, ctx, grad_z, grad_z_t, grad_velocity, _grad_t):
         for grad, shape in ((grad_z, spread.shape), (grad_z_t, ctx.z_t_shape), (grad_velocity, spread.shape))
     ]
     grad_mean, grad_spread = op(*grads, spread, latent_std, key, sample_ids, t, ctx.spread_is_std, ctx.patch_size)
-    return grad_mean, grad_spread, None, None, None, None, None, None, None
+    return grad_mean, grad_spread, *[None] * 9
 
 
 _op = register(

@@ -25,7 +25,7 @@ from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.sampling.guidance import LabelledModel, check_guidance, guided
 from sendvae_fast.sampling.labels import LabelSampling, sample_labels
-from sendvae_fast.sampling.replay import ReplayedModel
+from sendvae_fast.sampling.replayed_model import ReplayedModel
 from sendvae_fast.sampling.samplers import SamplerConfig, initial_noise, sample
 
 DECODED_AT_ONCE = 64

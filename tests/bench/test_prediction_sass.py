@@ -191,6 +191,17 @@ def test_a_warp_goes_its_way(monkeypatch):
         Follower(Code(endless), launch, 0, 0).follow(())
 
 
+def test_the_last_block_goes_on_where_blocks_count_themselves():
+    """Whether a block is the last is unknown; without a counter no unknown exit is taken."""
+    kernel = ("{}", "ISETP.NE.AND P0, PT, R3, 0x7, PT", "@P0 EXIT", "FADD R4, R4, 1", "EXIT")
+    count = "ATOMG.E.INC.STRONG.GPU PT, R3, desc[UR4][R2.64], R5"
+    launch = Launch((4, 1, 1), (32, 1, 1), b"")
+    for first, blocks_that_add in ((count, [3]), ("LDG.E R3, desc[UR4][R2.64]", [0, 1, 2, 3])):
+        code = Code(assembled(*(line.format(first) for line in kernel)))
+        traces = [Follower(code, launch, block, 0).follow((500.0,)) for block in range(4)]
+        assert [block for block, trace in enumerate(traces) if trace.issued["fp32"]] == blocks_that_add
+
+
 def test_turns_of_banks_by_brute_force():
     draw = random.Random(1)
     for width in (4, 8, 16):

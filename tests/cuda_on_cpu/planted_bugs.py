@@ -13,11 +13,15 @@ GROUP_NORM = "csrc/group_norm_silu/tiles.cuh"
 GROUP_NORM_BACKWARD = "csrc/group_norm_silu/group_norm_silu_backward_cuda.cu"
 COSINE = "csrc/cosine_align/cosine_align_cuda.cu"
 COMMON = "csrc/common/cuda.cuh"
+LAST_BLOCK = "csrc/common/last_block.cuh"
+WHOLE_VECTORS = "csrc/common/whole_vectors.cuh"
 ADALN_FORWARD = "csrc/adaln/adaln_forward_cuda.cu"
 ADALN_BACKWARD = "csrc/adaln/adaln_backward_cuda.cu"
 NOISE = "csrc/noise_inject/noise_inject_cuda.cu"
 NORM = "csrc/global_norm/global_norm_cuda.cu"
 ADAMW = "csrc/adamw_ema/adamw_ema_cuda.cu"
+
+COSINE_MEAN = "2x9x96-contiguous-chunk-mean-margin0.5"  # three blocks
 
 OTHER_DTYPES = re.compile(r"case ScalarType::(?:BFloat16|Half):\s*return function\(\w+\{\}\);")
 
@@ -116,13 +120,13 @@ BUGS = [
         "reads .* out of bounds, .* behind the end", is_one_more=True,
     ),
     Bug(
-        "always_aligned", "cosine_align", "3x5x65-offset-contiguous-none", COMMON,
+        "always_aligned", "cosine_align", "3x5x64-offset-none", COMMON,
         "return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % kVectorWidth<T> == 0;", "return true;",
         "misaligned access", is_one_more=True,
     ),
     Bug(
-        "the_tail_of_a_row_read_whole", "cosine_align", "3x5x66-padded-none", COMMON,
-        "if (aligned && count >= kWidth) {\n    const Vector<T> vector", "if (aligned) {\n    const Vector<T> vector",
+        "the_tail_of_a_row_read_whole", "cosine_align", "3x5x66-padded-none", WHOLE_VECTORS,
+        " && width % kVectorWidth<T> == 0;", ";",
         "reads .* out of bounds, between the elements",
     ),
     Bug(
@@ -137,7 +141,8 @@ BUGS = [
     ),
     Bug(
         "a_local_array_overrun", "cosine_align", "7x3-contiguous-none", COSINE,
-        "for (int j = 0; j < kWidth; ++j) {\n      dot", "for (int j = 0; j <= args.width + kWidth; ++j) {\n      dot",
+        "for (int j = 0; j < kVectorWidth<T>; ++j) {\n        dot",
+        "for (int j = 0; j <= args.width + kVectorWidth<T>; ++j) {\n        dot",
         "index is out of the bounds of its array", is_one_more=True,
     ),
     Bug(
@@ -159,9 +164,34 @@ BUGS = [
         "races in global memory", is_one_more=True,
     ),
     Bug(
+        "no_fence_before_a_block_counts_itself", "cosine_align", COSINE_MEAN, LAST_BLOCK,
+        "    __threadfence();\n    uint32_t*", "    uint32_t*",
+        "races in global memory: it reads what thread 0 of block",
+    ),
+    Bug(
+        "no_fence_after_a_block_counted_itself", "cosine_align", COSINE_MEAN, LAST_BLOCK,
+        "if (is_last) __threadfence();", "",
+        "races in global memory: it reads what thread 0 of block", is_one_more=True,
+    ),
+    Bug(
+        "no_barrier_after_a_block_counted_itself", "cosine_align", COSINE_MEAN, LAST_BLOCK,
+        "__threadfence();\n  }\n  __syncthreads();", "__threadfence();\n  }",
+        "undefined shared memory|races in shared memory", is_one_more=True,
+    ),
+    Bug(
+        "a_counter_that_is_not_set_back", "cosine_align", COSINE_MEAN, LAST_BLOCK,
+        "gridDim.x - 1) == gridDim.x - 1", "gridDim.x) == gridDim.x - 1",
+        "NaN in other places|error", kind="plain", is_one_more=True,
+    ),
+    Bug(
+        "any_block_makes_the_mean", "cosine_align", COSINE_MEAN, LAST_BLOCK,
+        "  return is_last;", "  return true;",
+        "undefined global memory|races in global memory", is_one_more=True,
+    ),
+    Bug(
         "twice_the_threads", "cosine_align", "7x3-contiguous-none", COSINE,
-        "<<<blocks, kWarp * kRowsPerBlock,", "<<<blocks, 2 * kWarp * kRowsPerBlock,",
-        "launched with 256 threads, __launch_bounds__ allows 128", is_one_more=True,
+        "<<<blocks, kThreads,", "<<<blocks, 2 * kThreads,",
+        "launched with 512 threads, __launch_bounds__ allows 256", is_one_more=True,
     ),
     Bug(
         "no_block_at_all", "cosine_align", "7x3-contiguous-none", COSINE,
@@ -181,7 +211,7 @@ BUGS = [
     ),
     Bug(
         "a_lane_absent_from_a_shuffle", "cosine_align", "7x3-contiguous-none", COSINE,
-        "if (row >= args.rows) return;", "if (row >= args.rows || threadIdx.x % kWarp == 31) return;",
+        "if (row < args.rows) {", "if (row < args.rows && threadIdx.x % kWarp != 31) {",
         "lane 31 of warp 0 is in the mask ffffffff of the shuffle but has ended",
     ),
 ]  # fmt: skip

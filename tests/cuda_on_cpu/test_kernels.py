@@ -12,7 +12,7 @@ from op_cases import ALL as OP_TESTS
 
 from cuda_on_cpu import build
 from cuda_on_cpu.chosen import CHOSEN
-from cuda_on_cpu.planted_bugs import BUGS, Bug
+from cuda_on_cpu.planted_bugs import BUGS, COSINE_MEAN, LAST_BLOCK, Bug, for_float32_alone
 from sendvae_fast.ops import dispatch
 
 SENDVAE_CUDA_ON_CPU = os.environ.get("SENDVAE_CUDA_ON_CPU")  # "bugs": all planted bugs, "all": all cases too
@@ -48,6 +48,19 @@ def test_right_and_clean(runner, op, kind, order):
     assert not outcome.failures, "\n".join(outcome.failures)
     assert outcome.num_calls > 0
     assert not outcome.unused, "no case runs these kernels"
+
+
+def test_a_mean_is_right_where_all_counters_are_taken(runner):
+    """The launch clears one of its own then."""
+
+    def read(path: str) -> str:
+        text = build.read_source(path)
+        assert path != LAST_BLOCK or "kNumCounters = 65536" in text
+        return text.replace("kNumCounters = 65536", "kNumCounters = 0")
+
+    library = build.op_library("cosine_align", "checked", for_float32_alone(read))
+    outcome = runner.run("cosine_align", library, cases=[COSINE_MEAN], dtypes=["torch.float32"], raw_calls=False)
+    assert outcome.num_calls == 1 and not outcome.failures
 
 
 @pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: f"{bug.name}-{bug.kind}")

@@ -47,8 +47,8 @@ CASES = [
     Case(
         "cosine_align", "2x9x256-contiguous-none", "bfloat16",
         (
-            Claim("forward_kernel<BFloat16>", 2 * 9 * 256 * 2, 2, 0),
-            Claim("backward_kernel<BFloat16>", 2 * 9 * 256 * 2, 2, 2),
+            Claim("forward_kernel<BFloat16, true>", 2 * 9 * 256 * 2, 2, 0),
+            Claim("backward_kernel<BFloat16, true>", 2 * 9 * 256 * 2, 2, 2),
         ),
     ),
     # What a small map's kernels read again comes from a cache.
@@ -136,7 +136,7 @@ def test_each_byte_is_moved_once_in_whole_sectors(runner, case):
 def test_counts_of_a_known_kernel(runner):
     """cosine_align's forward: a warp a row, three sums by five shuffles each."""
     case = next(case for case in CASES if case.op == "cosine_align")
-    counts = counts_of(runner, case)["forward_kernel<BFloat16>"]
+    counts = counts_of(runner, case)["forward_kernel<BFloat16, true>"]
     rows = 2 * 9
     assert counts.launches == 8, "so many are needed for 128 distances"
     assert counts.shuffles == counts.launches * rows * 3 * 5
@@ -148,14 +148,11 @@ def test_counts_of_a_known_kernel(runner):
 
 def test_strided_accesses_and_bank_conflicts_are_noticed(runner):
     def strided(path: str) -> str:  # each lane takes neighbouring vectors
-        text = build.read_source(path)
-        loop = "for (int64_t i = lane * kWidth; i < args.width; i += kWarp * kWidth)"
-        per_lane = "args.width / kWarp"
-        other = f"for (int64_t i = lane * ({per_lane}); i < (lane + 1) * ({per_lane}); i += kWidth)"
-        return text.replace(loop, other)
+        text = build.read_source(path).replace("kBatch = 4", "kBatch = 2")
+        return text.replace("i * kStep", "(threadIdx.x % kWarp + i) * 4")
 
     case = Case("cosine_align", "2x9x256-contiguous-none", "float32", ())
-    counts = counts_of(runner, case, for_float32_alone(strided))["forward_kernel<float>"]
+    counts = counts_of(runner, case, for_float32_alone(strided))["forward_kernel<float, true>"]
     assert coalescing(counts, Claim("", 2 * 9 * 256 * 4, 2, 0)) == 0.5
 
     def unpadded(path: str) -> str:  # neighbours read other channels of one column

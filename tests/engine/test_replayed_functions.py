@@ -4,7 +4,7 @@ import pytest
 import torch
 from recording import TapeRecorder
 
-from sendvae_fast.engine.replay import Replayed
+from sendvae_fast.engine.replayed_functions import Replayed
 
 CPU = torch.device("cpu")
 

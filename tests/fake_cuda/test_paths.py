@@ -28,7 +28,7 @@ from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.engine import build
 from sendvae_fast.engine.ddp_engine import DDPEngine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
-from sendvae_fast.engine.replay import Replayed
+from sendvae_fast.engine.replayed_functions import Replayed
 from sendvae_fast.engine.snapshot import Snapshot
 from sendvae_fast.engine.streams import CudaGraphRecorder, HandOver, HostMemory, ToHost
 from sendvae_fast.models.sit.sit import SiT

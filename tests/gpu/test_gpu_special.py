@@ -116,6 +116,29 @@ def test_cosine_align_beyond_int32(backend):
     assert_all_equal((distance[-5:], grad[-5:]), (few_distance, *torch.autograd.grad(few_distance.sum(), few)))
 
 
+def test_means_of_calls_side_by_side(backend):
+    """On streams of their own and in graphs replayed beside them: no call counts another's blocks."""
+    pairs = [torch.randn(2, 3001, 40, generator=torch.Generator().manual_seed(i)).cuda() for i in range(4)]
+    expected = [cosine_align(*pair, reduction="none").double().mean() for pair in pairs]
+    streams, graphs, means = [torch.cuda.Stream() for _ in pairs], [], []
+    for pair in pairs:
+        graphs.append(torch.cuda.CUDAGraph())
+        cosine_align(*pair)  # Triton compiles at a first call
+        with torch.cuda.graph(graphs[-1]):
+            means.append(cosine_align(*pair))
+    torch.cuda.synchronize()
+    queued = [[] for _ in pairs]
+    for _ in range(200):
+        for pair, stream, graph, found in zip(pairs, streams, graphs, queued, strict=True):
+            with torch.cuda.stream(stream):
+                found.append(cosine_align(*pair))
+                graph.replay()
+    torch.cuda.synchronize()
+    for mean, found, wanted in zip(means, queued, expected, strict=True):
+        assert all(torch.equal(mean, other) for other in found)
+        torch.testing.assert_close(mean.double(), wanted, rtol=2e-7, atol=0)
+
+
 @one_at_a_time
 def test_global_norm_beyond_int32():
     require_backend("global_norm", "cuda", "cuda")

@@ -66,6 +66,7 @@ CASES = [
     CosineCase((8, 5, 33), "transposed", "offset", margin=0.5),
     CosineCase((4, 16, 65), "chunk", "transposed", "sample", margin=0.6),
     CosineCase((2, 9, 96), "contiguous", "chunk", "mean", margin=0.5),
+    CosineCase((9, 300, 3), reduction="mean"),  # more blocks than one of them has threads
 ]
 FEW_CASES = [
     CosineCase((0, 4, 8)),
@@ -106,7 +107,8 @@ def example(number: int, dtype: torch.dtype, device: str) -> Example:
     def function(features, target):
         # What a compiler may fuse and lay out as it likes, with a token dropped as a class token is.
         features, target = (features * 1.0)[:, 1:], (target * 1.0)[:, 1:]
-        return tuple(cosine_align(features, target, reduction="none", margin=margin) for margin in (None, 0.5))
+        distances = (cosine_align(features, target, reduction="none", margin=margin) for margin in (None, 0.5))
+        return *distances, cosine_align(features, target)
 
     inputs = CosineCase((4, 17, 300)).inputs(dtype, device, number)
     return Example(function, tuple(x.requires_grad_() for x in inputs))
@@ -115,12 +117,17 @@ def example(number: int, dtype: torch.dtype, device: str) -> Example:
 def raw_calls(backend: str, device: str) -> list[tuple[str, tuple]]:
     features, target = (x.requires_grad_() for x in CosineCase((6, 48)).inputs(torch.float32, device, 0))
     f, y = features.detach(), target.detach()
-    _, stats = op_of("cosine_align", backend)(f, y, 1e-8, None)
+    _, stats = op_of("cosine_align", backend)(f, y, 1e-8, None, False)
     grad = torch.randn(6, device=device)
     return [
-        *(("cosine_align", (features, other, 1e-8, margin)) for other in (target, y) for margin in (None, 0.5)),
         *(
-            ("cosine_align_backward", (grad, f, y, stats, 1e-8, margin, need_target))
+            ("cosine_align", (features, other, 1e-8, margin, mean))
+            for other, mean in ((target, False), (y, False), (y, True))
+            for margin in (None, 0.5)
+        ),
+        *(
+            ("cosine_align_backward", (given, f, y, stats, 1e-8, margin, need_target))
+            for given in (grad, grad[0])
             for margin in (None, 0.5)
             for need_target in (False, True)
         ),

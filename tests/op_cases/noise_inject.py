@@ -167,9 +167,14 @@ def raw_calls(backend: str, device: str) -> list[tuple[str, tuple]]:
     grads = [torch.randn_like(mean) for _ in range(3)]
     token_grads = grads[0], grads[1].view(2, 6, 16), grads[2]
     return [
-        *(("noise_inject", (*leaves, *rest, given, is_std, None)) for given, is_std in ((None, False), (t, True))),
+        *(
+            ("noise_inject", (*leaves, *rest, given, is_std, None, True, True))
+            for given, is_std in ((None, False), (t, True))
+        ),
         ("noise_inject_backward", (*grads, spread.detach(), latent_std, key, ids, t, False, None)),
-        ("noise_inject", (*leaves, *rest, None, False, 2)),
+        ("noise_inject", (*leaves, *rest, None, False, 2, True, True)),
+        ("noise_inject", (*leaves, *rest, None, False, None, False, True)),
+        ("noise_inject", (*leaves, *rest, None, False, 2, True, False)),
         ("noise_inject_backward", (*token_grads, spread.detach(), latent_std, key, ids, t, False, 2)),
     ]
 

@@ -93,6 +93,8 @@ class Case:
             self.t,
             self.spread_is_std,
             self.patch_size,
+            True,
+            True,
         )
 
     def backward(self, t):
@@ -286,6 +288,8 @@ def test_every_half_precision_value(dtype):
         zero,
         True,
         None,
+        True,
+        True,
     )
     assert torch.equal(z.isnan(), mean.isnan())
     numbers = ~mean.isnan()
@@ -359,7 +363,7 @@ def test_cosine_align(dtype, shape):
     features, target = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
     grad = torch.randn(shape[0], generator=generator)
     distance, stats, grads = cosine_truth(features, target, grad, 1e-8)
-    actual, actual_stats = ops.cosine_align(features, target, 1e-8, None)
+    actual, actual_stats = ops.cosine_align(features, target, 1e-8, None, False)
     assert actual.dtype == actual_stats.dtype == torch.float32
     assert_rounded(actual, distance, 2.0)
     assert_rounded(actual_stats, stats, 4.0)
@@ -381,7 +385,7 @@ def test_cosine_align_small_norms():
     features = torch.tensor([[0.0, 0.0], [0.3, 0.4], [0.1, 0.2], [3.0, 4.0]])  # norms 0, eps, below, above
     target = torch.tensor([[1.0, 0.0], [0.2, -0.1], [0.0, 0.0], [1.0, 1.0]])
     grad = torch.tensor([1.0, 2.0, -1.0, 0.5])
-    distance, stats = ops.cosine_align(features, target, eps, None)
+    distance, stats = ops.cosine_align(features, target, eps, None, False)
     f_norm, y_norm = (x.double().norm(dim=1) for x in (features, target))
     a, b = f_norm.clamp_min(eps), y_norm.clamp_min(eps)
     dot = (features.double() * target.double()).sum(1)
@@ -399,7 +403,7 @@ def test_cosine_align_small_norms():
 def test_cosine_align_layouts_and_threads():
     """Rows of a larger tensor, transposed and expanded inputs, an expanded gradient, other threads: the same bits."""
     features, target = torch.randn(64, 300), torch.randn(64, 300)
-    distance, stats = ops.cosine_align(features, target, 1e-8, None)
+    distance, stats = ops.cosine_align(features, target, 1e-8, None, False)
     grad = torch.full((64,), 0.25)
     grads = ops.cosine_align_backward(grad, features, target, stats, 1e-8, None, True)
     wide = torch.cat([features, target], dim=1)
@@ -408,22 +412,22 @@ def test_cosine_align_layouts_and_threads():
     try:
         torch.set_num_threads(2 if threads == 1 else 1)
         for f, y in ((wide[:, :300], wide[:, 300:]), (transposed, target)):
-            assert torch.equal(ops.cosine_align(f, y, 1e-8, None)[0], distance)
+            assert torch.equal(ops.cosine_align(f, y, 1e-8, None, False)[0], distance)
             again = ops.cosine_align_backward(torch.tensor(0.25).expand(64), f, y, stats, 1e-8, None, True)
             assert all(torch.equal(one, two) for one, two in zip(again, grads, strict=True))
     finally:
         torch.set_num_threads(threads)
     row = torch.randn(300)
     assert torch.equal(
-        ops.cosine_align(features, row.expand(64, 300), 1e-8, None)[0],
-        ops.cosine_align(features, row.repeat(64, 1), 1e-8, None)[0],
+        ops.cosine_align(features, row.expand(64, 300), 1e-8, None, False)[0],
+        ops.cosine_align(features, row.repeat(64, 1), 1e-8, None, False)[0],
     )
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (3, 0)], ids=str)
 def test_cosine_align_empty(shape):
     x = torch.zeros(shape)
-    distance, stats = ops.cosine_align(x, x, 1e-8, None)
+    distance, stats = ops.cosine_align(x, x, 1e-8, None, False)
     assert torch.equal(distance, torch.ones(shape[0])) and torch.equal(stats, torch.zeros(shape[0], 3))
     grads = ops.cosine_align_backward(torch.ones(shape[0]), x, x, stats, 1e-8, None, True)
     assert all(grad.shape == shape for grad in grads)
@@ -432,7 +436,7 @@ def test_cosine_align_empty(shape):
 def test_cosine_align_nan_stays():
     features = torch.ones(3, 4)
     features[1, 2] = torch.nan
-    distance, _ = ops.cosine_align(features, torch.ones(3, 4), 1e-8, None)
+    distance, _ = ops.cosine_align(features, torch.ones(3, 4), 1e-8, None, False)
     assert distance.isnan().tolist() == [False, True, False]
 
 
@@ -447,4 +451,4 @@ def test_cosine_align_nan_stays():
 )
 def test_cosine_align_errors(features, target, message):
     with pytest.raises(RuntimeError, match=message):
-        ops.cosine_align(features, target, 1e-8, None)
+        ops.cosine_align(features, target, 1e-8, None, False)

@@ -37,6 +37,26 @@ def test_known_angles(backend):
 
 
 @pytest.mark.parametrize("margin", [None, 0.5])
+def test_the_mean_is_that_of_the_distances(backend, margin):
+    """Its gradient is theirs, each given the same part of it: to the bit."""
+    features, target = make_inputs((7, 43, 20))
+    distance = cosine_align(features, target, reduction="none", margin=margin)
+    mean = cosine_align(features, target, margin=margin)
+    assert mean.shape == () and mean.dtype == torch.float32
+    torch.testing.assert_close(mean.double(), distance.double().mean(), rtol=2e-7, atol=0)
+    upstream = torch.tensor(0.7)
+    grads = torch.autograd.grad(mean, (features, target), upstream)
+    of_rows = torch.autograd.grad(distance, (features, target), (upstream / 301).expand(7, 43))
+    assert all(torch.equal(one, other) for one, other in zip(grads, of_rows, strict=True))
+
+
+def test_the_mean_of_no_rows_is_nan(backend):
+    features, target = make_inputs((2, 0, 8))
+    mean = cosine_align(features, target)
+    assert mean.isnan() and torch.autograd.grad(mean, features)[0].shape == (2, 0, 8)
+
+
+@pytest.mark.parametrize("margin", [None, 0.5])
 @pytest.mark.parametrize("reduction", ["none", "sample", "mean"])
 def test_reference_gradcheck(reduction, margin):
     features, target = (x.detach().double().requires_grad_() for x in make_inputs((2, 3, 5)))

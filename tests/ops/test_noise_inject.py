@@ -113,6 +113,24 @@ def test_missing_gradients_are_zero(backend, used):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("patch_size", [None, 2])
+@pytest.mark.parametrize("left_out", [("z",), ("velocity",), ("z", "velocity")], ids="+".join)
+def test_what_is_not_needed_comes_empty(backend, left_out, patch_size):
+    """And changes nothing of the rest, gradients included."""
+    mean, spread, *rest = make_inputs((3, 4, 6, 10), requires_grad=True)
+    kept = [name for name in ("z", "z_t", "velocity") if name not in left_out]
+    whole = noise_inject(mean, spread, *rest, patch_size=patch_size)
+    needs = {f"need_{name}": False for name in left_out}
+    part = noise_inject(mean, spread, *rest, patch_size=patch_size, **needs)
+    assert all(getattr(part, name).shape == (0,) and not getattr(part, name).requires_grad for name in left_out)
+    assert torch.equal(part.t, whole.t) and all(torch.equal(getattr(part, n), getattr(whole, n)) for n in kept)
+    grads = [
+        torch.autograd.grad(sum(getattr(out, name).square().sum() for name in kept), (mean, spread))
+        for out in (whole, part)
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
+
+
 def test_latent_statistics_and_t_get_no_gradient(backend):
     mean, spread, latent_mean, latent_std, key, ids, _ = make_inputs(requires_grad=True)
     constants = [latent_mean.requires_grad_(), latent_std.requires_grad_(), torch.rand(3).requires_grad_()]

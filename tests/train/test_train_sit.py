@@ -111,7 +111,7 @@ def noised(monkeypatch):
     calls = []
 
     def record(mean, std, latent_mean, latent_std, key, ids, *args, **kwargs):
-        output = noise_inject(mean, std, latent_mean, latent_std, key, ids, *args, **kwargs)
+        output = noise_inject(mean, std, latent_mean, latent_std, key, ids, *args, **kwargs | {"need_z": True})
         calls.append((ids.clone(), mean.clone(), std.clone(), output.z))
         return output
 

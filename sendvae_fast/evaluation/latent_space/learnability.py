@@ -88,6 +88,6 @@ def _losses(model: SiT, latents: np.ndarray, ids: np.ndarray, key: Tensor) -> Te
     z = torch.from_numpy(latents[ids]).float().to(device)
     zeros, ones = torch.zeros(channels, device=device), torch.ones(channels, device=device)
     places = torch.arange(len(ids), device=device)  # a latent that is drawn twice gets noise of its own
-    noised = noise_inject(z, torch.zeros_like(z), zeros, ones, key, places, spread_is_std=True)
+    noised = noise_inject(z, torch.zeros_like(z), zeros, ones, key, places, spread_is_std=True, need_z=False)
     velocity, _ = model(noised.z_t, noised.t, torch.zeros(len(ids), dtype=torch.int64, device=device))
     return (velocity - noised.velocity).square().flatten(1).mean(dim=1)

@@ -1,5 +1,8 @@
 """Triton kernels of `cosine_align`: one launch forward, one backward.
 
+The mean, where it is asked for, is PyTorch's: to join it takes a counter of the programs that have ended, which
+somebody would have to clear.
+
 A program takes NUM_ROWS rows (patches) and walks over their D columns in steps of NUM_COLUMNS, accumulating in float32.
 Rows are read through a row stride.
 """
@@ -59,12 +62,15 @@ def _forward_kernel(
 def _backward_kernel(
     grad_ptr, features_ptr, target_ptr, stats_ptr, grad_features_ptr, grad_target_ptr,
     num_rows, num_columns, grad_stride, features_stride, target_stride, eps, offset,
-    HAS_MARGIN: tl.constexpr, NEED_TARGET: tl.constexpr, NUM_ROWS: tl.constexpr, NUM_COLUMNS: tl.constexpr,
+    OF_MEAN: tl.constexpr, HAS_MARGIN: tl.constexpr, NEED_TARGET: tl.constexpr,
+    NUM_ROWS: tl.constexpr, NUM_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * NUM_ROWS + tl.arange(0, NUM_ROWS)
     row_mask = row < num_rows
     eps, offset = tl.cast(eps, tl.float32), tl.cast(offset, tl.float32)  # Inductor may pass float64 scalars
     grad = tl.load(grad_ptr + row * grad_stride, mask=row_mask, other=0.0)
+    if OF_MEAN:
+        grad = tl.div_rn(grad, tl.full([NUM_ROWS], 1.0, tl.float32) * num_rows)
     dot = tl.load(stats_ptr + row * 3, mask=row_mask, other=0.0)
     features_norm = tl.load(stats_ptr + row * 3 + 1, mask=row_mask, other=1.0)
     target_norm = tl.load(stats_ptr + row * 3 + 2, mask=row_mask, other=1.0)
@@ -105,14 +111,17 @@ def _offset(margin: float | None) -> float:
 
 @_define_op("sendvae_triton::cosine_align", mutates_args=())
 def cosine_align(
-    features: torch.Tensor, target: torch.Tensor, eps: float, margin: float | None
+    features: torch.Tensor, target: torch.Tensor, eps: float, margin: float | None, mean: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(distance [M], stats [M, 3] = (dot, |features|, |target|)), float32, of features and target [M, D]."""
+    """(distance [M], stats [M, 3] = (dot, |features|, |target|)), float32, of features and target [M, D].
+
+    With `mean` the mean [] of the distances in their place.
+    """
     num_rows, num_columns = features.shape
     distance = features.new_empty(num_rows, dtype=torch.float32)
     stats = features.new_empty((num_rows, 3), dtype=torch.float32)
     if num_rows == 0:
-        return distance, stats
+        return distance.mean() if mean else distance, stats
     features, target = _rows(features), _rows(target)
     kernel = _forward_kernel if interpreting_triton() else wrap_triton(_forward_kernel)
     with torch.cuda.device_of(features):
@@ -120,7 +129,7 @@ def cosine_align(
             features, target, distance, stats, num_rows, num_columns, features.stride(0), target.stride(0), eps,
             _offset(margin), HAS_MARGIN=margin is not None, NUM_ROWS=NUM_ROWS, NUM_COLUMNS=NUM_COLUMNS,
         )  # fmt: skip
-    return distance, stats
+    return distance.mean() if mean else distance, stats
 
 
 @_define_op("sendvae_triton::cosine_align_backward", mutates_args=())
@@ -133,8 +142,9 @@ def cosine_align_backward(
     margin: float | None,
     need_target: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(grad_features [M, D], grad_target [M, D], or [0] unless need_target); grad is float32 [M]."""
+    """(grad_features [M, D], grad_target [M, D], or [0] unless need_target); grad is float32 [M], or [] of the mean."""
     num_rows, num_columns = features.shape
+    of_mean = grad.dim() == 0
     grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
     grad_target = (
         torch.empty_like(target, memory_format=torch.contiguous_format) if need_target else target.new_empty(0)
@@ -146,7 +156,8 @@ def cosine_align_backward(
     with torch.cuda.device_of(features):
         kernel[(triton.cdiv(num_rows, NUM_ROWS),)](
             grad, features, target, stats.contiguous(), grad_features, grad_target,
-            num_rows, num_columns, grad.stride(0), features.stride(0), target.stride(0), eps, _offset(margin),
-            HAS_MARGIN=margin is not None, NEED_TARGET=need_target, NUM_ROWS=NUM_ROWS, NUM_COLUMNS=NUM_COLUMNS,
+            num_rows, num_columns, 0 if of_mean else grad.stride(0), features.stride(0), target.stride(0), eps,
+            _offset(margin), OF_MEAN=of_mean, HAS_MARGIN=margin is not None, NEED_TARGET=need_target,
+            NUM_ROWS=NUM_ROWS, NUM_COLUMNS=NUM_COLUMNS,
         )  # fmt: skip
     return grad_features, grad_target

@@ -87,7 +87,8 @@ def _forward_kernel(
     z_ptr, z_t_ptr, velocity_ptr, t_ptr,
     num_tiles, num_elements, plane, width, num_features,
     mean_stride_b, mean_stride_c, mean_stride_p, spread_stride_b, spread_stride_c, spread_stride_p,
-    HAS_T: tl.constexpr, SPREAD_IS_STD: tl.constexpr, PATCH: tl.constexpr, NUM_BLOCKS: tl.constexpr,
+    HAS_T: tl.constexpr, SPREAD_IS_STD: tl.constexpr, PATCH: tl.constexpr, NEED_Z: tl.constexpr,
+    NEED_VELOCITY: tl.constexpr, NUM_BLOCKS: tl.constexpr,
 ):  # fmt: skip
     sample, tile, block, element, channel, position, mask = _tile(num_tiles, num_elements, plane, NUM_BLOCKS)
     key_0, key_1 = derive_key(key_ptr)
@@ -110,8 +111,10 @@ def _forward_kernel(
     normalised = tl.div_rn(z - latent_mean, latent_std)
     noise = normals(key_0, key_1, _INTERPOLANT, sample_id, block)
     offset = sample * num_elements + element.to(tl.int64)
-    tl.store(z_ptr + offset, z, mask=mask)
-    tl.store(velocity_ptr + offset, noise - normalised, mask=mask)
+    if NEED_Z:
+        tl.store(z_ptr + offset, z, mask=mask)
+    if NEED_VELOCITY:
+        tl.store(velocity_ptr + offset, noise - normalised, mask=mask)
     if PATCH > 0:
         token, feature = _token_place(channel, position, width, PATCH)
         offset = sample * num_elements + token * num_features + feature
@@ -171,10 +174,15 @@ def noise_inject(
     t: torch.Tensor | None,
     spread_is_std: bool,
     patch_size: int | None,
+    need_z: bool,
+    need_velocity: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(z, z_t, velocity, t); arguments as for the public `noise_inject`, already checked."""
     num_elements, plane = math.prod(mean.shape[1:]), math.prod(mean.shape[2:])
-    z, z_t, velocity = (torch.empty_like(mean, memory_format=torch.contiguous_format) for _ in range(3))
+    z, z_t, velocity = (
+        torch.empty_like(mean, memory_format=torch.contiguous_format) if needed else mean.new_empty(0)
+        for needed in (need_z, True, need_velocity)
+    )
     num_features = 0
     if patch_size is not None:
         area = patch_size * patch_size
@@ -193,7 +201,8 @@ def noise_inject(
             latent_mean if t is None else t.contiguous(),  # not read without HAS_T
             z, z_t, velocity, t_out,
             num_tiles, num_elements, plane, mean.shape[3], num_features, *mean_strides, *spread_strides,
-            HAS_T=t is not None, SPREAD_IS_STD=spread_is_std, PATCH=patch_size or 0, NUM_BLOCKS=NUM_BLOCKS,
+            HAS_T=t is not None, SPREAD_IS_STD=spread_is_std, PATCH=patch_size or 0, NEED_Z=need_z,
+            NEED_VELOCITY=need_velocity, NUM_BLOCKS=NUM_BLOCKS,
         )  # fmt: skip
     return z, z_t, velocity, t_out
 

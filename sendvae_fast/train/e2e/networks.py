@@ -49,16 +49,27 @@ class NoisingAutoencoder(nn.Module):
     ) -> NoisedReconstruction:
         """Images [B, 3, S, S] in [-1, 1], and what `noise_inject` takes, to a `NoisedReconstruction`."""
         moments = self.autoencoder.encode(x)
-        noised = noise_latents(moments, statistics, key, sample_ids, t, self.patch_size)
+        noised = noise_latents(moments, statistics, key, sample_ids, t, self.patch_size, need_velocity=False)
         return NoisedReconstruction(self.autoencoder.decode(noised.z), moments, noised.z, noised.z_t, noised.t)
 
 
 def noise_latents(
-    moments: Tensor, statistics: tuple[Tensor, Tensor], key: Tensor, sample_ids: Tensor, t: Tensor | None, patch: int
+    moments: Tensor,
+    statistics: tuple[Tensor, Tensor],
+    key: Tensor,
+    sample_ids: Tensor,
+    t: Tensor | None,
+    patch: int,
+    *,
+    need_z: bool = True,
+    need_velocity: bool = True,
 ) -> NoiseInjectOutput:
     """`noise_inject` of moments [B, 2C, H, W]. The same key and ids give the same latent, noise and level."""
     mean, logvar = moments.chunk(2, dim=1)
-    return noise_inject(mean, logvar, *statistics, key, sample_ids, t, patch_size=patch)
+    return noise_inject(
+        mean, logvar, *statistics, key, sample_ids, t,
+        patch_size=patch, need_z=need_z, need_velocity=need_velocity,
+    )  # fmt: skip
 
 
 class NormalisingSiT(SiT):

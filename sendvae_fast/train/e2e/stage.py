@@ -157,8 +157,8 @@ class E2EStage:
     def _train_generator(self, part: Encoded, statistics: tuple[Tensor, Tensor], key: Tensor, means: Means) -> None:
         """The generator's backward pass, on latents normalised by their own batch."""
         noised = noise_latents(
-            part.moments.float(), statistics, key, part.ids, part.t, self.sit.config.patch_size
-        )  # fmt: skip
+            part.moments.float(), statistics, key, part.ids, part.t, self.sit.config.patch_size, need_z=False
+        )
         losses = flow_losses(self.generator, self.config, noised, part.labels, key, part.ids, part.target)
         self.generator.backward(losses.pop("loss"))
         means.add(losses)

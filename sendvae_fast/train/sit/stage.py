@@ -156,7 +156,7 @@ class SiTStage:
         """Latents drawn of their posteriors, normalised, and noised to levels t."""
         return noise_inject(
             batch.mean.float(), batch.std.float(), self.latent_mean, self.latent_std, key, batch.ids, t,
-            spread_is_std=True, patch_size=patch_size,
+            spread_is_std=True, patch_size=patch_size, need_z=False,
         )  # fmt: skip
 
     @property

@@ -74,6 +74,16 @@ inline T __ldg(const T* pointer) {
   return *pointer;
 }
 
+// Past the first cache.
+template <typename T>
+inline T __ldcg(const T* pointer) {
+  return *pointer;
+}
+
+inline void __threadfence() { cuda_on_cpu::fence(); }
+
+inline uint32_t atomicInc(uint32_t* counter, uint32_t last) { return cuda_on_cpu::count_up(counter, last); }
+
 // Accesses that leave the caches first.
 template <typename T>
 inline T __ldcs(const T* pointer) {
@@ -211,6 +221,17 @@ inline const char* cudaGetErrorString(cudaError_t) { return ""; }
 
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
   *status = cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaStreamGetId(cudaStream_t, unsigned long long* id) {
+  *id = 1;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  std::memset(to, value, bytes);
+  if (cuda_on_cpu::kChecked) cuda_on_cpu::note_copied(to, bytes);
   return cudaSuccess;
 }
 

@@ -35,6 +35,12 @@ void sync_threads(Where where);
 // What the warp exchanges: waits for the lanes of `mask`, then copies the `bytes` at `value` of lane `source` to `out`.
 void shuffle(uint32_t mask, const void* value, void* out, size_t bytes, int source, Where where);
 
+// __threadfence: what the thread did before is seen by others before what it does after.
+void fence();
+
+// atomicInc: counts up, after `last` from 0 again; returns what was there.
+uint32_t count_up(uint32_t* counter, uint32_t last);
+
 // The block's copy of a __shared__ variable; `variable` stands for its declaration.
 void* shared_memory(const void* variable, size_t bytes, size_t alignment);
 

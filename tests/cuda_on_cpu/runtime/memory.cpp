@@ -1,6 +1,6 @@
 // What is known of every byte that a kernel may touch, and whether an access is allowed. Only instrumented builds call
 // check_access. Two accesses of a byte by different threads, one of them a write, are a race if they are of different
-// blocks or no barrier of the block lies between them; shuffles order nothing.
+// blocks that no counter orders, or no barrier of the block lies between them; shuffles order nothing.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -23,7 +23,7 @@ constexpr uintptr_t kPageBytes = 4096;
 
 struct Access {
   uint32_t launch = 0, block = 0;
-  uint16_t thread = 0, epoch = 0;
+  uint16_t thread = 0, epoch = 0, fences = 0;
 
   bool is_of_this_launch() const { return launch == launch_number; }
   bool is_of_this_block() const { return is_of_this_launch() && block == block_number; }
@@ -126,12 +126,14 @@ void fail_at(const std::string& what, const void* pc) {
 // ---- One byte ----
 
 bool is_unordered(const Access& access, bool by_several) {
-  if (!access.is_of_this_block()) return true;
+  if (!access.is_of_this_block()) {
+    return !is_before_by_counter(access.block, access.thread, access.epoch, access.fences);
+  }
   return access.epoch == current->epoch && (by_several || access.thread != current->id);
 }
 
 void remember(Access& access) {
-  access = {launch_number, block_number, static_cast<uint16_t>(current->id), current->epoch};
+  access = {launch_number, block_number, static_cast<uint16_t>(current->id), current->epoch, current->fences};
 }
 
 bool has_raced(const Cell& cell, bool is_write, bool is_shared, const void* pc) {

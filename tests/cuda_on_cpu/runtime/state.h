@@ -23,6 +23,7 @@ struct Thread {
   State state;
   bool inside;     // of the kernel: before, its arguments are being copied
   uint16_t epoch;  // how many barriers it has passed
+  uint16_t fences, fence_epoch;  // how many it has made, and the epoch of the last
   Where where;     // it waits
 
   struct {
@@ -65,6 +66,12 @@ std::string shown(Where where);  // "csrc/common/cuda.cuh:66"
 
 enum class StackOf { kNone, kCurrentThread, kOtherThread };
 StackOf stack_of(uintptr_t address);
+
+// ---- counters.cpp ----
+
+// Whether what a thread of another block of this launch did, in an epoch and after so many fences, is before what the
+// current thread does, because both have counted themselves at one counter.
+bool is_before_by_counter(uint32_t block, uint16_t thread, uint16_t epoch, uint16_t fences);
 
 // ---- memory.cpp ----
 

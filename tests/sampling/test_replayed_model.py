@@ -7,7 +7,7 @@ from tiny_networks import CHANNELS, NUM_CLASSES, tiny_sit
 
 from sendvae_fast.ops import use_backend
 from sendvae_fast.sampling.guidance import guided
-from sendvae_fast.sampling.replay import ReplayedModel
+from sendvae_fast.sampling.replayed_model import ReplayedModel
 from sendvae_fast.sampling.samplers import SamplerConfig, initial_noise, sample
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A network whose evaluations are recorded once and replayed (`engine.replay`).
+"""A network whose evaluations are recorded once and replayed (`engine.replayed_functions`).
 
 Within the guidance interval a sampler evaluates 2B rows, outside it B: two recordings for a batch size, which every
 step of every batch of that size replays.
@@ -9,7 +9,7 @@ Shape letters: B batch, C latent channels, R rows (B or 2B), H W latent height a
 import torch
 from torch import Tensor
 
-from sendvae_fast.engine.replay import Recorder, Replayed
+from sendvae_fast.engine.replayed_functions import Recorder, Replayed
 from sendvae_fast.sampling.guidance import LabelledModel
 
 NUM_FIRST_EVALUATIONS = 2
