@@ -19,8 +19,8 @@ struct Moment {
 using Blocks = std::unordered_map<uint32_t, Moment>;
 
 std::unordered_map<const uint32_t*, Blocks> known;  // by counter: each block's last fence before it counted itself
-const uint32_t* counter_of_block = nullptr;         // where the running block has counted itself
-Moment counted, acquired;                           // when it did, and the fence after that
+const uint32_t* counter_of_block = nullptr;  // where the running block has counted itself
+Moment counted, acquired;  // when it did, and the fence after that
 
 }  // namespace
 
