@@ -20,6 +20,8 @@ from fake_cuda.memory import CPU, CUDA, Access, Memory, Tracked
 PACKAGE = "sendvae_fast"
 # Reading operators for which the host waits, beside those that return a number.
 WAITS = ("aten::nonzero", "aten::_local_scalar_dense", "aten::equal", "aten::masked_select", "aten::_unique2")
+# Arguments that operators write into though their schemas do not say so.
+UNMARKED = {"aten::native_batch_norm": ("running_mean", "running_var")}
 
 
 class Stream:
@@ -245,7 +247,7 @@ class FakeCuda:
         waits = is_device_work and (
             (moves and not nonblocking)
             or name in WAITS
-            or not any(isinstance(x, torch.Tensor) for x in tree_leaves(out))
+            or not (written or any(isinstance(x, torch.Tensor) for x in tree_leaves(out)))
         )
         known = {x.inner.untyped_storage().data_ptr(): x.memory for x in inputs if x.inner.numel()}
 
@@ -288,6 +290,7 @@ class FakeCuda:
         names = [argument.name for argument in function._schema.arguments]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         marked = [a.name for a in function._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        marked += UNMARKED.get(function._schema.name, ())
         return [x for name in marked for x in tree_leaves(given.get(name)) if isinstance(x, Tracked)]
 
     def _check_recording(self, memory: Memory) -> None:

@@ -23,7 +23,7 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.dali_decoder import DaliDecoder
 from sendvae_fast.data.decode import examine
 from sendvae_fast.data.latents.latent_rows import LatentReader, LatentRows, _Buffers
-from sendvae_fast.data.loader import ImageLoader, LoaderConfig
+from sendvae_fast.data.loader import ImageBatch, ImageLoader, LoaderConfig
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.engine import build
 from sendvae_fast.engine.ddp_engine import DDPEngine
@@ -38,6 +38,7 @@ from sendvae_fast.sampling.generate import GenerateConfig, LatentSampler
 from sendvae_fast.sampling.samplers import SamplerConfig
 from sendvae_fast.train.reporter import MetricsWindow
 from sendvae_fast.train.sit.latent_batches import LatentBatch
+from sendvae_fast.train.vae.stage import VAEStage
 
 pytestmark = pytest.mark.slow
 
@@ -228,9 +229,19 @@ def test_a_fault_in_the_recordings_order_is_seen(cuda, monkeypatch):
 # -- a training step ---------------------------------------------------------------------------------------------------
 
 
-STEP = StepCase("sit", "tiny", "demo/sit.yaml", {
+SIT = StepCase("sit", "tiny", "demo/sit.yaml", {
     "generator": {"width": 16, "depth": 1, "num_heads": 2, "projector_width": 16}, "repa": {"block": 1},
 }, 2, (4, 8, 8))  # fmt: skip
+VAE = StepCase("vae", "tiny", "demo/vae.yaml", {
+    "data": {"image_size": 16},
+    "autoencoder": {"channel_multipliers": [1, 2], "nominal_resolution": 16, "latent_channels": 4},
+    "alignment": {"method": "send", "foundation": {"name": "demo"}, "send": {"width": 16, "depth": 1, "num_heads": 2}},
+    "discriminator": {"base_channels": 8, "num_layers": 1},
+    "loss": {
+        "perceptual": None, "gan_weight": 0.1, "discriminator_start_step": 0, "gan_start_step": 0,
+        "gan_warmup_steps": 20, "gan_adaptive": True,
+    },
+}, 2)  # fmt: skip
 
 
 def gradients_of_a_loss(engine, loss):
@@ -239,43 +250,94 @@ def gradients_of_a_loss(engine, loss):
         parameter.grad = torch.full_like(parameter, 1e-3 * number) * loss.detach()
 
 
-def train(device, folder, monkeypatch, num_steps=4, *, cuda_graph=False):
-    """Steps of stage 2 on latents and pictures in pinned memory; the means that they log."""
-    monkeypatch.setattr(DDPEngine, "_backward", gradients_of_a_loss)
-    monkeypatch.setattr(build, "NUM_FIRST_STEPS", 2)
-    pinned = device.type == "cuda"
-    engine = {"name": "ddp", "precision": "fp32", "cuda_graph": cuda_graph}
-    stage = STEP.build(folder, engine, Distributed(device=device))
-    generator = torch.Generator().manual_seed(0)
-    save_file({"mean": torch.randn(10, *STEP.latent_shape, generator=generator)}, folder / "a.safetensors")
-    plan = [(torch.arange(start, start + 2), None, torch.arange(start, start + 2)) for start in range(num_steps)]
-    rows = LatentRows.of_files([folder / "a.safetensors"], [("mean",)])
-    window = MetricsWindow()
-    for step, ((mean,), ids) in enumerate(LatentReader(rows, read_ahead=1, pin_memory=pinned).read(iter(plan))):
-        size = stage.config.data.image_size
+def gradients_at_inputs(outputs, inputs, *_, **__):
+    """In the place of torch.autograd.grad."""
+    inputs = [inputs] if isinstance(inputs, torch.Tensor) else inputs
+    return tuple(torch.full_like(x, 1e-3) * outputs.detach().float().mean() for x in inputs)
+
+
+def batches(stage, folder, pinned):
+    """What the stage's steps are given, without end: pictures, and latents of stage 2, in pinned memory."""
+    generator, size = torch.Generator().manual_seed(0), stage.config.data.image_size
+
+    def images():
         images = torch.empty(2, 3, size, size, dtype=torch.uint8, pin_memory=pinned)
         images.copy_(torch.randint(256, images.shape, dtype=torch.uint8, generator=generator))
-        window.add(stage.train_step(step, LatentBatch(ids, mean, torch.zeros_like(mean), ids % 2, images)))
-    return window.mean(Distributed()), stage.engine.full_state("ema")
+        return images
+
+    plan = ((torch.arange(start, start + 2), None, torch.arange(start, start + 2)) for start in range(8))
+    if isinstance(stage, VAEStage):
+        for _, _, ids in plan:
+            yield ImageBatch(0, ids, images(), ids % 2)
+        return
+    save_file({"mean": torch.randn(10, *SIT.latent_shape, generator=generator)}, folder / "a.safetensors")
+    rows = LatentRows.of_files([folder / "a.safetensors"], [("mean",)])
+    for (mean,), ids in LatentReader(rows, read_ahead=1, pin_memory=pinned).read(plan):
+        yield LatentBatch(ids, mean, torch.zeros_like(mean), ids % 2, images())
 
 
-@pytest.mark.parametrize("cuda_graph", [False, True], ids=["queued", "replayed"])
-def test_steps_are_in_order(tmp_path, monkeypatch, cuda_graph):
+def train(case, device, folder, monkeypatch, num_steps=4, *, cuda_graph=False, start=None):
+    """Steps from the beginning, or from the checkpoint `start`: the stage, and the means that they log."""
+    monkeypatch.setattr(DDPEngine, "_backward", gradients_of_a_loss)
+    monkeypatch.setattr(torch.autograd, "grad", gradients_at_inputs)
+    monkeypatch.setattr(build, "NUM_FIRST_STEPS", 2)
+    engine = {"name": "ddp", "precision": "fp32", "cuda_graph": cuda_graph}
+    stage = case.build(folder, engine, Distributed(device=device))
+    if start is not None:
+        stage.load(start)
+    window = MetricsWindow()
+    for step, batch in zip(range(num_steps), batches(stage, folder, device.type == "cuda"), strict=False):
+        window.add(stage.train_step(step, batch))
+    return stage, window.mean(Distributed())
+
+
+def save(stage, directory):
+    snapshot = Snapshot(HostMemory())
+    write = stage.snapshot(snapshot)
+    snapshot.wait()
+    directory.mkdir()
+    write(directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("case", "cuda_graph", "resumed"),
+    [(VAE, False, False), (VAE, True, False), (SIT, False, False), (SIT, True, True)],
+    ids=["vae-queued", "vae-replayed", "sit-queued", "sit-resumed-replayed"],
+)
+def test_steps_are_in_order(tmp_path, monkeypatch, case, cuda_graph, resumed):
+    """Also of a run that is resumed: what is recorded then has the checkpoint's weights and moments."""
     init_distributed("cpu")
+    cpu, start = torch.device("cpu"), None
     with use_backend("reference"), use_attention("math"):
-        expected, weights = train(torch.device("cpu"), tmp_path, monkeypatch, 6)
+        if resumed:
+            start = save(train(case, cpu, tmp_path, monkeypatch, 2)[0], tmp_path / "start")
+        plain, expected = train(case, cpu, tmp_path, monkeypatch, 6, start=start)
         with FakeCuda() as cuda:
-            means, on_device = train(CUDA, tmp_path, monkeypatch, 6, cuda_graph=cuda_graph)
+            stage, means = train(case, CUDA, tmp_path, monkeypatch, 6, cuda_graph=cuda_graph, start=start)
+            found = state_of(stage)
     assert_order(cuda, None)
     assert len(cuda.graphs) == cuda_graph
     assert means == pytest.approx(expected, rel=1e-5) and means["grad_norm"] > 0
-    for name, wanted in weights.items():
-        torch.testing.assert_close(on_device[name], wanted, rtol=1e-5, atol=1e-7)
+    wanted = state_of(plain)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
+
+
+def state_of(stage):
+    """Weights, moments and averages of a stage's networks, on the CPU."""
+    return {
+        (network, kind, name): value
+        for network, engine in stage.engines.items()
+        for kind in ("model", *engine.state_keys)
+        for name, value in engine.full_state(kind).items()
+    }
 
 
 def test_a_norm_that_is_read_too_early_is_seen(cuda, tmp_path, monkeypatch):
     plant(monkeypatch, ToHost, "wait", "self._arrived.synchronize()", "pass")
-    train(CUDA, tmp_path, monkeypatch, num_steps=2)
+    train(SIT, CUDA, tmp_path, monkeypatch, num_steps=2)
     assert_order(cuda, "read before it is written: by thread")
 
 
@@ -299,7 +361,7 @@ def test_a_norm_that_is_read_too_early_is_seen(cuda, tmp_path, monkeypatch):
 )
 def test_a_fault_in_the_replayed_steps_order_is_seen(cuda, tmp_path, monkeypatch, owner, name, old, new, problem):
     plant(monkeypatch, owner, name, old, new)
-    train(CUDA, tmp_path, monkeypatch, 4, cuda_graph=True)
+    train(SIT, CUDA, tmp_path, monkeypatch, 4, cuda_graph=True)
     assert_order(cuda, problem)
 
 

@@ -11,6 +11,7 @@ import torch
 from recording import TapeRecorder
 from tiny_runs import cache_of, checkpoint_tensors, sit_config, vae_config
 
+from sendvae_fast.engine import build
 from sendvae_fast.engine.engine import EngineConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import use_attention, use_backend
@@ -51,6 +52,12 @@ def recorder(monkeypatch):
     return recorder
 
 
+@pytest.fixture(autouse=True)
+def few_first_steps(monkeypatch):
+    """Steps before a recording, so that a resumed run comes to one as well. DDP's number is for more than one rank."""
+    monkeypatch.setattr(build, "NUM_FIRST_STEPS", 2)
+
+
 @pytest.fixture
 def bad_batch(monkeypatch):
     """A batch whose latents are not finite, at `BAD_STEP`."""
@@ -71,13 +78,13 @@ def logged(run):
 
 
 def test_a_replayed_stage2_run_is_the_same_run(images, latents, recorder, bad_batch, tmp_path):
-    """20 steps, one of them not finite, two kinds of noise levels, and the end resumed."""
+    """20 steps, one of them not finite, two kinds of noise levels, and half of them resumed, which is recorded anew."""
     settings = {**SMALL, "flow": {"noise_level": "logit_normal", "logit_normal_steps": 3}}
-    for name, cuda_graph, stops in (("plain", False, (NUM_STEPS,)), ("graph", True, (NUM_STEPS - 2, NUM_STEPS))):
+    for name, cuda_graph, stops in (("plain", False, (NUM_STEPS,)), ("graph", True, (NUM_STEPS // 2, NUM_STEPS))):
         for stop in stops:
             engine = {**ENGINE, "cuda_graph": cuda_graph}
             train_sit(sit_config(tmp_path / name, images, latents, engine=engine, loop={"num_steps": stop}, **settings))
-    assert recorder.num_recordings == 1  # the rest were first steps
+    assert recorder.num_recordings == 3  # both kinds, then the second in the resumed run
     plain, graph = (checkpoint_tensors(tmp_path / name, NUM_STEPS) for name in ("plain", "graph"))
     assert plain.keys() == graph.keys() and any("ema" in name for name in plain)
     for name in plain:
@@ -89,13 +96,17 @@ def test_a_replayed_stage2_run_is_the_same_run(images, latents, recorder, bad_ba
 
 
 def test_a_replayed_stage1_run_is_the_same_run(images, recorder, tmp_path):
-    """With a discriminator that begins to learn during the run, a GAN weight that rises, and both adaptive weights."""
+    """With a discriminator that begins to learn during the run, a GAN weight that rises, and both adaptive weights.
+
+    Half of it is resumed, and recorded anew.
+    """
     loss = {"gan_start_step": 4, "gan_warmup_steps": 20, "gan_adaptive": True, "perceptual": None}
-    settings = {"loss": loss, "alignment": {"method": "va"}, "loop": {"num_steps": NUM_STEPS}}
-    for name in ("plain", "graph"):
-        engine = {"name": "ddp", "cuda_graph": name == "graph"}
-        train_vae(vae_config(tmp_path / name, images, engine=engine, **settings))
-    assert recorder.num_recordings == 1
+    settings = {"loss": loss, "alignment": {"method": "va"}}
+    for name, stops in (("plain", (NUM_STEPS,)), ("graph", (NUM_STEPS // 2, NUM_STEPS))):
+        for stop in stops:
+            engine = {"name": "ddp", "cuda_graph": name == "graph"}
+            train_vae(vae_config(tmp_path / name, images, engine=engine, loop={"num_steps": stop}, **settings))
+    assert recorder.num_recordings == 3  # with and without a learning discriminator, then with one again
     plain, graph = (checkpoint_tensors(tmp_path / name, NUM_STEPS) for name in ("plain", "graph"))
     assert plain.keys() == graph.keys() and any("discriminator" in name for name in plain)
     for name in plain:
