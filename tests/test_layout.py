@@ -12,7 +12,7 @@ FLOORS = [
     {"engine"},
     {"models", "losses", "data"},
     {"sampling", "evaluation", "train", "nn"},
-    {"report", "pretrained"},
+    {"report", "pretrained", "plan", "weights"},
     {"demo", "play"},
     {"cli", "__main__"},
     {"__init__"},

@@ -69,7 +69,7 @@ class DecoderStage:
     """Behind the loop's interface (`train.stage.Stage`)."""
 
     title = "decoder tuning"
-    flops_per_image: int | None = None
+    flops_by_part: dict[str, int] | None = None
 
     def __init__(self, config: DecoderTuningConfig, images: TrainingImages, distributed: Distributed) -> None:
         self.config, self.images, self.distributed = config, images, distributed

@@ -15,7 +15,7 @@ from sendvae_fast.engine.run import plain
 PLACEHOLDER = "(required)"
 
 
-def show(config_class: type, files: list[Path], overrides: dict) -> str:
-    """The config as YAML, read as the verb itself would read it."""
+def run_for(config_class: type, files: list[Path], overrides: dict) -> None:
+    """Print the config of a verb as YAML, read as the verb itself would read it."""
     content = merge(required_keys(config_class, PLACEHOLDER), merge(read_files(files), overrides))
-    return yaml.safe_dump(plain(build_config(config_class, content)), sort_keys=False)
+    print(yaml.safe_dump(plain(build_config(config_class, content)), sort_keys=False), end="")

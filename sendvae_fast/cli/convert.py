@@ -14,6 +14,7 @@ between our or REPA's generators and SiT's or LightningDiT's, whose time runs th
 which no sampler uses, is dropped. DiT's checkpoints look like SiT's but are no flows: do not convert them.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,12 +25,17 @@ from sendvae_fast import checks
 from sendvae_fast.engine.run_weights import part_of, resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import AUTOENCODER_PART, staged_directory
-from sendvae_fast.models.autoencoder.export import write_diffusers, write_ldm
+from sendvae_fast.models.autoencoder.export import Card, write_diffusers, write_ldm
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, load_autoencoder, save_autoencoder
 from sendvae_fast.models.hub import check_push, push_folder
 from sendvae_fast.models.sit.storage import load_sit, save_sit, write_published
 from sendvae_fast.models.weights import read_weights
-from sendvae_fast.train.vae.model_card import facts_of_checkpoint
+from sendvae_fast.train.vae.model_card import (
+    began_with,
+    facts_of_checkpoint,
+    measured_of_checkpoint,
+    picture_of_checkpoint,
+)
 from sendvae_fast.train.vae.networks import DISCRIMINATOR_FILE
 
 POSITIONAL = "source"
@@ -54,12 +60,16 @@ class Config:
     """One factor for all channels instead, as SD-VAE's 0.18215."""
     dit: bool = False
     """SOURCE is a checkpoint of DiT. Its weights look like SiT's and mean something else; with --to=generator."""
+    licence: str = "unknown"
+    """Licence of the weights, for the model card of --to=diffusers: one of the hub's identifiers, as cc-by-nc-4.0."""
     push: str | None = None
     """Repository USER/NAME of the Hugging Face hub to upload OUT to, with --to=diffusers. A new one is private until
     you open it on its page. Needs `hf auth login`; without this option nothing leaves the machine."""
 
     def __post_init__(self) -> None:
         checks.weight_paths(self, "out")
+        if not re.fullmatch(r"[\w.+-]+", self.licence):
+            raise UserError(f"licence={self.licence} is no identifier of a licence: give mit, apache-2.0 or the like")
         if self.dit and self.to != "generator":
             raise UserError(f"--dit is for --to=generator: a DiT has no other layout here, not {self.to}")
 
@@ -84,13 +94,29 @@ def _convert_autoencoder(config: Config, source: Path, folder: Path) -> tuple[st
     saved = load_autoencoder(source, config.stats, config.scaling_factor)
     if config.to == "diffusers":
         name = config.push or Path(config.out).name
-        write_diffusers(folder, saved, Path(config.source).name, facts_of_checkpoint(source), name)
+        write_diffusers(folder, saved, Path(config.source).name, card_of(source, config.licence), name)
     elif config.to == "ldm":
         write_ldm(folder, saved)
     else:
         save_autoencoder(folder, saved.autoencoder, saved.latent_mean, saved.latent_std)
     sizes = saved.autoencoder.config
     return f"f{sizes.downsampling}d{sizes.latent_channels} autoencoder", saved.statistics_origin
+
+
+def card_of(weights: Path, licence: str) -> Card:
+    """What the model card of a run's weights says; little of other weights."""
+    start, published = began_with(weights), None
+    if start is not None:
+        from sendvae_fast.weights.catalog import catalog  # brings timm along
+
+        published = catalog().get(start)
+    return Card(
+        facts=facts_of_checkpoint(weights),
+        licence=licence,
+        base_model=None if published is None else published.hub,
+        measured=measured_of_checkpoint(weights),
+        picture=picture_of_checkpoint(weights),
+    )
 
 
 def _networks_beside(source: Path) -> dict[str, dict[str, Tensor]]:

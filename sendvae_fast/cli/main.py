@@ -1,6 +1,7 @@
 """The sendvae command: finds the verb, reads its config, calls it, and turns failures into one line.
 
 A verb is a module in this package with a docstring (its help), a dataclass `Config` (its options) and `run(config)`;
+one of `OF_VERBS` has `run_for(config_class, files, overrides)` in its place, for the verb that follows it;
 optionally `POSITIONAL`, the name of the option that may be given bare (several times where it is a tuple), and
 `MAIN_OPTIONS`, the options beside the required ones that its short help shows (without it: all).
 """
@@ -38,6 +39,10 @@ VERBS = {
     "cache-latents": "encode pictures once into latent shards",
     "train sit": "stage 2: train a SiT flow transformer with REPA on cached latents",
     "train e2e": "REPA-E: train an autoencoder and the generator on its latents together",
+    "plan": "say what a training run would need: memory, time, money, disk",
+    "weights list": "list the published files that configs need, with licence and hash",
+    "weights fetch": "print the commands that fetch them, or fetch them",
+    "weights check": "look at all weights that a command names",
     "sample": "draw pictures from a trained SiT",
     "evaluate generation": "measure how far generated pictures are from real ones",
     "evaluate reconstruction": "measure what an autoencoder loses of held-out pictures",
@@ -46,6 +51,7 @@ VERBS = {
     "evaluate traversals": "move latents along attributes and see which of them change",
     "evaluate correlation": "draw how measures of autoencoders go with how well they generate",
     "play": "try trained networks by hand in a browser",
+    "runs": "list training runs: state, step, end, loss, size",
     "report": "write a run's offline HTML report",
     "config list": "list the configs that come with the package",
     "config show": "print a fully resolved config",
@@ -53,6 +59,8 @@ VERBS = {
 GROUPS = frozenset(verb.split()[0] for verb in VERBS if " " in verb)
 """First words of the verbs of two words."""
 HELP = ("-h", "--help", "--help=all", "help")
+OF_VERBS = ("config show", "plan", "weights check")
+"""Verbs that are followed by another one, whose options they read."""
 EXTRAS = {"demo": "train,eval", "data": "data", "evaluate": "eval", "play": "eval,play", "report": "eval"}
 """The extra of pyproject.toml that a verb needs, by the verb's first word; the others need `train`."""
 
@@ -149,14 +157,12 @@ def _dispatch(arguments: list[str]) -> int:
         print(group_help(arguments[0], VERBS))
         return 0
     verb, rest = _split_verb(arguments)
-    if verb == "config show" and rest and not rest[0].startswith("-"):
-        verb, rest = _split_verb(rest)
-        print(_module("config show").show(*_read_arguments(_module(verb), rest)), end="")
-        return 0
+    if verb in OF_VERBS and rest and not rest[0].startswith("-"):
+        return _run_for(verb, *_split_verb(rest))
     if verb.startswith("train ") and _says_that_it_is_finished(verb, rest):
         return 0
     module = _module(verb)
-    if verb == "config show" or any(word in rest for word in HELP[:-1]):
+    if verb in OF_VERBS or any(word in rest for word in HELP[:-1]):
         complete = "--help=all" in rest or rest[-2:] == ["--help", "all"]
         print(verb_help(verb, module, complete))
         return 0
@@ -167,6 +173,14 @@ def _dispatch(arguments: list[str]) -> int:
 
             StopOnSignal.ends_with_its_run()
         return module.run(config) or 0
+
+
+def _run_for(verb: str, of_verb: str, rest: list[str]) -> int:
+    """Run `config show`, `plan` or `weights check` for another verb's options, with its own beside them."""
+    module, own = _module(verb), getattr(_module(verb), "Config", None)
+    arguments = _read_arguments(_module(of_verb), rest, frozenset() if own is None else flag_keys(own))
+    with _needs_extra_of(of_verb):
+        return module.run_for(*arguments) or 0
 
 
 def _says_that_it_is_finished(verb: str, arguments: list[str]) -> bool:
@@ -213,8 +227,10 @@ def _needs_extra_of(verb: str) -> AbstractContextManager[None]:
     return needs_extra(EXTRAS.get(verb.split(maxsplit=1)[0], "train"), f"`sendvae {verb}`")
 
 
-def _read_arguments(module: ModuleType, arguments: list[str]) -> tuple[type, list[Path], dict]:
-    """The arguments of `load_config`, from a verb's command line."""
+def _read_arguments(
+    module: ModuleType, arguments: list[str], flags: frozenset[str] = frozenset()
+) -> tuple[type, list[Path], dict]:
+    """The arguments of `load_config`, from a verb's command line. flags: more keys that need no value."""
     positional, bare = getattr(module, "POSITIONAL", None), {}
     if positional and arguments and not arguments[0].startswith("-"):
         first = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
@@ -222,7 +238,7 @@ def _read_arguments(module: ModuleType, arguments: list[str]) -> tuple[type, lis
         bare = {positional: first if several else first[0]}
         arguments = arguments[len(first) if several else 1 :]
     files, others = _split_config_files(arguments)
-    return module.Config, files, merge(bare, parse_overrides(others, flag_keys(module.Config)))
+    return module.Config, files, merge(bare, parse_overrides(others, flag_keys(module.Config) | flags))
 
 
 def _split_config_files(arguments: list[str]) -> tuple[list[Path], list[str]]:

@@ -10,7 +10,6 @@ from sendvae_fast.train.e2e.settings import E2ETrainConfig
 from sendvae_fast.train.e2e.stage import train_e2e
 
 Config = E2ETrainConfig
-run = train_e2e
 MAIN_OPTIONS = (
     "data.root",
     "data.global_batch",
@@ -28,4 +27,14 @@ MAIN_OPTIONS = (
     "loop.num_steps",
     "loop.save_every",
     "seed",
+    "dry_run",
 )
+
+
+def run(config: E2ETrainConfig) -> int:
+    """Train, or with --dry_run look at what training would need; returns the exit code."""
+    if not config.dry_run:
+        return train_e2e(config)
+    from sendvae_fast.plan.dry_run import dry_run  # it imports every stage
+
+    return dry_run(config)

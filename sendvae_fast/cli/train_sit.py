@@ -10,7 +10,6 @@ from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.sit.stage import train_sit
 
 Config = SiTTrainConfig
-run = train_sit
 MAIN_OPTIONS = (
     "data.root",
     "data.global_batch",
@@ -28,4 +27,14 @@ MAIN_OPTIONS = (
     "loop.num_steps",
     "loop.save_every",
     "seed",
+    "dry_run",
 )
+
+
+def run(config: SiTTrainConfig) -> int:
+    """Train, or with --dry_run look at what training would need; returns the exit code."""
+    if not config.dry_run:
+        return train_sit(config)
+    from sendvae_fast.plan.dry_run import dry_run  # it imports every stage
+
+    return dry_run(config)

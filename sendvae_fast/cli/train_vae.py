@@ -10,7 +10,6 @@ from sendvae_fast.train.vae.settings import VAETrainConfig
 from sendvae_fast.train.vae.stage import train_vae
 
 Config = VAETrainConfig
-run = train_vae
 MAIN_OPTIONS = (
     "data.root",
     "data.image_size",
@@ -30,4 +29,14 @@ MAIN_OPTIONS = (
     "loop.num_steps",
     "loop.save_every",
     "seed",
+    "dry_run",
 )
+
+
+def run(config: VAETrainConfig) -> int:
+    """Train, or with --dry_run look at what training would need; returns the exit code."""
+    if not config.dry_run:
+        return train_vae(config)
+    from sendvae_fast.plan.dry_run import dry_run  # it imports every stage
+
+    return dry_run(config)

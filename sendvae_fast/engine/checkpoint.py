@@ -43,12 +43,22 @@ class Checkpointer:
         distributed: the ranks that save.
         keep: number of newest checkpoints kept.
         config_hash: fingerprint of the settings a checkpoint belongs to; see `run.config_hash`.
+        keep_every: steps between milestones, which are kept beside the newest ones; None for none.
     """
 
-    def __init__(self, directory: Path, distributed: Distributed, keep: int = 2, config_hash: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        distributed: Distributed,
+        keep: int = 2,
+        config_hash: str = "",
+        *,
+        keep_every: int | None = None,
+    ) -> None:
         if keep < 1:
             raise UserError(f"keep is {keep}: at least 1 checkpoint must be kept")
         self.directory, self.keep, self.config_hash = Path(directory), keep, config_hash
+        self.keep_every = keep_every
         self._distributed = distributed
 
     def save(self, step: int, write: Write) -> Path | None:
@@ -125,10 +135,11 @@ class Checkpointer:
         self._purge(step)
 
     def _purge(self, step: int) -> None:
-        """Remove all but the newest checkpoints up to `step`, and what killed saves left behind."""
-        older = [directory for number, directory in _newest_first(self.directory) if number <= step]
-        for directory in older[self.keep :]:
-            _set_aside(directory)  # first: a kill halfway leaves no half of a checkpoint under a checkpoint's name
+        """Remove all but milestones and the newest checkpoints up to `step`, and what killed saves left behind."""
+        older = [(number, directory) for number, directory in _newest_first(self.directory) if number <= step]
+        for number, directory in older[self.keep :]:
+            if not is_milestone(number, self.keep_every):
+                _set_aside(directory)  # first: a kill halfway leaves no half of a checkpoint under a checkpoint's name
         self._remove_set_aside()
 
     def _remove_set_aside(self) -> None:
@@ -187,6 +198,11 @@ def _set_aside(directory: Path) -> None:
         os.rename(directory, directory.with_name(f"{directory.name}.tmp-{uuid.uuid4().hex}"))
     except OSError as error:
         _warn(f"cannot rename {directory}: {error.strerror}")
+
+
+def is_milestone(step: int, keep_every: int | None) -> bool:
+    """Whether the checkpoint of a step is kept for good."""
+    return keep_every is not None and step % keep_every == 0
 
 
 def newest_checkpoint(directory: Path) -> Path | None:

@@ -1,10 +1,11 @@
 """Floating-point operations of a computation, counted without doing it, and what GPUs can do at most."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
+from torch._guards import active_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -50,19 +51,15 @@ def forward_flops(call: Callable[[], object]) -> int:
         call: makes its tensors and runs networks without gradients; fused ops stand for nothing, as they have no matrix
             products, and attention is counted as two.
     """
-    with (
-        torch.no_grad(),
-        ops.use_attention("math"),
-        ops.use_backend("reference"),
-        FakeTensorMode(allow_non_fake_inputs=True),
-    ):
+    pretending = nullcontext() if active_fake_mode() else FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), ops.use_attention("math"), ops.use_backend("reference"), pretending:
         return count_flops(call)
 
 
-def flops_per_image(parts: Callable[[], int]) -> int | None:
-    """What `parts` counts, or None where a network cannot be pretended: a number for people, which ends no run."""
+def flops_by_part(count: Callable[[], Mapping[str, int]]) -> dict[str, int] | None:
+    """What `count` gives, or None where a network cannot be pretended: numbers for people, which end no run."""
     with suppress(Exception):
-        return parts()
+        return dict(count())
     return None
 
 

@@ -63,6 +63,7 @@ class RunDirectory:
         self.metrics, self.tensorboard = self.path / "metrics.jsonl", self.path / "tensorboard"
         self.config = plain(config)
         self.config_hash = config_hash(config, may_change)
+        may_change = {*may_change, *_later_defaults(config)}  # a run begun before such a field does not have it
         problem = None
         if distributed.is_main:
             facts = {"world_size": distributed.world_size, "training_pictures": training_pictures}

@@ -54,6 +54,25 @@ def lock_run(directory: Path) -> None:
         threading.Thread(target=_beat, args=(path,), name="run lock", daemon=True).start()
 
 
+def is_locked(directory: Path) -> bool:
+    """Whether a job is writing into a run directory, this process or another; nothing is changed."""
+    path = (directory / LOCK_FILE).resolve()
+    if path in _held:
+        return True  # looking at the file would give up this process's own lock
+    try:
+        file = open(path, encoding="utf-8")  # noqa: SIM115 - closed below
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:  # the file system has no locks
+            return _is_alive(path)
+    return False
+
+
 def _take(file: IO[str], path: Path) -> bool:
     """Lock the file, or see that nobody else has it; returns whether the file system has locks."""
     try:

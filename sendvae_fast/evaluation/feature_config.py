@@ -13,6 +13,7 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.dinov2 import NAMES as DINOV2
 from sendvae_fast.evaluation.dinov2 import DINOv2Features
 from sendvae_fast.evaluation.features import FeatureNetwork, FoundationFeatures
+from sendvae_fast.evaluation.inception_file import WHERE_FROM
 from sendvae_fast.models.foundation.recipes import recipe_of
 
 if TYPE_CHECKING:
@@ -40,9 +41,7 @@ class FeaturesConfig:
             return
         if difflib.get_close_matches(self.name, ["inception"]) and self.name != "inception":
             raise UserError(f"there are no features {self.name!r}: did you mean inception?")
-        if self.name == "inception":  # imported where it is used: training has the settings without its packages
-            from sendvae_fast.evaluation.inception import WHERE_FROM
-
+        if self.name == "inception":
             needed = WHERE_FROM
         else:
             needed = f"fetch {recipe_of(self.name).weight_files}, and give its path with --features.weights"

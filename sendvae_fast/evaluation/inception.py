@@ -23,6 +23,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExt
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.features import FeatureNetwork, Features
+from sendvae_fast.evaluation.inception_file import SHA256, WHERE_FROM
 from sendvae_fast.evaluation.result import FeaturesOrigin
 from sendvae_fast.files import file_sha256
 from sendvae_fast.models.weights import load_weights, read_weights
@@ -31,14 +32,6 @@ from sendvae_fast.sampling.generate import tensor_cores
 
 DIM, SPATIAL_CHANNELS, INPUT_PX = 2048, 7, 299
 SPATIAL_DIM = SPATIAL_CHANNELS * 17 * 17
-FILE = "weights-inception-2015-12-05-6726825d.pth"
-SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Of the weights that FID is defined by; pytorch-fid's `pt_inception-2015-12-05-6726825d.pth` is the same file."""
-WHERE_FROM = (
-    f"{FILE} (or pytorch-fid's pt_inception-2015-12-05-6726825d.pth, the same file; sha256 {SHA256}) of "
-    "github.com/toshas/torch-fidelity, release v0.2.0: fetch it, and give its path with --features.weights"
-)
-
 Resizing = Literal["adm", "pytorch-fid"]
 NAMES = {
     "frechet": "fid",

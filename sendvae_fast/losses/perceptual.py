@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,9 @@ class PerceptualConfig:
     legacy_range: bool = False
     """Give the network 2x - 1 of pictures that are already in [-1, 1], hence in [-3, 1], as REPA-E did until July 2025
     (its pull request 17). Only to repeat such a run."""
+    random_weights: bool = field(default=False, metadata={checks.ADDED_LATER: True})
+    """Leave network and heads as initialised and read no file. For tests of the machinery: the distance means
+    nothing."""
 
     def __post_init__(self) -> None:
         checks.choices(self, where="perceptual")
@@ -69,9 +72,10 @@ class Perceptual(nn.Module):
             # lpips uses deprecated torchvision arguments. They ask for random weights: nothing is fetched.
             warnings.filterwarnings("ignore", module="torchvision")
             self.lpips = lpips.LPIPS(net=config.net, pretrained=False, pnet_rand=True, verbose=False)
-        load_weights(self.lpips.net, _backbone_state(config, self.lpips.net), config.weights)
-        heads = config.heads or Path(lpips.__file__).parent / "weights" / "v0.1" / f"{config.net}.pth"
-        self._load_heads(heads)
+        if not config.random_weights:
+            load_weights(self.lpips.net, _backbone_state(config, self.lpips.net), config.weights)
+            heads = config.heads or Path(lpips.__file__).parent / "weights" / "v0.1" / f"{config.net}.pth"
+            self._load_heads(heads)
         for stage in self.lpips.net.children():
             # A plain attribute, see `engine.blocks`.
             stage.compiles = isinstance(stage, nn.Sequential)  # pyright: ignore[reportArgumentType]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sendvae_fast import checks
 from sendvae_fast.engine.background_saver import BackgroundSaver
-from sendvae_fast.engine.checkpoint import Checkpointer, newest_checkpoint
+from sendvae_fast.engine.checkpoint import Checkpointer, is_milestone, newest_checkpoint
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.loggers import LoggingConfig
 from sendvae_fast.engine.run import RunDirectory
@@ -45,6 +45,9 @@ class LoopConfig:
     stage 2 where `evaluation.features` has its weights, else none."""
     keep_checkpoints: int = 2
     """Checkpoints kept; the oldest goes once a newer one is verified."""
+    keep_every: int | None = field(default=None, metadata={checks.ADDED_LATER: True})
+    """Steps between milestones: checkpoints of these steps are written beside those of `save_every`, and kept for good.
+    null: none. 400,320 keeps the 80th and every 80th epoch of the paper's generators."""
     step_timeout_s: float = 600.0
     """Seconds without a finished step, after the first one, that end the run: the stacks and last collectives of all
     ranks are written, and the message names the rank that does not answer. A step may always take 20 times as long as
@@ -65,7 +68,11 @@ class LoopConfig:
         checks.at_least(
             1, self, "num_steps", "log_every", "save_every", "preview_every", "keep_checkpoints", where="loop"
         )
-        checks.at_least(1, self, "evaluate_every", where="loop", hint=", or null")
+        checks.at_least(1, self, "evaluate_every", "keep_every", where="loop", hint=", or null")
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step`, be it the last or not."""
+        return step % self.save_every == 0 or is_milestone(step, self.keep_every)
 
 
 def fit(
@@ -84,7 +91,9 @@ def fit(
     push out an older checkpoint; and where the disk would not take the last checkpoint of this start.
     """
     with distributed.beside(config.start_timeout_s) as writers:
-        checkpointer = Checkpointer(run.checkpoints, writers, config.keep_checkpoints, run.config_hash)
+        checkpointer = Checkpointer(
+            run.checkpoints, writers, config.keep_checkpoints, run.config_hash, keep_every=config.keep_every
+        )
         returns = Returns(config.spike_return_steps, LeftOutSteps(run.path, distributed), checkpointer)
         while True:
             reporter = Reporter(stage, run, config.num_steps, global_batch, distributed, logging)
@@ -144,7 +153,7 @@ def _train(
             progress.advance(1, **reporter.shown)
             profiled()
             watchdog.finished(step)
-            if last or stopping or step % config.save_every == 0:
+            if last or stopping or config.saves(step):
                 skipped.read()
                 with watchdog.pausing("saving"), reporter.pausing():
                     saver.begin(step, stage.snapshot)

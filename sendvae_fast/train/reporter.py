@@ -49,11 +49,12 @@ class Reporter:
     ) -> None:
         self._stage, self._run, self._num_steps, self._distributed = stage, run, num_steps, distributed
         self._logging = logging
+        self._flops = None if stage.flops_by_part is None else sum(stage.flops_by_part.values())
         peak = peak_flops(distributed.device, stage.dtype)
         self._clock = StepClock(
             distributed.device,
             global_batch,
-            stage.flops_per_image,
+            self._flops,
             None if peak is None else peak * distributed.world_size,
         )
         self._window = MetricsWindow()
@@ -65,8 +66,8 @@ class Reporter:
         """Context of the steps after `step`: header, progress, and loggers that are closed at its end."""
         self._logger = MetricsLogger(self._run, self._distributed, step, self._logging)
         facts = {"device": device_words(self._distributed), **ops_facts(), **self._stage.facts()}
-        if self._stage.flops_per_image is not None:
-            facts["arithmetic"] = f"{count_words(self._stage.flops_per_image)}FLOP per image"
+        if self._flops is not None:
+            facts["arithmetic"] = f"{count_words(self._flops)}FLOP per image"
         self._say(header(self._stage.title, self._run, step, self._num_steps, facts))
         self._clock.read()
         try:

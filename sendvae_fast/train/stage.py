@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,8 +19,8 @@ class Stage(Protocol):
     dtype: torch.dtype
     """In which the networks compute."""
     learning_rate: float
-    flops_per_image: int | None
-    """Floating-point operations of a training step; None where they are not known."""
+    flops_by_part: Mapping[str, int] | None
+    """Floating-point operations of a training step per image, by part; None where they are not known."""
 
     def facts(self) -> dict[str, str]:
         """What is trained on what, for the header: "pictures", "parameters"."""

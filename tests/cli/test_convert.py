@@ -9,10 +9,12 @@ import huggingface_hub
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from sendvae_fast.cli.main import main
+from sendvae_fast.evaluation.result import Result, WeightsOrigin, append_results
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
 
@@ -164,6 +166,40 @@ def test_the_card_has_the_facts_of_a_run(folder, tmp_path, capsys):
     assert "20 steps of 1024 pictures of 256 x 256" in card and "- started from: vavae\n" in card
     assert "- aligned with: dinov2-vit-b, method send, weight 1.0\n- losses in training: kl 7, align 0.25\n" in card
     assert "secret" not in card
+
+
+def test_the_card_has_licence_base_model_metrics_picture_and_citation(folder, tmp_path, capsys):
+    run = tmp_path / "runs" / "send"
+    checkpoint = run / "checkpoints" / "step_00000020"
+    checkpoint.parent.mkdir(parents=True)
+    folder.rename(checkpoint)
+    (checkpoint / "manifest.json").write_text('{"step": 20}')
+    (run / "config.yaml").write_text(
+        "init_from: pretrained/vavae-f16d32\ndata: {root: /secret/imagenet, global_batch: 1024, image_size: 256}\n"
+        "alignment: {method: send, weight: null, foundation: {name: dinov2-vit-b}}\n"
+    )
+    (run / "samples").mkdir()
+    for step in (10, 20, 30):
+        Image.new("RGB", (4, 4), (step, 0, 0)).save(run / "samples" / f"reconstruction_{step:08d}.png")
+    results = [
+        Result(
+            metric=metric, value=value, protocol="lightningdit", interval=(value - 1, value + 1),
+            counts={"samples": 50},
+            weights={"autoencoder": WeightsOrigin(path="x", sha256="y", step=step)},
+        )
+        for metric, value, step in (("psnr", 20.0, 20), ("psnr", 27.5, 20), ("psnr", 99.0, 30), ("<b>|x", 1.0, 20))
+    ]  # fmt: skip
+    append_results(run / "evaluation.jsonl", results)
+    assert convert(capsys, checkpoint, "diffusers", tmp_path / "hf", "--licence=mit")[0] == 0
+    card = (tmp_path / "hf" / "README.md").read_text()
+    head = card.split("---")[1]
+    assert "license: mit\n" in head and "base_model: hustvl/vavae-imagenet256-f16d32-dinov2\n" in head
+    assert "| psnr | 27.5 [26.5, 28.5] | lightningdit; 50 samples |" in card
+    assert "99" not in card and "<b>" not in card and "secret" not in card and "- pictures: imagenet\n" in card
+    assert "](reconstructions.png)" in card and "@article{sendvae," in card
+    with Image.open(tmp_path / "hf" / "reconstructions.png") as picture:
+        assert picture.getpixel((0, 0)) == (20, 0, 0)
+    assert convert(capsys, checkpoint, "diffusers", tmp_path / "other", "--licence=a b")[0] == 2
 
 
 def test_statistics_by_option(folder, tmp_path, capsys):

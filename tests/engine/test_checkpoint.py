@@ -60,6 +60,14 @@ def test_saves_finds_and_keeps_the_newest(tmp_path):
     assert set(manifest["files"]) == {"model.safetensors", "engine/state.safetensors"}
 
 
+def test_milestones_stay_beside_the_newest(tmp_path):
+    checkpointer = Checkpointer(tmp_path, Distributed(), keep=2, keep_every=20)
+    for step in (10, 20, 25, 30, 40, 50, 55):
+        save(checkpointer, step)
+    assert names(tmp_path) == ["step_00000020", "step_00000040", "step_00000050", "step_00000055"]
+    assert value_of(checkpointer.load_latest()) == 55
+
+
 def test_saving_a_step_again_keeps_the_valid_checkpoint(tmp_path):
     checkpointer = Checkpointer(tmp_path, Distributed())
     first = save(checkpointer, 7)

@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 class Stage:
     """A regression behind the loop's interface, on any engine."""
 
-    title, dtype, learning_rate, flops_per_image = "train tiny", torch.float32, 3e-3, None
+    title, dtype, learning_rate, flops_by_part = "train tiny", torch.float32, 3e-3, None
 
     def facts(self):
         return {}

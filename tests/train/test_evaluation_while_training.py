@@ -160,7 +160,7 @@ class Batch(NamedTuple):
 
 
 class CountedStage:
-    title, dtype, learning_rate, flops_per_image = "counted", torch.float32, 1e-4, None
+    title, dtype, learning_rate, flops_by_part = "counted", torch.float32, 1e-4, None
 
     def facts(self):
         return {}

@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 
 
 class IdleStage:
-    title, dtype, learning_rate, flops_per_image = "idle", torch.float32, 1e-4, 1000
+    title, dtype, learning_rate, flops_by_part = "idle", torch.float32, 1e-4, {"idling": 1000}
 
     def facts(self):
         return {"pictures": "none"}
@@ -57,6 +57,13 @@ class IdleStage:
 def train(stage, run, num_steps, **settings):
     config, ranks = LoopConfig(num_steps=num_steps, save_every=50, **settings), init_distributed("cpu")
     return fit(stage, config, RunDirectory(run, OptimizerConfig(), ranks), 1, ranks)
+
+
+def test_milestones_are_saved_whatever_save_every_says(tmp_path):
+    """save_every is 50 here: 30, 60 and 90 are saved for themselves, and stay."""
+    assert train(IdleStage(lambda step: 1.0), tmp_path / "run", 110, keep_every=30, keep_checkpoints=1) == 0
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == [f"step_{step:08d}" for step in (30, 60, 90, 110)]
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])

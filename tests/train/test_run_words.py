@@ -69,12 +69,12 @@ def test_the_arithmetic_of_a_sit_is_that_of_its_matrices():
     final = 2 * 2 * w * w + 2 * n * w * 4
     network = SiT(config)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    assert step_flops(network, None, 64, torch.device("cpu")) == 3 * (3 * block + embed + final)
+    assert step_flops(network, None, 64, torch.device("cpu")) == {"SiT": 3 * (3 * block + embed + final)}
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_arithmetic_that_cannot_be_counted_ends_nothing():
-    assert flops.flops_per_image(lambda: 1 // 0) is None
+    assert flops.flops_by_part(lambda: {"nothing": 1 // 0}) is None
 
 
 def test_the_peak_is_known_for_named_gpus_in_bf16_alone(monkeypatch):

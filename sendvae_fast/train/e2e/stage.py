@@ -22,6 +22,7 @@ from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.engine import Engine
+from sendvae_fast.engine.flops import flops_by_part
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.files import AUTOENCODER_PART, GENERATOR_PART, save_tensors
@@ -38,6 +39,7 @@ from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import philox
 from sendvae_fast.sampling.generate import LatentDecoder, generate
 from sendvae_fast.train.accumulation import Means, micro_batches
+from sendvae_fast.train.e2e.arithmetic import step_flops
 from sendvae_fast.train.e2e.networks import NoisedReconstruction, build_networks, noise_latents
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
 from sendvae_fast.train.frozen_networks import build_foundation, build_perceptual
@@ -68,7 +70,6 @@ class E2EStage:
     """An end-to-end run behind the loop's interface (`train.stage.Stage`)."""
 
     title = "train e2e"
-    flops_per_image: int | None = None
     NUM_PREVIEW_IMAGES = 8
 
     def __init__(self, config: E2ETrainConfig, images: TrainingImages, distributed: Distributed) -> None:
@@ -85,6 +86,12 @@ class E2EStage:
             perceptual = build_perceptual(config.loss.perceptual, config.engine, self.device)
         networks = (self.model, self.sit)
         self.num_parameters = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
+        critic = config.discriminator if config.loss.gan_weight > 0 else None
+        self.flops_by_part = flops_by_part(
+            lambda: step_flops(
+                self.model.autoencoder, self.sit, foundation, perceptual, critic, config.data.image_size, self.device
+            )
+        )
         self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
         self.generator = build_engine(self.sit, config.generator_optimizer, config.engine, distributed)
         discriminator = build_discriminator_engine(config, distributed)
@@ -278,6 +285,7 @@ def train_e2e(config: E2ETrainConfig) -> int:
             "loss.perceptual.weights",
             "loss.perceptual.heads",
             "replay",
+            "dry_run",
         ),
         writes=config.replay is None,
     )

@@ -151,6 +151,9 @@ class SiTTrainConfig:
     """Seed of weights, data order, noise and label dropout."""
     replay: int | None = None
     """Make this step of the run again, print where its numbers stop being finite, and write nothing; null trains."""
+    dry_run: bool = False
+    """Open every file that the run needs, pretend its step on tensors without content, print the plan (`sendvae plan`),
+    and train and write nothing."""
 
     def __post_init__(self) -> None:
         checks.weight_paths(self, "run")

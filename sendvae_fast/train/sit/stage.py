@@ -18,7 +18,7 @@ from torch import Tensor
 from sendvae_fast.engine.build import build_engine, build_recorder, replayed_step
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.engine import Engine
-from sendvae_fast.engine.flops import flops_per_image
+from sendvae_fast.engine.flops import flops_by_part
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.engine.snapshot import Snapshot, Write
@@ -70,7 +70,7 @@ class SiTStage:
                 load_initial_weights(self.model, resolve_weights(config.init_from))
         self.dtype, self.learning_rate = config.engine.dtype, config.optimizer.learning_rate
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        self.flops_per_image = flops_per_image(
+        self.flops_by_part = flops_by_part(
             lambda: step_flops(self.model, self.foundation, config.data.image_size, self.device)
         )
         recorder = build_recorder(config.engine, distributed)
@@ -243,6 +243,7 @@ def train_sit(config: SiTTrainConfig) -> int:
             "init_from",
             "repa.foundation.weights",
             "replay",
+            "dry_run",
         ),
         writes=config.replay is None,
         training_pictures=len(latents.cache),

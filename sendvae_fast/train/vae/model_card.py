@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sendvae_fast.engine.run_weights import step_of
+from sendvae_fast.evaluation.result import RESULTS_FILE, read_results
 from sendvae_fast.reading import read_json, read_json_lines, read_yaml, reading
 from sendvae_fast.train.vae.alignment_methods import DEFAULT_WEIGHT
 from sendvae_fast.version import __version__
@@ -32,11 +34,51 @@ def facts_of_checkpoint(checkpoint: Path) -> dict[str, object]:
     return facts
 
 
+def measured_of_checkpoint(checkpoint: Path) -> list[tuple[str, str, str]]:
+    """What `sendvae evaluate` has measured of the autoencoder of a checkpoint: metric, value, protocol.
+
+    The newest of each metric and protocol, a value with its 95 % interval and the number of pictures.
+    """
+    found = {}
+    for result in read_results(checkpoint.parent.parent / RESULTS_FILE):
+        origin = result.weights.get("autoencoder")
+        if origin is not None and "generator" not in result.weights and origin.step == step_of(checkpoint):
+            interval = "" if result.interval is None else " [{:.4g}, {:.4g}]".format(*result.interval)
+            counts = ", ".join(f"{count:,} {what}" for what, count in result.counts.items())
+            row = (result.metric, f"{result.value:.4g}{interval}", f"{result.protocol}; {counts}")
+            found[result.metric, result.protocol] = tuple(_plain(cell) for cell in row)
+    return list(found.values())
+
+
+def picture_of_checkpoint(checkpoint: Path) -> Path | None:
+    """The newest picture of reconstructions that the run drew up to a checkpoint; None where there is none."""
+    step = step_of(checkpoint) or 0
+    found = {}
+    for path in (checkpoint.parent.parent / "samples").glob("reconstruction_*.png"):
+        number = path.stem.rpartition("_")[2]
+        if number.isdecimal() and int(number) <= step:
+            found[int(number)] = path
+    return found[max(found)] if found else None
+
+
+def began_with(checkpoint: Path) -> str | None:
+    """The setting `init_from` of the run that a checkpoint lies in; None where there is none."""
+    config_file = checkpoint.parent.parent / "config.yaml"
+    value = read_yaml(config_file, "repair it").get("init_from") if config_file.is_file() else None
+    return value if isinstance(value, str) else None
+
+
+def _plain(cell: str) -> str:
+    """A cell of a table of Markdown, whatever it holds."""
+    return "".join(character if character.isprintable() and character not in "|<>!`" else " " for character in cell)
+
+
 def _facts(config: dict[str, Any], step: int) -> dict[str, object]:
     data = config["data"]
     return {
         "trained by": f"sendvae_fast {__version__}, {step} steps of {data['global_batch']} pictures of "
         f"{data['image_size']} x {data['image_size']}",
+        "pictures": "unknown" if not data.get("root") else Path(data["root"]).name,
         "started from": "random weights" if config["init_from"] is None else Path(config["init_from"]).name,
         "aligned with": _alignment(config["alignment"]) if "alignment" in config else _repa(config["repa"]),
     }

@@ -111,6 +111,9 @@ class AutoencoderTraining:
     """Seed of weights, data order and noise."""
     replay: int | None = None
     """Make this step of the run again, print where its numbers stop being finite, and write nothing; null trains."""
+    dry_run: bool = False
+    """Open every file that the run needs, pretend its step on tensors without content, print the plan (`sendvae plan`),
+    and train and write nothing."""
 
     def __post_init__(self) -> None:
         checks.weight_paths(self, "run")

@@ -18,7 +18,7 @@ from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.build import build_engine, build_recorder, replayed_step
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.engine import Engine
-from sendvae_fast.engine.flops import flops_per_image
+from sendvae_fast.engine.flops import flops_by_part
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.errors import needs_extra
@@ -72,8 +72,9 @@ class VAEStage:
             perceptual = build_perceptual(loss.perceptual, config.engine, self.device)
         self.dtype, self.learning_rate = config.engine.dtype, config.optimizer.learning_rate
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        self.flops_per_image = flops_per_image(
-            lambda: step_flops(self.model, foundation, perceptual, config.data.image_size, self.device)
+        critic = config.discriminator if loss.gan_weight > 0 else None
+        self.flops_by_part = flops_by_part(
+            lambda: step_flops(self.model, foundation, perceptual, critic, config.data.image_size, self.device)
         )
         recorder = build_recorder(config.engine, distributed)
         with nullcontext() if recorder is None else recorder.active():
@@ -225,6 +226,7 @@ def train_vae(config: VAETrainConfig) -> int:
             "loss.perceptual.weights",
             "loss.perceptual.heads",
             "replay",
+            "dry_run",
         ),
         writes=config.replay is None,
         training_pictures=len(images.catalog),
