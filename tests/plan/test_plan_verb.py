@@ -72,7 +72,7 @@ def test_the_largest_batch_is_the_largest_that_fits():
 
 
 def test_a_sweep_is_a_table_of_more_and_more_gpus(capsys):
-    assert main(["plan", "train", "sit", *options(SIT), "--engine.precision=bf16", "--sweep"]) == 0
+    assert main(["plan", "train", "sit", *options(SIT), "--engine.precision=bf16", "--latent=[4,8,8]", "--sweep"]) == 0
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows] == ["GPUs", "1", "2", "4", "8"]
