@@ -151,5 +151,5 @@ def table(out: Path) -> str:
         case = f"{row['case']}, {row['batch_size']} pictures a rank"
         cells = [case, f"{row['engine']}, {row['ranks']}", f"{measured / 1e6:,.1f}", f"{planned / 1e6:,.1f}"]
         lines.append(line([*cells, f"{planned / measured - 1:+.1%}"]))
-    commits = sorted({str(row.get("commit", "unknown"))[:10] for row in rows})
+    commits = sorted({f"{str(row['commit'])[:10]}{'' if row['clean'] else ' and later changes'}" for row in rows})
     return "\n".join([*lines, "", f"Commit {', '.join(commits)}."])
