@@ -118,8 +118,9 @@ def _looks_of_evaluation(config: VAETrainConfig | SiTTrainConfig) -> Iterator[Lo
 
 def _scale(config: VAETrainConfig | E2ETrainConfig) -> float | None:
     """What training multiplies the latents of the weights to start from by; None for the statistics they bring."""
-    is_scaled = isinstance(config, VAETrainConfig) and config.alignment.latent_norm == "scale"
-    return config.alignment.latent_scale if is_scaled else None
+    if isinstance(config, VAETrainConfig) and config.alignment.latent_norm == "scale":
+        return config.alignment.latent_scale
+    return None
 
 
 def _open_pictures(root: str | None) -> Catalog:

@@ -217,8 +217,8 @@ def surroundings(config: TrainConfig, plan: PlanConfig) -> Surroundings:
     """What a step depends on beside its settings: from the files where they are there, else from the plan's options."""
     size = config.data.image_size
     if not isinstance(config, SiTTrainConfig):
-        sizes = config.autoencoder
-        return Surroundings(plan.num_classes, (sizes.latent_channels, *(size // sizes.downsampling,) * 2))
+        grid = size // config.autoencoder.downsampling
+        return Surroundings(plan.num_classes, (config.autoencoder.latent_channels, grid, grid))
     latents = None if plan.latent is not None else _open_latents(config.latents)
     if latents is not None:
         return Surroundings(plan.num_classes, latents.rows.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ class Stage(Protocol):
     dtype: torch.dtype
     """In which the networks compute."""
     learning_rate: float
-    flops_by_part: Mapping[str, int] | None
+    flops_by_part: dict[str, int] | None
     """Floating-point operations of a training step per image, by part; None where they are not known."""
 
     def facts(self) -> dict[str, str]:
