@@ -7,13 +7,14 @@ from another one with `base: other.yaml` (relative to itself, or a packaged name
 
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.reading import read_yaml, reading
@@ -27,7 +28,6 @@ _UNION_ERROR = re.compile(
 _IN_PACKAGE = Path(__file__).parent / "configs"
 CONFIGS = _IN_PACKAGE if _IN_PACKAGE.is_dir() else Path(__file__).parents[1] / "configs"
 """The packaged configs: an installed package holds them, a checkout has them beside the package."""
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -121,8 +121,7 @@ def build_config(config_class: type[T], content: dict[str, Any], where: str = "t
     Raises UserError naming the key that is unknown (and the nearest known one), missing, or of the wrong type.
     """
     _check_keys(config_class, content, prefix="", where=where)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(config_class, as_group=False)
+    parser = _parser_of(config_class)
     try:
         return config_class(**vars(parser.instantiate(parser.parse_object(content))))
     except (ArgumentError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
@@ -130,6 +129,14 @@ def build_config(config_class: type[T], content: dict[str, Any], where: str = "t
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise UserError(f"{where}: {_one_line(error)}") from error
+
+
+@functools.cache
+def _parser_of(config_class: type) -> ArgumentParser:
+    """Made once: reading the signatures of all nested dataclasses takes longer than reading a config."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
 
 
 def load_config(config_class: type[T], files: list[Path], overrides: dict[str, Any]) -> T:

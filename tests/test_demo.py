@@ -1,14 +1,11 @@
 """The demo, smaller still: every part runs, a second call trains nothing, and photographs are split and linked."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from contextlib import nullcontext
 
+import forks
 import numpy as np
 import pytest
 from PIL import Image
@@ -162,15 +159,16 @@ def test_the_guess_is_of_minutes_in_words():
 
 WORKERS_SCRIPT = """
 import os, pathlib, sys, time
+from sendvae_fast.demo import workers
 
 def work(folder):
     pathlib.Path(folder, f"{os.getpid()}.pid").touch()
     time.sleep(600)
 
 if __name__ == "__main__":
-    from sendvae_fast.demo.workers import side_by_side
-    with side_by_side() as workers:
-        workers.run(work, [sys.argv[1]] * 2, lambda: None)
+    workers.VARIANT = workers.__name__  # what a variant imports takes seconds
+    with workers.side_by_side() as pool:
+        pool.run(work, [sys.argv[1]] * 2, lambda: None)
 """
 
 
@@ -190,14 +188,12 @@ def is_running(pid):
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_the_demo(tmp_path, number):
+def test_workers_end_with_the_demo(tmp_path):
+    """Of kill -9; test_processes.py has other ends."""
     (tmp_path / "script.py").write_text(WORKERS_SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
-    with subprocess.Popen(command, env=environment) as demo:
+    with forks.start([tmp_path / "script.py", tmp_path]) as demo:
         wait_for(lambda: list(tmp_path.glob("*.pid")), "no worker started")
-        demo.send_signal(number)
+        demo.kill()
         demo.wait(60)
         pids = [int(path.stem) for path in tmp_path.glob("*.pid")]
         wait_for(lambda: not any(map(is_running, pids)), f"workers {pids} are still there")

@@ -1,5 +1,9 @@
 """The cases that `make test` runs: small ones that take every kernel along every path. By op, as `str(case)`."""
 
+# The types of those cases. What is float16's own are its conversions in csrc/common, which one op shows.
+DTYPES = ("torch.float32", "torch.bfloat16", "torch.uint8")
+WITH_FLOAT16 = "cosine_align"
+
 # A thread keeps another number of vectors for each, for the last none.
 ADALN_WIDTHS = (768, 1024, 1152, 2048, 4096, 4104)
 
@@ -98,3 +102,8 @@ CHOSEN = {
         "1x1x25x41-contiguous-torch.float64",
     ],
 }
+
+
+def dtypes_of(op: str) -> tuple[str, ...]:
+    """The dtypes of an op's chosen cases."""
+    return (*DTYPES, "torch.float16") if op == WITH_FLOAT16 else DTYPES

@@ -1,13 +1,15 @@
 """Bugs that are planted into the kernels one at a time, and what must notice each.
 
-Those of "plain" show in the results alone, in the order of threads that is named; those of "checked" in what the checks
-say, whatever the results. They are built for float32 alone, which takes a third of the time. `make test` plants one bug
-for everything that can be noticed, in a kernel that compiles fast; `make cuda-on-cpu` plants all.
+They show in what the checks of a "checked" build say, whatever the results, or in the results ("error"), which for a
+"plain" build are all there is, in the order of threads that is named. They are built for float32 alone, which takes a
+third of the time. `make test` plants one bug for everything that can be noticed, in a kernel that compiles fast;
+`make cuda-on-cpu` plants all.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from cuda_on_cpu.dtypes import with_dtypes
 
 GROUP_NORM = "csrc/group_norm_silu/tiles.cuh"
 GROUP_NORM_BACKWARD = "csrc/group_norm_silu/group_norm_silu_backward_cuda.cu"
@@ -23,16 +25,7 @@ ADAMW = "csrc/adamw_ema/adamw_ema_cuda.cu"
 
 COSINE_MEAN = "2x9x96-contiguous-chunk-mean-margin0.5"  # three blocks
 
-OTHER_DTYPES = re.compile(r"case ScalarType::(?:BFloat16|Half):\s*return function\(\w+\{\}\);")
-
-
-def for_float32_alone(read: Callable[[str], str]) -> Callable[[str], str]:
-    """`read` of a source, without the kernels of other dtypes."""
-
-    def changed(path: str) -> str:
-        return OTHER_DTYPES.sub("", read(path)) if path == "csrc/common/tensor.h" else read(path)
-
-    return changed
+DTYPE = "torch.float32"
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ class Bug:
                 raise ValueError(f"{self.name}: {path} no longer has {self.old!r}")
             return text.replace(self.old, self.new)
 
-        return for_float32_alone(changed)
+        return with_dtypes((DTYPE,), changed)
 
 
 BUGS = [
@@ -207,7 +200,7 @@ BUGS = [
     Bug(
         "half_of_the_warp_not_summed", "cosine_align", "2x9x128-chunk-offset-none", COMMON,
         "int offset = 16;", "int offset = 8;",
-        "error", kind="plain",
+        "error",
     ),
     Bug(
         "a_lane_absent_from_a_shuffle", "cosine_align", "7x3-contiguous-none", COSINE,

@@ -11,8 +11,9 @@ import pytest
 from op_cases import ALL as OP_TESTS
 
 from cuda_on_cpu import build
-from cuda_on_cpu.chosen import CHOSEN
-from cuda_on_cpu.planted_bugs import BUGS, COSINE_MEAN, LAST_BLOCK, Bug, for_float32_alone
+from cuda_on_cpu.chosen import CHOSEN, dtypes_of
+from cuda_on_cpu.dtypes import with_dtypes
+from cuda_on_cpu.planted_bugs import BUGS, COSINE_MEAN, DTYPE, LAST_BLOCK, Bug
 from sendvae_fast.ops import dispatch
 
 SENDVAE_CUDA_ON_CPU = os.environ.get("SENDVAE_CUDA_ON_CPU")  # "bugs": all planted bugs, "all": all cases too
@@ -29,7 +30,7 @@ def test_what_the_compiler_does_not_know_is_an_error_with_file_and_line(compiler
         return build.read_source(path).replace("warp_sum(dot)", "rcbrtf(warp_sum(dot))")
 
     with pytest.raises(build.BuildError, match=r"csrc/cosine_align/cosine_align_cuda\.cu:\d+:\d+: error: .*rcbrtf"):
-        build.op_library("cosine_align", "plain", read)
+        build.op_library("cosine_align", "checked", read)
 
 
 def test_every_op_with_cuda_kernels_is_here():
@@ -42,9 +43,11 @@ def test_every_op_with_cuda_kernels_is_here():
 @pytest.mark.parametrize(("kind", "order"), RUNS + MORE_RUNS * EVERYTHING)
 @pytest.mark.parametrize("op", build.ops())
 def test_right_and_clean(runner, op, kind, order):
-    library = build.op_library(op, kind)
-    chosen = dict(seconds=7200) if EVERYTHING else dict(cases=CHOSEN[op])
-    outcome = runner.run(op, library, order, **chosen)
+    if EVERYTHING:
+        outcome = runner.run(op, build.op_library(op, kind), order, seconds=7200)
+    else:
+        library = build.op_library(op, kind, with_dtypes(dtypes_of(op)))
+        outcome = runner.run(op, library, order, cases=CHOSEN[op], dtypes=dtypes_of(op))
     assert not outcome.failures, "\n".join(outcome.failures)
     assert outcome.num_calls > 0
     assert not outcome.unused, "no case runs these kernels"
@@ -58,14 +61,14 @@ def test_a_mean_is_right_where_all_counters_are_taken(runner):
         assert path != LAST_BLOCK or "kNumCounters = 65536" in text
         return text.replace("kNumCounters = 65536", "kNumCounters = 0")
 
-    library = build.op_library("cosine_align", "checked", for_float32_alone(read))
-    outcome = runner.run("cosine_align", library, cases=[COSINE_MEAN], dtypes=["torch.float32"], raw_calls=False)
+    library = build.op_library("cosine_align", "checked", with_dtypes((DTYPE,), read))
+    outcome = runner.run("cosine_align", library, cases=[COSINE_MEAN], dtypes=[DTYPE], raw_calls=False)
     assert outcome.num_calls == 1 and not outcome.failures
 
 
 @pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: f"{bug.name}-{bug.kind}")
 def test_planted_bug_is_noticed(runner, bug: Bug):
     library = build.op_library(bug.op, bug.kind, bug.read(build.read_source))
-    outcome = runner.run(bug.op, library, bug.order, cases=[bug.case], dtypes=["torch.float32"], raw_calls=False)
+    outcome = runner.run(bug.op, library, bug.order, cases=[bug.case], dtypes=[DTYPE], raw_calls=False)
     assert outcome.num_calls == 1
     assert outcome.failures and re.search(bug.says, outcome.failures[0]), outcome.failures

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import pytest
 
 from cuda_on_cpu import build
-from cuda_on_cpu.planted_bugs import for_float32_alone
+from cuda_on_cpu.chosen import dtypes_of
+from cuda_on_cpu.dtypes import with_dtypes
 from cuda_on_cpu.runner import Counts, Runner
 
 SECTOR = 32
+FLOAT32 = "torch.float32"
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +109,8 @@ CASES = [
 
 
 def counts_of(runner: Runner, case: Case, read: Callable[[str], str] | None = None) -> dict[str, Counts]:
-    library = build.op_library(case.op, "checked", read)
+    """What the case's kernels do; without `read` of the library that test_kernels.py has built."""
+    library = build.op_library(case.op, "checked", read or with_dtypes(dtypes_of(case.op)))
     dtypes = [f"torch.{case.dtype}"]
     outcome = runner.run(case.op, library, cases=[case.case], dtypes=dtypes, raw_calls=False, count=True)
     assert not outcome.failures
@@ -152,12 +155,12 @@ def test_strided_accesses_and_bank_conflicts_are_noticed(runner):
         return text.replace("i * kStep", "(threadIdx.x % kWarp + i) * 4")
 
     case = Case("cosine_align", "2x9x256-contiguous-none", "float32", ())
-    counts = counts_of(runner, case, for_float32_alone(strided))["forward_kernel<float, true>"]
+    counts = counts_of(runner, case, with_dtypes((FLOAT32,), strided))["forward_kernel<float, true>"]
     assert coalescing(counts, Claim("", 2 * 9 * 256 * 4, 2, 0)) == 0.5
 
     def unpadded(path: str) -> str:  # neighbours read other channels of one column
         return build.read_source(path).replace("[kMaxThreads + kWarp / kWidth]", "[kMaxThreads]")
 
     shape = next(case.case for case in CASES if case.op == "group_norm_silu")
-    counts = counts_of(runner, Case("group_norm_silu", shape, "float32", ()), for_float32_alone(unpadded))
+    counts = counts_of(runner, Case("group_norm_silu", shape, "float32", ()), with_dtypes((FLOAT32,), unpadded))
     assert counts["whole_forward_kernel<float, true, true>"].bank_conflicts > 0

@@ -1,15 +1,13 @@
 """Ranks that cannot meet say why, in one line on each, and do not wait for ever."""
 
 import json
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import forks
 import pytest
 import torch.distributed as dist
-from time_limits import HANG_S
 
 from sendvae_fast.engine import rendezvous
 from sendvae_fast.engine.launch import Place
@@ -20,9 +18,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def said():
     """What the ranks of each case say; see `rendezvous_worker.py`."""
-    worker = Path(__file__).with_name("rendezvous_worker.py")
-    command = [sys.executable, worker]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=HANG_S, cwd=worker.parents[2])
+    done = forks.run([Path(__file__).with_name("rendezvous_worker.py")])
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 

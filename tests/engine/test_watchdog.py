@@ -4,11 +4,10 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
+import forks
 import pytest
 
 from sendvae_fast.engine import flight_record, watchdog
@@ -50,23 +49,19 @@ def test_the_rank_that_does_not_answer_is_named(way, why, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, way, tmp_path],
-            env={**os.environ, **meeting, "RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        errors = ranks[0].communicate(timeout=120)[1]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-        ranks[1].stderr.close()
-    assert ranks[0].returncode == EXIT_STUCK, errors
+    with open(tmp_path / "errors.txt", "w") as file:
+        ranks = [
+            forks.start(["-c", WORKER, way, tmp_path], env={**os.environ, **meeting, "RANK": str(rank)}, stderr=file)
+            for rank in (0, 1)
+        ]
+        try:
+            code = ranks[0].wait()
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+    errors = (tmp_path / "errors.txt").read_text()
+    assert code == EXIT_STUCK, errors
     assert why in errors and "after step 3: rank 1 does not answer" in errors
     if way == "SIGSTOP":
         assert "all_reduce_sum" in (tmp_path / "stacks_rank0.txt").read_text()

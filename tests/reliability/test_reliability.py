@@ -2,10 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 from reliability_counts import counting, full_counts
 from time_limits import HANG_S
@@ -28,16 +27,11 @@ ARGUMENTS = {
 
 def run(folder, *names):
     """The outcomes of scenarios, which run in turn in a process of their own, by their names."""
-    paths = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "engine")))
     words = [f"{name}={ARGUMENTS[name]}" for name in names]
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("ranks.py"), folder, "yes" if FULL else "no", *words],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=4 * HANG_S,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
+    env = {**os.environ, "PYTHONPATH": str(TESTS / "engine"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    script = Path(__file__).with_name("ranks.py")
+    arguments = [script, folder, "yes" if FULL else "no", *words]
+    done = forks.run(arguments, env=env, timeout=4 * HANG_S)
     assert done.returncode == 0, done.stderr[-3000:]
     return {name: list(map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())) for name in names}
 

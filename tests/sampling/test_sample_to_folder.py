@@ -1,12 +1,11 @@
 """A sampling job from the command line: what resumes, on how many ranks, and what it says when something is wrong."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -67,7 +66,6 @@ def test_what_is_written(whole):
 
 def test_two_ranks_and_batches_of_seven_draw_the_same(networks, whole, tmp_path):
     command = [
-        sys.executable,
         "-m",
         "torch.distributed.run",
         "--standalone",
@@ -77,7 +75,7 @@ def test_two_ranks_and_batches_of_seven_draw_the_same(networks, whole, tmp_path)
         "sendvae_fast",
         *arguments(networks, tmp_path / "two", "--batch_size=7", "--npz"),
     ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG_S, cwd=ROOT)
+    done = forks.run(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("20 pictures") == 1
     assert_same_pictures(tmp_path / "two", whole)
@@ -87,9 +85,8 @@ def test_two_ranks_and_batches_of_seven_draw_the_same(networks, whole, tmp_path)
 def test_a_killed_job_goes_on_where_it_stopped(networks, whole, tmp_path):
     """SIGKILL between two batches; what it left behind is a half-written file and a damaged picture."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "sendvae_fast", *arguments(networks, out, "--batch_size=2")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, cwd=ROOT)
+    command = ["-m", "sendvae_fast", *arguments(networks, out, "--batch_size=2")]
+    process = forks.start(command, stderr=subprocess.DEVNULL, cwd=ROOT)
     folder, deadline = PngFolder(out), time.monotonic() + HANG_S
     while len(folder.sample_ids()) < 4 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
