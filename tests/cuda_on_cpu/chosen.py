@@ -1,8 +1,8 @@
 """The cases that `make test` runs: small ones that take every kernel along every path. By op, as `str(case)`."""
 
-# The types of those cases. What is float16's own are its conversions in csrc/common, which one op shows.
+# The types of those cases. What is float16's own are its conversions in csrc/common, which two small ops show.
 DTYPES = ("torch.float32", "torch.bfloat16", "torch.uint8")
-WITH_FLOAT16 = "cosine_align"
+WITH_FLOAT16 = ("cosine_align", "global_norm")
 
 # A thread keeps another number of vectors for each, for the last none.
 ADALN_WIDTHS = (768, 1024, 1152, 2048, 4096, 4104)
@@ -106,4 +106,4 @@ CHOSEN = {
 
 def dtypes_of(op: str) -> tuple[str, ...]:
     """The dtypes of an op's chosen cases."""
-    return (*DTYPES, "torch.float16") if op == WITH_FLOAT16 else DTYPES
+    return (*DTYPES, "torch.float16") if op in WITH_FLOAT16 else DTYPES
