@@ -12,7 +12,7 @@ CSRC := $(filter %.cpp %.cu %.cuh %.h,$(SOURCES)) $(wildcard tests/cuda_on_cpu/*
 IN_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test tests test-fast docs lint format cluster cuda-on-cpu planted-bugs reliability soak chaos gpu-check \
+.PHONY: help env demo test tests test-fast docs lint format cluster cuda-on-cpu triton-build planted-bugs reliability soak chaos gpu-check \
 	clean
 
 help:  ## list the targets
@@ -50,6 +50,9 @@ cluster: env  ## jobs on two hosts (network namespaces): Slurm, torchrun, DeepSp
 
 cuda-on-cpu: env  ## the CUDA kernels on the CPU under checks: every case, in several orders of threads
 	SENDVAE_CUDA_ON_CPU=all $(BIN)/python -m pytest tests/cuda_on_cpu $(ARGS)
+
+triton-build: env  ## the Triton kernels compiled for every GPU, with every set of constants
+	SENDVAE_TRITON_BUILD=all $(BIN)/python -m pytest tests/ops/test_triton_build.py $(ARGS)
 
 planted-bugs: env  ## every bug planted in a CUDA kernel is noticed by the checks
 	SENDVAE_CUDA_ON_CPU=bugs $(BIN)/python -m pytest tests/cuda_on_cpu/test_kernels.py -k planted $(ARGS)

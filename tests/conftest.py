@@ -15,6 +15,8 @@ from reliability_page import named_tests
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# torch.compile would start processes that import torch, to compile a few small kernels.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other cores have workers of their own; processes inherit it
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -90,8 +90,8 @@ def test_compiles_into_one_graph(op_and_backend, dtype):
     tests, backend = op_and_backend
     if dtype not in tests.dtypes:
         pytest.skip(f"{tests.op} does not take {dtype}")
-    if (backend, dtype) == ("triton", torch.bfloat16):
-        pytest.skip("what surrounds the op is compiled as around the C++ op, and the interpreter is slow")
+    if backend == "triton" and (tests.op, dtype) != ("cosine_align", torch.float32):
+        pytest.skip("both namespaces are registered in one place, test_opcheck traces each op, the interpreter is slow")
     example = tests.example(0, dtype, "cpu")
     torch._dynamo.reset()
     eager, compiled = example.run(), example.run(torch.compile(example.function, fullgraph=True))
