@@ -196,6 +196,8 @@ def execute(job: dict) -> None:
     if job["own_group"]:
         os.setpgid(0, 0)
     random.seed()
+    # Those of the process that forks know whether another file is a terminal, a pipe or on a disk.
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(job["environment"])
     os.chdir(job["folder"])
