@@ -20,7 +20,6 @@ from bench.evidence.study import short_hash
 from bench.machine import ROOT
 from bench.markdown import interval_text, line
 from bench.table import with_tables
-from sendvae_fast.demo.settings import PLANS
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.result import read_results
 from sendvae_fast.files import write_atomic
@@ -29,6 +28,8 @@ from sendvae_fast.reading import read_json
 PAGE = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results" / "demo.json"
 BEGIN, END = "<!-- made by `python -m bench demo`: begin -->", "<!-- made by `python -m bench demo`: end -->"
+METHODS = {"plain": "Plain VAE", "control": "Control", "send": "Send-VAE"}
+"""The demo's default columns, by their folders."""
 METRICS = {
     "attribute_f1": ("attribute F1", 3),
     "frechet_demo": ("generation distance", 1),
@@ -65,14 +66,14 @@ def row_of(folder: Path) -> Row:
     found = read_json(folder / "results.json", "give the folder of a finished demo")
     if "progress" in found:
         raise UserError(f"the demo in {folder} is not finished: run `sendvae demo --run={folder}` again")
-    settings = {key: value for key, value in found["settings"].items() if key not in ("run", "seed")}
+    settings = {key: value for key, value in found["settings"].items() if key not in ("run", "seed", "methods")}
     measured = {}
-    for plan in PLANS:
-        results = read_results(folder / plan.key / "evaluation.jsonl")
+    for method in METHODS:
+        results = read_results(folder / method / "evaluation.jsonl")
         values = {result.metric: (result.value, result.interval) for result in results if result.metric in METRICS}
         if missing := METRICS.keys() - values.keys():
-            raise UserError(f"{folder}/{plan.key} has no {', '.join(sorted(missing))}: the table is of demos of scenes")
-        measured[plan.key] = values
+            raise UserError(f"{folder}/{method} has no {', '.join(sorted(missing))}: the table is of demos of scenes")
+        measured[method] = values
     commit = found["environment"]["git_commit"]
     return {"settings": settings, "seed": found["settings"]["seed"], "commit": commit, "measured": measured}
 
@@ -92,9 +93,9 @@ def text(rows: Sequence[Row]) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """Of demos of the same settings and different seeds."""
-    keys = [plan.key for plan in PLANS]
+    keys = list(METHODS)
     several = len(rows) > 1
-    head = ["", *(plan.name for plan in PLANS), *(["Send-VAE - control"] if several else [])]
+    head = ["", *METHODS.values(), *(["Send-VAE - control"] if several else [])]
     lines = [line(head), line(["---"] * len(head))]
     for metric, (title, digits) in METRICS.items():
         values = {key: [row["measured"][key][metric][0] for row in rows] for key in keys}

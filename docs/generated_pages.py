@@ -25,8 +25,8 @@ COPIED = {
 }
 # Packages whose public names are re-exported by their `__init__`: they are documented under these names.
 FLAT = ("ops", "nn")
-# What is nobody's interface: the command line (its options have a page), the demo, what is behind `ops`.
-HIDDEN = ("cli", "demo", "attention", "triton", "_lib", "configs", "version")
+# What is nobody's interface: the command line (its options have a page), compare, the demo, what is behind `ops`.
+HIDDEN = ("cli", "compare", "demo", "attention", "triton", "_lib", "configs", "version")
 OPTIONS_PREFACE = """Give options on the command line as `--key.subkey=value`, or in a YAML file as nested keys; the
 command line wins. `sendvae config show VERB` prints them resolved."""
 PACKAGE = griffe.load("sendvae_fast", search_paths=[str(ROOT)], docstring_parser="google")

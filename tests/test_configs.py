@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from sendvae_fast.compare.settings import CompareConfig
 from sendvae_fast.config import build_config, merge, read_config, required_keys
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.discriminator import Discriminator
@@ -166,7 +167,9 @@ SAMPLING_ROWS = {
 
 
 def config_class(file: Path) -> type:
-    if file.parent.name == "e2e":
+    if file.parent.name == "compare":
+        return CompareConfig
+    if "e2e" in (file.parent.name, file.stem):
         return E2ETrainConfig
     if file.parent.name == "sampling":
         return SampleConfig

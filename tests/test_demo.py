@@ -11,14 +11,13 @@ import pytest
 from PIL import Image
 
 from sendvae_fast.cli.main import main
+from sendvae_fast.compare import compare, timeline
+from sendvae_fast.compare.compare import claim_folder
+from sendvae_fast.compare.pictures import split_photographs
+from sendvae_fast.compare.results import Results
+from sendvae_fast.compare.timeline import Speed, Timeline, costs, finish_times, in_words, measure_speed
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.demo import demo as demo_module
-from sendvae_fast.demo import timeline
-from sendvae_fast.demo.demo import claim_folder
-from sendvae_fast.demo.pictures import split_photographs
-from sendvae_fast.demo.results import Results
-from sendvae_fast.demo.settings import PLANS, DemoConfig
-from sendvae_fast.demo.timeline import Speed, Timeline, costs, finish_times, in_words, measure_speed
+from sendvae_fast.demo.demo import DemoConfig, comparison_of
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.result import read_results
 
@@ -70,9 +69,11 @@ def test_the_results_say_how_they_were_made(demo):
     results = json.loads((demo / "results.json").read_text())
     assert results["settings"]["finetune_steps"] == 2 and results["environment"]["cpu_cores"] >= 1
     seconds = results["seconds"]
-    assert all(seconds[name] >= 0 for name in ("pictures", "plain autoencoder", "three variants"))
-    assert set(seconds["Plain VAE"]) == {"latents", "generator", "samples", "evaluation"}
-    assert set(seconds["Control"]) == set(seconds["Send-VAE"]) == {"fine-tuning", *seconds["Plain VAE"]}
+    assert seconds["pictures"] >= 0
+    assert set(seconds["Plain VAE"]) == {"autoencoder", "latents", "generator", "samples", "evaluation"}
+    assert set(seconds["Control"]) == set(seconds["Send-VAE"]) == {
+        "fine-tuning", "latents", "generator", "samples", "evaluation",
+    }  # fmt: skip
     assert "progress" not in results and 'http-equiv="refresh"' not in (demo / "report.html").read_text()
 
 
@@ -96,9 +97,10 @@ def test_the_page_shows_what_is_there_and_what_is_to_come(demo, tmp_path):
         path = root / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     config = DemoConfig(run=str(root), num_train_images=48, num_test_images=48)
-    results = Results(config, root, Timeline(costs(config, Speed(1.0, 1.0), 48, 48), num_workers=3))
-    assert not results.is_finished() and results.done()["plain", "evaluation"] == 1
-    results.finish("pictures", 1.0)
+    comparison = comparison_of(config)
+    results = Results(comparison, Timeline(costs(comparison, Speed(1.0, 1.0), 48, 48), num_workers=3))
+    assert not results.is_finished() and results.done()["Plain VAE", "evaluation"] == 1
+    results.write()
     page = (root / "report.html").read_text()
     assert '<meta http-equiv="refresh"' in page and "Still to come" in page and "Not finished" in page
     assert page.count('<td class="absent">to come</td>') == 2 * 10 and page.count("<img") == 4
@@ -114,19 +116,17 @@ def test_the_page_shows_what_is_there_and_what_is_to_come(demo, tmp_path):
 
 
 def test_the_folder_of_another_demo_is_refused(tmp_path):
-    claim_folder(DemoConfig(run=str(tmp_path)), tmp_path)
-    claim_folder(DemoConfig(run=str(tmp_path)), tmp_path)
+    for methods in (["plain", "send"], ["plain", "control", "send"]):
+        claim_folder(comparison_of(DemoConfig(run=str(tmp_path), methods=methods)), ("methods",))
     with pytest.raises(UserError, match="finetune_steps was 700, now 9.*--run=FOLDER"):
-        claim_folder(DemoConfig(run=str(tmp_path), finetune_steps=9), tmp_path)
+        claim_folder(comparison_of(DemoConfig(run=str(tmp_path), finetune_steps=9)), ("methods",))
 
 
 def test_parts_end_when_the_cores_have_done_them():
-    parts = {("demo", "pictures"): 8.0, ("a", "x"): 6.0, ("b", "x"): 2.0, ("c", "x"): 2.0, ("a", "y"): 1.0}
+    parts = {("", "pictures"): 8.0, ("a", "x"): 6.0, ("b", "x"): 2.0, ("c", "x"): 2.0, ("a", "y"): 1.0}
     # two cores: 4 s of pictures; three at 2/3 of a core until b and c end after 3 s; then a's last 4 + 1 on one core
     ends = finish_times(parts, cores=2, num_workers=3)
-    assert ends == pytest.approx(
-        {("demo", "pictures"): 4, ("b", "x"): 7, ("c", "x"): 7, ("a", "x"): 11, ("a", "y"): 12}
-    )
+    assert ends == pytest.approx({("", "pictures"): 4, ("b", "x"): 7, ("c", "x"): 7, ("a", "x"): 11, ("a", "y"): 12})
     assert finish_times(parts, cores=8, num_workers=1)["c", "x"] == pytest.approx(1 + 6 + 1 + 2 + 2)
 
 
@@ -150,23 +150,24 @@ def test_the_guess_is_of_minutes_in_words():
     assert (in_words((350, 560)), in_words((170, 190)), in_words((5, 9))) == (
         "6 to 9 minutes", "about 3 minutes", "about a minute"
     )  # fmt: skip
-    speed = measure_speed()
+    assert in_words((3.1 * 3600, 5.2 * 3600)) == "3 to 5 hours"
+    speed = measure_speed(comparison_of(DemoConfig()))
     assert 1e-4 < speed.autoencoder_s < 60 and 1e-4 < speed.generator_s < 60
-    small, large = (costs(DemoConfig(generator_steps=steps), speed, 48, 48) for steps in (10, 20))
-    assert large["send", "generator"] == pytest.approx(2 * small["send", "generator"])
-    assert sum(large.values()) - sum(small.values()) == pytest.approx(3 * small["send", "generator"])
+    small, large = (costs(comparison_of(DemoConfig(generator_steps=steps)), speed, 48, 48) for steps in (10, 20))
+    assert large["Send-VAE", "generator"] == pytest.approx(2 * small["Send-VAE", "generator"])
+    assert sum(large.values()) - sum(small.values()) == pytest.approx(3 * small["Send-VAE", "generator"])
 
 
 WORKERS_SCRIPT = """
 import os, pathlib, sys, time
-from sendvae_fast.demo import workers
+from sendvae_fast.compare import workers
 
 def work(folder):
     pathlib.Path(folder, f"{os.getpid()}.pid").touch()
     time.sleep(600)
 
 if __name__ == "__main__":
-    workers.VARIANT = workers.__name__  # what a variant imports takes seconds
+    workers.WORK = workers.__name__  # what a trial imports takes seconds
     with workers.side_by_side() as pool:
         pool.run(work, [sys.argv[1]] * 2, lambda: None)
 """
@@ -227,11 +228,11 @@ class InThisProcess:
 
 def test_photographs_go_through_the_whole_demo(tmp_path, monkeypatch):
     """Of one variant: what the others do more has no part in what the pictures are."""
-    monkeypatch.setattr(demo_module, "side_by_side", lambda: nullcontext(InThisProcess()))
-    monkeypatch.setattr(demo_module, "PLANS", PLANS[:1])
+    monkeypatch.setattr(compare, "side_by_side", lambda: nullcontext(InThisProcess()))
     photographs(tmp_path / "photos", per_class=30)
     root = tmp_path / "run"
-    assert main(["demo", f"--run={root}", f"--data={tmp_path / 'photos'}", *SMALL, "--debug"]) == 0
+    options = [f"--run={root}", f"--data={tmp_path / 'photos'}", "--methods=[plain]"]
+    assert main(["demo", *options, *SMALL, "--debug"]) == 0
     variant = json.loads((root / "results.json").read_text())["variants"][0]
     results = [result for file in variant["evaluations"] for result in read_results(root / file)]
     measured = {result.metric: result.value for result in results}

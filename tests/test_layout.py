@@ -13,7 +13,7 @@ FLOORS = [
     {"models", "losses", "data"},
     {"sampling", "evaluation", "train", "nn"},
     {"report", "pretrained", "plan", "weights"},
-    {"demo", "play"},
+    {"compare", "demo", "play"},
     {"cli", "__main__"},
     {"__init__"},
 ]
@@ -83,7 +83,7 @@ def test_no_import_circle():
 ORDER = re.compile(
     r"\.cuda\.(Stream|Event|stream|graph|CUDAGraph|current_stream|synchronize)\b|\b(wait|record)_(stream|event)\b"
 )
-TIMES = {"ops/attention/tuning.py", "demo/timeline.py"}
+TIMES = {"ops/attention/tuning.py", "compare/timeline.py"}
 """What measures time waits for the device."""
 
 

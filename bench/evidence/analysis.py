@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sendvae_fast.evaluation.correlation import Correlation, correlations
+from sendvae_fast.evaluation.intervals import interval_over_runs
 
 MAIN_BATCHES = ("alignment", "remedies", "parts", "methods", "foundation", "start")
 """Of variants.yaml, see `of_main_size`."""
@@ -138,13 +138,7 @@ class Estimate(NamedTuple):
 
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
     """Of a value of each seed."""
-    from scipy.stats import t
-
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Estimate(mean, None, len(values))
-    half = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Estimate(mean, (mean - half, mean + half), len(values))
+    return Estimate(float(np.mean(values)), interval_over_runs(values), len(values))
 
 
 def values_of(measure: Measure, results: Mapping[int, Result]) -> dict[int, float]:

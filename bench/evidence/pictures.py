@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from bench.evidence.study import Runs
+from sendvae_fast.compare.pictures import split_photographs
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.scenes.scene import CLASS_NAMES
 from sendvae_fast.data.scenes.scene_folder import synth_scenes
-from sendvae_fast.demo.pictures import split_photographs
 from sendvae_fast.evaluation.distribution_metrics import Moments, Pair, frechet
 from sendvae_fast.evaluation.extraction import FeatureSet, extract
 from sendvae_fast.evaluation.feature_config import FeaturesConfig

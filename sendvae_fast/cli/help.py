@@ -54,7 +54,8 @@ def verb_help(verb: str, module: ModuleType, complete: bool) -> str:
     positional = getattr(module, "POSITIONAL", None)
     bare = ""
     if positional:
-        bare = f"[{positional.upper()}{' ...' if takes_several(module.Config, positional) else ''}] "
+        several = positional != "config" and takes_several(module.Config, positional)
+        bare = f"[{positional.upper()}{' ...' if several else ''}] "
     lines = [f"usage: sendvae {verb} {bare}[--config NAME ...] [--key.subkey=value ...]", "", title]
     options = {option.key: option for option in config_options(module.Config)}
     sections: dict[str, list[tuple[str, str, str]]] = {}

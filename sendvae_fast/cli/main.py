@@ -2,8 +2,8 @@
 
 A verb is a module in this package with a docstring (its help), a dataclass `Config` (its options) and `run(config)`;
 one of `OF_VERBS` has `run_for(config_class, files, overrides)` in its place, for the verb that follows it;
-optionally `POSITIONAL`, the name of the option that may be given bare (several times where it is a tuple), and
-`MAIN_OPTIONS`, the options beside the required ones that its short help shows (without it: all).
+optionally `POSITIONAL`, the name of the option that may be given bare (several times where it is a tuple; "config" is a
+config file), and `MAIN_OPTIONS`, the options beside the required ones that its short help shows (without it: all).
 """
 
 import difflib
@@ -29,6 +29,7 @@ from sendvae_fast.version import __version__
 
 VERBS = {
     "demo": "run everything end to end on a small scale and write a report",
+    "compare": "train several autoencoders, the same generator on each, and put them on one page",
     "doctor": "say what this machine has and which backend each op uses",
     "data synth": "render a JPEG ImageFolder of scenes with known attributes",
     "data index": "look at every picture of a folder, tar shards or parquet files and write their catalog",
@@ -61,7 +62,14 @@ GROUPS = frozenset(verb.split()[0] for verb in VERBS if " " in verb)
 HELP = ("-h", "--help", "--help=all", "help")
 OF_VERBS = ("config show", "plan", "weights check")
 """Verbs that are followed by another one, whose options they read."""
-EXTRAS = {"demo": "train,eval", "data": "data", "evaluate": "eval", "play": "eval,play", "report": "eval"}
+EXTRAS = {
+    "compare": "train,eval",
+    "demo": "train,eval",
+    "data": "data",
+    "evaluate": "eval",
+    "play": "eval,play",
+    "report": "eval",
+}
 """The extra of pyproject.toml that a verb needs, by the verb's first word; the others need `train`."""
 
 
@@ -232,7 +240,9 @@ def _read_arguments(
 ) -> tuple[type, list[Path], dict]:
     """The arguments of `load_config`, from a verb's command line. flags: more keys that need no value."""
     positional, bare = getattr(module, "POSITIONAL", None), {}
-    if positional and arguments and not arguments[0].startswith("-"):
+    if positional == "config" and arguments and not arguments[0].startswith("-"):
+        arguments = ["--config", *arguments]
+    elif positional and arguments and not arguments[0].startswith("-"):
         first = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
         several = takes_several(module.Config, positional)
         bare = {positional: first if several else first[0]}

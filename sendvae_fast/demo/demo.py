@@ -1,38 +1,108 @@
-"""The demo: everything the project does, end to end, small enough for two CPU cores, ending in a report.
+"""The demo: the smallest comparison, everything the project does, end to end, small enough for two CPU cores.
 
-    pictures -> plain autoencoder -> three variants side by side: the plain one, fine-tuned without alignment (control),
-    fine-tuned for as many steps with it (Send-VAE); each -> latent cache -> SiT with REPA -> samples -> evaluation
-
-`report.html` can be opened once the plain autoencoder is trained and fills as parts finish. Every training is an
-ordinary run in its own folder, so an interrupted demo goes on where it stopped.
+A plain autoencoder; the same fine-tuned without alignment (control), and for as many steps with it (Send-VAE), or by
+other methods; a latent cache, a SiT with REPA, samples and numbers of each; one page.
 """
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass, field
 
-import yaml
+from sendvae_fast import checks
+from sendvae_fast.compare.compare import run_comparison
+from sendvae_fast.compare.plan import Comparison
+from sendvae_fast.compare.settings import CompareConfig, unknown_method
+from sendvae_fast.config import CONFIGS, build_config, merge, read_config
+from sendvae_fast.engine.run import plain
+from sendvae_fast.losses.perceptual import PerceptualConfig
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
+from sendvae_fast.models.precision import computes_bf16
+from sendvae_fast.sampling.generate import GenerateConfig
+from sendvae_fast.sampling.samplers import SamplerConfig
 
-from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.demo.pictures import HELD_OUT_EVERY, prepare_pictures
-from sendvae_fast.demo.results import Results, print_summary
-from sendvae_fast.demo.settings import PLANS, DemoConfig, vae_config
-from sendvae_fast.demo.timeline import Timeline, costs, in_words, measure_speed
-from sendvae_fast.demo.variant import VariantJob, draw_reconstructions
-from sendvae_fast.demo.workers import num_workers, side_by_side
-from sendvae_fast.engine.distributed import init_distributed
-from sendvae_fast.engine.run import plain, recorded_changes
-from sendvae_fast.errors import UserError
-from sendvae_fast.files import write_atomic
-from sendvae_fast.progress import Progress
-from sendvae_fast.train.vae.stage import train_vae
+SETTINGS = CONFIGS / "compare" / "scenes.yaml"
+"""The comparison whose methods and networks the demo has."""
 
-SETTINGS_FILE = "settings.yaml"
-NUM_PARTS = 3
+
+@dataclass(kw_only=True)
+class DemoConfig:
+    """How much of everything."""
+
+    run: str = "runs/demo"
+    """Folder of the demo; the same command again goes on in it."""
+    data: str | None = None
+    """Your own photographs, anything `Catalog.open` takes; without it the demo renders scenes with known attributes."""
+    methods: list[str] = field(default_factory=lambda: ["plain", "control", "send"])
+    """The autoencoders: of plain, control, send, va, reals and e2e; more may be added later."""
+    seed: int = 0
+    """Seed of training and sampling; the rendered scenes stay the same."""
+    num_train_images: int = 3000
+    """Rendered scenes to train on."""
+    num_test_images: int = 600
+    """Rendered scenes held out for evaluation."""
+    vae_steps: int = 500
+    """Steps of the plain autoencoder."""
+    finetune_steps: int = 700
+    """Steps of each fine-tuning."""
+    generator_steps: int = 600
+    """Steps of each SiT."""
+    foundation: FoundationConfig = field(default_factory=lambda: FoundationConfig(name="demo"))
+    """The frozen foundation model, for alignment, REPA and the Fréchet distances."""
+    perceptual: PerceptualConfig | None = None
+    """LPIPS network and weights, for the table; without it LPIPS is not measured."""
+    generate: GenerateConfig = field(
+        default_factory=lambda: GenerateConfig(
+            num_samples=2000,
+            batch_size=100,
+            precision="bf16" if computes_bf16() else "tf32",
+            guidance_scale=2.0,
+            guidance_interval=(0.0, 0.8),
+            labels="equal",
+            sampler=SamplerConfig(num_steps=20),
+        )
+    )
+    """How pictures are drawn."""
+
+    def __post_init__(self) -> None:
+        checks.weight_paths(self, "run")
+        checks.seeds(self, "seed")
+        checks.at_least(
+            1, self, "num_train_images", "num_test_images", "vae_steps", "finetune_steps", "generator_steps"
+        )
+
+
+def comparison_of(config: DemoConfig) -> Comparison:
+    """The demo as a comparison. UserError for a method that it does not have."""
+    content = read_config(SETTINGS)
+    known = [method["key"] for method in content["methods"]]
+    for key in config.methods:
+        if key not in known:
+            raise unknown_method("--methods names", key, known)
+    for method in content["methods"]:
+        num_steps = config.finetune_steps if "start" in method else config.vae_steps
+        method["settings"] = {"loop": {"num_steps": num_steps}}
+    foundation = plain(config.foundation)
+    settings = {
+        "run": config.run,
+        "title": "sendvae_fast demo",
+        "only": config.methods,
+        "seeds": [config.seed],
+        "pictures": {
+            "data": config.data,
+            "num_train_images": config.num_train_images,
+            "num_test_images": config.num_test_images,
+        },
+        "foundation": foundation,
+        "features": {"name": foundation["name"], "weights": foundation["weights"]},
+        "generator_settings": {"loop": {"num_steps": config.generator_steps}},
+        "curve_every": None,
+        "samples": plain(config.generate),
+        "metrics": ["frechet", "frechet_infinity", "precision_recall"],
+        "perceptual": plain(config.perceptual),
+    }
+    return Comparison(
+        build_config(CompareConfig, merge(content, settings), "the demo"), plain(config), in_one_folder=True
+    )
 
 
 def run_demo(config: DemoConfig) -> int:
@@ -41,81 +111,4 @@ def run_demo(config: DemoConfig) -> int:
     Raises:
         UserError: the folder holds a demo with other settings, or the user's photographs are too few.
     """
-    root = Path(config.run)
-    claim_folder(config, root)
-    timeline = Timeline(costs(config, measure_speed(), *num_pictures(config)), num_workers())
-    results = Results(config, root, timeline)
-    code = 0
-    if not results.is_finished():
-        say(f"all of it takes {in_words(timeline.total_range_s())} on this machine ({timeline.cores} cores), less what")
-        say(f"is there already; {root / 'report.html'} can be opened after part 2 and fills as parts finish")
-        code = run_parts(config, root, results)
-    if code == 0:
-        print_summary(root, results.write())
-        print(f"report: {root / 'report.html'}")
-    return code
-
-
-def run_parts(config: DemoConfig, root: Path, results: Results) -> int:
-    """Do what is missing; returns the exit code of a training that was stopped by a signal, else 0."""
-    with part(results, 1, "pictures"):
-        train, test = prepare_pictures(config, root)
-    with part(results, 2, "plain autoencoder") as codes:
-        codes.append(train_vae(vae_config(config, PLANS[0], root, train)))
-        if not any(codes):
-            draw_reconstructions(PLANS[0], root, test, init_distributed())
-    if any(codes):
-        return max(codes)
-    with part(results, 3, "three variants") as codes, side_by_side() as workers:
-        jobs = [VariantJob(config, plan, root, train, test) for plan in PLANS]
-        with Progress("variants", results.total_work(), "steps and pictures", start=results.work()) as progress:
-
-            def watch() -> None:
-                progress.advance(results.work() - progress.done)
-                for line in results.update():
-                    say(line)
-
-            codes += workers.run(VariantJob.run, jobs, watch)
-    return max(codes)
-
-
-def claim_folder(config: DemoConfig, root: Path) -> None:
-    """Note the settings in the demo's folder, or check that they are those it was started with."""
-    settings = {key: value for key, value in plain(config).items() if key != "run"}
-    path = root / SETTINGS_FILE
-    try:
-        if path.is_file():
-            changes = recorded_changes(path, settings, (), "repair it, or give another folder with --run=FOLDER")
-            if changes:
-                raise UserError(
-                    f"{root} was started with other settings ({changes}): repeat those in {path}, or give another "
-                    "folder with --run=FOLDER"
-                )
-            return
-        root.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, yaml.safe_dump(settings, sort_keys=False))
-    except OSError as error:
-        raise UserError(f"cannot use the folder {root} ({error.strerror}): choose another with --run=FOLDER") from error
-
-
-def num_pictures(config: DemoConfig) -> tuple[int, int]:
-    """How many pictures there are to train on and to test with, about."""
-    if config.data is None:
-        return config.num_train_images, config.num_test_images
-    total = len(Catalog.open(config.data))
-    return total - total // HELD_OUT_EVERY, total // HELD_OUT_EVERY
-
-
-@contextmanager
-def part(results: Results, number: int, title: str) -> Iterator[list[int]]:
-    """Say that a part begins; when it ends well, note its time and write the page. What is appended are exit codes."""
-    say(f"[{number}/{NUM_PARTS}] {title}")
-    start_s, codes = time.monotonic(), []
-    yield codes
-    if not any(codes):
-        results.finish(title, time.monotonic() - start_s)
-
-
-def say(line: str) -> None:
-    """A line for who waits."""
-    print(line, file=sys.stderr, flush=True)
+    return run_comparison(comparison_of(config), may_change=("methods",))

@@ -6,6 +6,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -18,12 +20,14 @@ HEARTBEAT_S = 20.0
 """Seconds between signs of life in the lock file, for file systems without locks."""
 STALE_S = 6 * HEARTBEAT_S
 """Seconds without a sign of life after which a lock of another host counts as left by a dead one."""
+SETTLE_S = 0.5
+"""Where the file system has no locks: seconds after which, of several that found it free at once, the last has it."""
 
 MAX_PROCESS = 2**22
 """The largest process id of Linux."""
 
 _held: dict[Path, IO[str]] = {}
-"""Locks of this process, until it ends. A process is one job: it may take its own lock again."""
+"""Locks of this process. A process is one job: it may take the lock of its own run again."""
 
 
 def lock_run(directory: Path) -> None:
@@ -38,17 +42,51 @@ def lock_run(directory: Path) -> None:
         OSError: the directory cannot be written.
     """
     path = (directory / LOCK_FILE).resolve()
-    if path in _held:
-        return
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 -- open until the process ends: closing gives up the lock
+    if path not in _held:
+        _lock(path)
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[bool]:
+    """Take the lock of a directory for the length of the block; gives whether it was free.
+
+    The lock is that of `lock_run`: who dies gives it up.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    path = (directory / LOCK_FILE).resolve()
+    try:
+        _lock(path)
+        is_ours = True
+    except UserError:
+        is_ours = False
+    try:
+        yield is_ours
+    finally:
+        if is_ours:
+            file = _held.pop(path)
+            file.truncate(0)  # where the file system has no locks, this says that nobody is here
+            file.close()
+
+
+def _lock(path: Path) -> None:
+    """Take a lock file until it is closed. UserError where another process has it."""
+    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 -- open as long as the lock is held: closing gives it up
     try:
         has_locks = _take(file, path)
     except BaseException:
         file.close()
         raise
     file.truncate(0)
-    json.dump({"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%F %T %Z")}, file)
+    owner = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%F %T %Z")}
+    json.dump(owner, file)
     file.flush()
+    if not has_locks:
+        time.sleep(SETTLE_S)
+        if _owner(path) != owner:
+            file.close()
+            raise _refusal(path)
     _held[path] = file
     if not has_locks:
         threading.Thread(target=_beat, args=(path,), name="run lock", daemon=True).start()
@@ -111,7 +149,7 @@ def _refusal(path: Path) -> UserError:
 
 
 def _beat(path: Path) -> None:
-    while True:
+    while path in _held:
         time.sleep(HEARTBEAT_S)
         try:
             os.utime(path)

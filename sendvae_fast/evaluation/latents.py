@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -15,6 +15,7 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights, run_of
 from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.intervals import interval_over_runs
 from sendvae_fast.evaluation.job import Evaluation, EvaluationConfig, Say
 from sendvae_fast.evaluation.latent_space.discrimination import DiscriminationConfig, discrimination, sizes_for
 from sendvae_fast.evaluation.latent_space.learnability import LearnabilityConfig, velocity_loss_of_small_sit
@@ -192,7 +193,7 @@ def _uniformity(normalised: np.ndarray, config: LatentsConfig) -> list[Measureme
         Measurement(
             metric=metric,
             value=float(values.mean()),
-            interval=_of_runs(values),
+            interval=interval_over_runs(values.tolist()),
             interval_of="" if num_runs == 1 else "runs",
             protocol=protocol,
             counts=counts,
@@ -283,13 +284,3 @@ def _mean_of(
         counts=counts,
         details=details,
     )
-
-
-def _of_runs(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
-    """95 % confidence of the mean of runs, by Student's t; None of one run."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return None
-    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return float(np.mean(values) - half), float(np.mean(values) + half)

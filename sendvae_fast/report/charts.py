@@ -38,6 +38,7 @@ _STYLE: dict[Any, Any] = {
     "axes.unicode_minus": True,
 }
 LOG_SCALE_RATIO = 50
+STEP = "step"
 
 
 def line_chart(
@@ -46,6 +47,7 @@ def line_chart(
     chart_id: str,
     label: str,
     intervals: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    against: str = STEP,
 ) -> str:
     """An `<svg>` with one line per entry. The y axis is logarithmic where positive values span `LOG_SCALE_RATIO`.
 
@@ -55,6 +57,7 @@ def line_chart(
         chart_id: unique in the page.
         label: for readers who do not see it.
         intervals: (lowest [n], highest [n]) by name: measured points, each with a band around it.
+        against: what the first of the two is, if not steps.
     """
     lines = []
     for name, points in series.items():
@@ -66,7 +69,7 @@ def line_chart(
         lines.append(_Line(steps, values, bounds, colours[name] % NUM_COLOURS))
     everything = np.concatenate([values for _, values in series.values()])
     is_logarithmic = bool(everything.min() > 0 and everything.max() > LOG_SCALE_RATIO * everything.min())
-    return _inline(_drawn(tuple(lines), is_logarithmic), chart_id, label)
+    return _inline(_drawn(tuple(lines), is_logarithmic, against), chart_id, label)
 
 
 class _Line(NamedTuple):
@@ -80,7 +83,7 @@ class _Line(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
-def _drawn(lines: tuple[_Line, ...], is_logarithmic: bool) -> str:
+def _drawn(lines: tuple[_Line, ...], is_logarithmic: bool, against: str) -> str:
     """matplotlib's `<svg>` of lines, kept: a page that fills is written many times."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(3.7, 2.15), layout="constrained")
@@ -96,9 +99,10 @@ def _drawn(lines: tuple[_Line, ...], is_logarithmic: bool) -> str:
             axes.set_yscale("log")
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=against == STEP))
+        if against == STEP:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel(against)
         axes.grid(axis="y")
         axes.tick_params(length=0, which="both")
         axes.margins(x=0.02)

@@ -1,5 +1,7 @@
 """The contents of a report, as plain Python and numpy values; `report.load` fills it from disk."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -82,7 +84,9 @@ class Variant:
     name: str
     description: str = ""
     seeds: Sequence[Sequence[Result]] = ()
-    """The results of each seed."""
+    """The results of each seed; none of one that is not measured yet."""
+    trials: Sequence[Sequence[RunRecord]] = ()
+    """The runs of each seed, where generators measured themselves while they trained."""
 
     @property
     def metrics(self) -> dict[str, list[Result]]:
@@ -92,6 +96,14 @@ class Variant:
             for metric, result in {result.metric: result for result in results}.items():
                 found.setdefault(metric, []).append(result)
         return found
+
+    def differences_from(self, other: Variant, metric: str) -> list[float]:
+        """What is more of a metric than in another variant, by each seed that both have."""
+        pairs = [
+            [next((result.value for result in reversed(results) if result.metric == metric), None) for results in both]
+            for both in zip(self.seeds, other.seeds, strict=False)
+        ]
+        return [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
 
     @property
     def attribute_f1(self) -> dict[str, list[float]]:
@@ -136,6 +148,8 @@ class ReportData:
     """Further sentences, one paragraph each."""
     tiles: Sequence[Tile] = ()
     variants: Sequence[Variant] = ()
+    control: str = ""
+    """Name of the variant that the others are put beside."""
     reconstructions: Sequence[Picture] = ()
     """For a comparison: a strip of originals, then one strip per autoencoder, columns aligned."""
     samples: Sequence[Picture] = ()

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.result import read_results
 from sendvae_fast.reading import read_json, reading
-from sendvae_fast.report.contents import Picture, ReportData, Step, Variant
+from sendvae_fast.report.contents import Picture, ReportData, RunRecord, Step, Variant
 from sendvae_fast.report.read_run import names_of, previews, read_picture, read_run
 from sendvae_fast.report.summary import (
     comparison_headline,
@@ -78,7 +79,9 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
         "progress": {"written": "14:27:10", "ready": "14:32",
                      "parts": [{"name": "Control: measuring", "state": "to come", "when": "about 14:30"}, ...]}
 
-    `evaluations` are files of `sendvae evaluate`, one per seed. `originals` and `reconstructions` are strips of the
+    `evaluations` are files of `sendvae evaluate`, one per seed, which need not be there yet. Where generators measured
+    themselves, `"seeds": [{"seed": 0, "runs": ["control/vae", "control/sit"]}, ...]` gives the runs of each seed;
+    `runs` are those whose logs the page shows. `originals` and `reconstructions` are strips of the
     same pictures in the same order. Sentences put `candidate` beside `control`. Raises UserError naming the file or
     the key that is wrong.
     """
@@ -90,6 +93,10 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
             name=entry["name"],
             description=entry.get("description", ""),
             seeds=[read_results(_inside(path, file)) for file in entry.get("evaluations", [])],
+            trials=[
+                [_read_run(_inside(path, run), entry["name"]) for run in seed.get("runs", [])]
+                for seed in entry.get("seeds", [])
+            ],
         )
         for entry in entries
     ]
@@ -101,15 +108,16 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
         summary=results.get("notes", []),
         reconstructions=_reconstruction_strips(path, results),
         samples=_sample_sheets(path, entries),
-        runs=[read_run(_inside(path, run), entry["name"]) for entry in entries for run in entry.get("runs", [])],
+        runs=[_read_run(_inside(path, run), entry["name"]) for entry in entries for run in entry.get("runs", [])],
+        control=results.get("control", ""),
     )
+    data.headline = comparison_headline(variants)
     if "candidate" in results and "control" in results:
         try:
             candidate, control = by_name[results["candidate"]], by_name[results["control"]]
         except KeyError as error:
             known = ", ".join(by_name)
             raise UserError(f"{path / RESULTS_FILE}: no variant is named {error}; there are {known}") from None
-        data.headline = comparison_headline(variants)
         data.summary = [*comparison_sentences(candidate, control), *data.summary]
         data.tiles = comparison_tiles(candidate, control)
     if progress := results.get("progress"):
@@ -117,6 +125,14 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
         data.to_come = [Step(**part) for part in progress["parts"]]
         data.written = progress["written"]
     return data
+
+
+def _read_run(path: Path, name: str) -> RunRecord:
+    """A run of a comparison, whose end-to-end runs stand for their autoencoders."""
+    run = read_run(path, name)
+    repa = run.config.get("repa")
+    is_end_to_end = isinstance(repa, Mapping) and "autoencoder_weight" in repa
+    return replace(run, stage="autoencoder") if is_end_to_end else run
 
 
 def _read_results(path: Path) -> dict[str, Any]:

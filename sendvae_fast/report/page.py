@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from sendvae_fast.evaluation.intervals import interval_over_runs
 from sendvae_fast.evaluation.result import Result
 from sendvae_fast.files import write_atomic
 from sendvae_fast.reading import reading
 from sendvae_fast.report.charts import line_chart
 from sendvae_fast.report.contents import ReportData, RunRecord, Variant
+from sendvae_fast.report.learning import learning
 from sendvae_fast.report.metric_names import metric_of, order_of
 from sendvae_fast.report.paper import guidance_of
 from sendvae_fast.report.run_facts import differing_settings, epochs_to_fid, facts
@@ -60,6 +62,8 @@ class Cell:
 
     text: str
     spread: str = ""
+    difference: str = ""
+    """From the control, where there are several seeds."""
     absent: bool = False
     fraction: float | None = None
     """Length of the bar behind it, 0 to 1."""
@@ -81,7 +85,8 @@ def build_report(data: ReportData) -> str:
     return environment.get_template("report.html.j2").render(
         data=data,
         version=__version__,
-        metric_table=metric_table(data.variants, unfinished=bool(data.to_come)),
+        metric_table=metric_table(data.variants, unfinished=bool(data.to_come), control=data.control),
+        learning=learning(data.variants, data.control),
         run_names=named(data.runs, data.runs),
         facts=[] if data.variants else facts(data.runs),
         settings=[] if data.variants else settings_tables(data.runs),
@@ -91,7 +96,7 @@ def build_report(data: ReportData) -> str:
         generators=named(generators, data.runs),
         refresh_s=REFRESH_S,
         attribute_table=attribute_table(data.variants),
-        stages=training_stages(data.runs),
+        stages=training_stages(data.runs, [variant.name for variant in data.variants]),
         throughput=throughput_table(data.runs),
         num_columns=len(data.variants),
     )
@@ -124,19 +129,30 @@ class MetricRow:
     cells: list[Cell]
 
 
-def metric_table(variants: Sequence[Variant], unfinished: bool = False) -> list[MetricRow]:
+def metric_table(variants: Sequence[Variant], unfinished: bool = False, control: str = "") -> list[MetricRow]:
     """A row for each metric that any variant has, with a cell per variant.
 
-    unfinished: what a variant lacks is still to come.
+    Args:
+        variants: the columns.
+        unfinished: what a variant lacks is still to come.
+        control: name of the variant that differences are from, where there are several seeds.
     """
     absent = Cell("to come" if unfinished else "not measured", absent=True)
+    beside = next((variant for variant in variants if variant.name == control), None)
     rows = []
     for name in sorted({name for variant in variants for name in variant.metrics}, key=order_of):
         metric = metric_of(name)
         measured = [variant.metrics.get(name, []) for variant in variants]
+        most = max(map(len, measured))
         cells = [
-            Cell(f"{mean_value(results):.{metric.digits}f}", _spread(results, metric.digits)) if results else absent
-            for results in measured
+            Cell(
+                f"{mean_value(results):.{metric.digits}f}",
+                _spread(results, metric.digits, most),
+                "" if beside in (None, variant) else _difference(variant, beside, name, metric.digits),
+            )
+            if results
+            else absent
+            for variant, results in zip(variants, measured, strict=True)
         ]
         shown = next(results[-1] for results in measured if results)
         rows.append(MetricRow(metric.label, _direction(metric.better), metric.meaning, basis(shown), cells))
@@ -162,12 +178,12 @@ def attribute_table(variants: Sequence[Variant]) -> dict[str, list[Cell]]:
     }
 
 
-def training_stages(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+def training_stages(runs: Sequence[RunRecord], names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """For each stage that has runs: its title, the legend (name, colour index), and charts (title, svg) by metric.
 
-    A run's name has the same colour in every chart.
+    A run's name has the same colour in every chart; names: all that there will be, in the order of colours.
     """
-    colours = colours_of(runs)
+    colours = {name: index for index, name in enumerate(names)} if len(names) > 1 else colours_of(runs)
     stages = []
     for stage, title in STAGES.items():
         own_runs = [run for run in runs if run.stage == stage]
@@ -275,12 +291,21 @@ def _chart(
     return Markup(line_chart(series, colours, chart_id, label, intervals))
 
 
-def _spread(results: Sequence[Result], digits: int) -> str:
-    """The standard deviation over seeds, where there are several; of a single one its interval, if it has one."""
-    if len(results) > 1:
-        return f"± {stdev(result.value for result in results):.{digits}f}"
-    interval = results[0].interval
-    return "" if interval is None else f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+def _spread(results: Sequence[Result], digits: int, most: int) -> str:
+    """The 95 % interval over seeds, where there are several; of a single one its own, if it has one."""
+    values = [result.value for result in results]
+    interval = results[0].interval if len(results) == 1 else interval_over_runs(values)
+    words = [] if interval is None else [f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"]
+    return ", ".join([*words, *([f"{len(results)} of {most} seeds"] if len(results) < most else [])])
+
+
+def _difference(variant: Variant, control: Variant, metric: str, digits: int) -> str:
+    """The mean over seeds of the difference from the control, with its 95 % interval; nothing of a single seed."""
+    pairs = variant.differences_from(control, metric)
+    interval = interval_over_runs(pairs)
+    if interval is None:
+        return ""
+    return f"{fmean(pairs):+.{digits}f} [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}] from {control.name}"
 
 
 def _direction(better: str | None) -> str:

@@ -179,8 +179,8 @@ def test_cells_give_seeds_or_the_interval_of_one():
     )
     cells = {f"{row.label} {row.direction}": [(cell.text, cell.spread) for cell in row.cells] for row in rows}
     assert cells == {
-        "FID ↓": [("91.00", "± 1.41"), ("not measured", "")],
-        "PSNR, dB ↑": [("19.00", "± 0.00"), ("18.00", "[17.50, 18.50]")],
+        "FID ↓": [("91.00", "[78.29, 103.71]"), ("not measured", "")],
+        "PSNR, dB ↑": [("19.00", "[18.98, 19.03]"), ("18.00", "[17.50, 18.50], 1 of 2 seeds")],
         "LPIPS, vgg ↓": [("not measured", ""), ("0.300", "[17.500, 18.500]")],
     }
 
