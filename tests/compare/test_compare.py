@@ -1,0 +1,222 @@
+"""Comparisons: what is wrong is said first, trials are shared and taken over, the page has the numbers."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import nullcontext
+
+import pytest
+import yaml
+from time_limits import HANG_S
+
+from sendvae_fast.cli.main import main
+from sendvae_fast.compare import compare, workers
+from sendvae_fast.compare.compare import MAY_CHANGE, claim_folder
+from sendvae_fast.compare.plan import Comparison
+from sendvae_fast.compare.settings import CompareConfig, MethodConfig
+from sendvae_fast.compare.trial import is_trained
+from sendvae_fast.config import build_config
+from sendvae_fast.engine.run import plain
+from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.result import Result, append_results, read_results
+
+PLAIN = {"key": "plain", "name": "Plain VAE", "config": "demo/vae", "settings": {"loop": {"num_steps": 2}}}
+SEND = {"key": "send", "config": "demo/vae_send", "start": "plain"}
+E2E = {
+    "key": "e2e", "name": "REPA-E", "config": "demo/e2e", "end_to_end": True, "start": "plain",
+    "settings": {"loop": {"num_steps": 2, "log_every": 1}, "preview": {"num_samples": 1, "sampler": {"num_steps": 2}}},
+}  # fmt: skip
+CONTENT = {
+    "methods": [PLAIN, SEND],
+    "pictures": {"num_train_images": 48, "num_test_images": 24},
+    "foundation": {"name": "demo"},
+    "features": {"name": "demo"},
+    "metrics": ["frechet"],
+    "protocol": "adm",
+    "generator": "demo/sit",
+    "generator_settings": {
+        "loop": {"num_steps": 2, "log_every": 1, "preview_every": 100},
+        "preview": {"num_samples": 1, "sampler": {"num_steps": 2}},
+    },
+    "samples": {"num_samples": 6, "guidance_scale": 2.0, "sampler": {"num_steps": 2}},
+}
+
+
+def written(tmp_path, **changes):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(CONTENT | changes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods": [PLAIN, SEND | {"config": "demo/vae_sent"}]}, "did you mean.*vae_send"),
+        ({"methods": [PLAIN, SEND | {"start": "plane"}]}, "starts from plane, .* above it; did you mean plain"),
+        ({"methods": [SEND, PLAIN]}, "send starts from plain, and there is no such method above it"),
+        ({"methods": [PLAIN, SEND | {"key": "plain"}]}, "two methods are called plain: give each a key"),
+        ({"methods": [PLAIN, SEND | {"name": "Plain VAE"}]}, "two methods are called Plain VAE: give each a name"),
+        ({"methods": [PLAIN | {"weights": "x"}]}, "plain has config and weights, or neither"),
+        ({"methods": [PLAIN, SEND | {"key": "../send"}]}, "names a folder"),
+        ({"methods": [PLAIN, SEND | {"settings": {"lop": 1}}]}, "send: .*unknown key lop; did you mean loop"),
+        ({"methods": [PLAIN, {"key": "taken", "weights": "no/where"}]}, "no/where does not exist"),
+        ({"methods": [PLAIN | {"settings": {"init_from": "no/where"}}]}, "plain needs no/where"),
+        ({"only": ["sand"]}, "only names sand, .* did you mean send"),
+        ({"control": "none"}, "control names none, .* there are plain, send"),
+        ({"seeds": [1, 1]}, "seeds is .1, 1.: give different"),
+        ({"pictures": {"data": "no/where"}}, "no/where"),
+        ({"generator": "demo/sat"}, "demo/sat.*did you mean"),
+        ({"features": {"name": "inception"}}, "inception need its weights"),
+        ({"curve_every": 0}, "curve_every is 0"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_the_first_step(tmp_path, capsys, changes, said):
+    run = tmp_path / "run"
+    assert main(["compare", str(written(tmp_path, **changes)), f"--run={run}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: ") and not run.exists()
+    assert re.search(said, error), error
+
+
+def comparison(tmp_path, **changes):
+    config = build_config(CompareConfig, CONTENT | {"run": str(tmp_path / "run")} | changes)
+    return Comparison(config, plain(config) | {"methods": {method.key: plain(method) for method in config.methods}})
+
+
+def test_a_comparison_may_grow_and_not_change(tmp_path):
+    claim_folder(comparison(tmp_path, methods=[PLAIN]), MAY_CHANGE)
+    claim_folder(comparison(tmp_path, seeds=[0, 1]), MAY_CHANGE)
+    changed = [PLAIN, SEND | {"config": "demo/vae_va"}]
+    with pytest.raises(UserError, match="methods.send.config was demo/vae_send, now demo/vae_va"):
+        claim_folder(comparison(tmp_path, methods=changed), MAY_CHANGE)
+
+
+def test_a_method_is_taken_with_what_it_starts_from(tmp_path):
+    methods = [PLAIN, SEND, SEND | {"key": "further", "start": "send"}, PLAIN | {"key": "other", "name": "Other"}]
+    trials = comparison(tmp_path, methods=methods, only=["further"], seeds=[3, 5]).trials
+    assert [(trial.seed, trial.method.key) for trial in trials] == [
+        (seed, key) for seed in (3, 5) for key in ("plain", "send", "further")
+    ]
+    last = trials[-1]
+    assert last.start is trials[-2] and last.folder == tmp_path / "run" / "seed-5" / "further"
+    config, generator = last.autoencoder_config, last.generator_config
+    assert config.init_from == str(tmp_path / "run" / "seed-5" / "send" / "vae") and config.seed == generator.seed == 5
+    assert trials[0].generator_config.latents != generator.latents
+    same = trials[3].generator_config
+    for name in ("run", "latents", "autoencoder"):
+        setattr(same, name, getattr(generator, name))
+    assert same == generator  # the same generator on every autoencoder of a seed
+
+
+def test_a_method_has_one_origin():
+    with pytest.raises(UserError, match="takes weights as they are"):
+        MethodConfig(key="a", weights="x", end_to_end=True)
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """Trials that only leave a note of who did them, in the order in which they are done."""
+    done = []
+
+    def run_trial(trial, ranks, after_part):
+        done.append(trial.name)
+        (trial.folder / "parts.json").write_text(json.dumps({trial.parts[0]: 1.0}))
+        if trial.method.key == "bad":
+            raise UserError("the disk is full")
+        append_results(trial.results, [Result(metric="psnr", value=1.0, protocol="p")])
+        return 0
+
+    monkeypatch.setattr(workers, "run_trial", run_trial)
+    monkeypatch.setattr(workers, "POLL_INTERVAL_S", 0.01)
+    return done
+
+
+def test_a_trial_waits_for_its_start_and_is_done_once(tmp_path, noted):
+    two = comparison(tmp_path, seeds=[0, 1])
+    assert workers.work_off(two) == 0
+    assert noted == ["Plain VAE, seed 0", "send, seed 0", "Plain VAE, seed 1", "send, seed 1"]
+    assert workers.work_off(two) == 0 and len(noted) == 4
+    assert all(is_trained(trial) for trial in two.trials)
+
+
+def test_a_trial_that_fails_leaves_the_others_their_turn(tmp_path, noted, capsys):
+    bad = SEND | {"key": "bad"}
+    after = SEND | {"key": "after", "start": "bad"}
+    other = SEND | {"key": "other"}
+    with pytest.raises(UserError, match="the disk is full"):
+        workers.work_off(comparison(tmp_path, methods=[PLAIN, bad, after, other]))
+    assert noted == ["Plain VAE", "bad", "other"]
+    assert capsys.readouterr().err == "bad: the disk is full (the others go on)\n"
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from sendvae_fast.engine.run_lock import claimed
+with claimed(Path(sys.argv[1])) as is_ours:
+    print(is_ours, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_trial_that_another_process_has_is_left_to_it_and_taken_over_when_that_is_killed(tmp_path, noted):
+    one = comparison(tmp_path)
+    first = one.trials[0]
+    first.folder.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, first.folder], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "True\n"
+            worker = threading.Thread(target=workers.work_off, args=(one,))
+            worker.start()
+            time.sleep(0.3)
+            assert noted == []
+            holder.send_signal(signal.SIGKILL)
+            worker.join(HANG_S)
+        finally:
+            holder.kill()
+    assert noted == ["Plain VAE", "send"]
+
+
+def test_every_claim_is_given_up(tmp_path, noted):
+    one = comparison(tmp_path)
+    assert workers.work_off(one) == 0
+    for trial in one.trials:
+        held = subprocess.run(
+            [sys.executable, "-c", HOLDER.replace("600", "0"), trial.folder], capture_output=True, text=True, check=True
+        )
+        assert held.stdout == "True\n"
+
+
+class InThisProcess:
+    """Workers that start no process."""
+
+    def run(self, work, jobs, watch):
+        codes = [work(job) for job in jobs]
+        watch()
+        return codes
+
+
+@pytest.mark.slow
+def test_end_to_end_training_and_curves_through_the_whole_comparison(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "side_by_side", lambda: nullcontext(InThisProcess()))
+    monkeypatch.setattr(workers, "num_workers", lambda: 2)
+    curve = {"num_samples": 4, "guidance_scale": 1.0, "sampler": {"num_steps": 2}}
+    file = written(tmp_path, methods=[PLAIN, E2E], curve_every=1, curve=curve)
+    run = tmp_path / "run"
+    arguments = ["compare", str(file), f"--run={run}", "--debug"]
+    assert main(arguments) == 0
+    logs = {path: path.read_text() for path in run.rglob("*.jsonl")}
+    assert main(arguments) == 0 and logs == {path: path.read_text() for path in run.rglob("*.jsonl")}
+    for key in ("plain", "e2e"):
+        measured = {result.metric for result in read_results(run / "seed-0" / key / "evaluation.jsonl")}
+        assert {"rfrechet_demo", "psnr", "ssim", "attribute_f1", "frechet_demo"} <= measured
+        points = read_results(run / "seed-0" / key / "sit" / "evaluation.jsonl")
+        assert [point.step for point in points if point.metric == "frechet_demo"] == [1, 2]
+    page = (run / "report.html").read_text()
+    for words in ("How fast generators learn", "Speed-up in steps", "REPA-E", "hours of a process", "One seed is an"):
+        assert words in page, words
+    assert "Still to come" not in page and page.count('role="img" aria-label="Fréchet distance, demo over') >= 2
