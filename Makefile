@@ -12,8 +12,8 @@ CSRC := $(filter %.cpp %.cu %.cuh %.h,$(SOURCES)) $(wildcard tests/cuda_on_cpu/*
 IN_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test tests test-fast docs lint format cluster cuda-on-cpu triton-build planted-bugs reliability soak chaos gpu-check \
-	clean
+.PHONY: help env demo test tests test-fast docs lint format wheel wheel-test cluster cuda-on-cpu triton-build \
+	planted-bugs reliability soak chaos gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,6 +43,16 @@ format: env  ## write Python and C++ as lint wants them
 
 docs: $(VENV)/.docs  ## build the documentation as an offline site: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# The libraries of one wheel load under any torch from 2.10 on. CUDACXX=/usr/local/cuda-12.8/bin/nvcc builds for the
+# drivers of CUDA 12, SENDVAE_CUDA_ARCHITECTURES for fewer GPUs; the file's name has the CUDA version (1cu130, 1cpu).
+wheel: env  ## a wheel for this Python, made from a source distribution, both in dist/; fails where the ops do not build
+	rm -rf dist
+	SENDVAE_BUILD=require $(BIN)/python -m build --no-isolation --outdir dist
+
+# Not part of `make test`: it downloads two versions of PyTorch, several GB.
+wheel-test: wheel  ## install that wheel in clean environments, under two versions of torch, and test it there
+	SENDVAE_WHEEL=1 $(BIN)/python -m pytest tests/test_wheel.py $(ARGS)
 
 # Not part of `make test`: minutes of processor time, and root for network namespaces and Slurm's daemons.
 cluster: env  ## jobs on two hosts (network namespaces): Slurm, torchrun, DeepSpeed's launcher; one host is cut off
@@ -107,4 +117,4 @@ gpu-check:  ## build the CUDA ops for this GPU, test and measure them, run a sho
 	$(PYTHON) -m bench.gpu_check $(ARGS)
 
 clean:  ## remove what the build made; .venv and runs stay
-	rm -rf build site sendvae_fast/_lib *.egg-info .pytest_cache .ruff_cache $(VENV)/.package
+	rm -rf build dist site sendvae_fast/_lib *.egg-info .pytest_cache .ruff_cache $(VENV)/.package

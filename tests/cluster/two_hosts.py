@@ -24,6 +24,22 @@ SLURM_TOOLS = ("slurmctld", "slurmd", "srun", "sbatch", "scontrol", "munged", "m
 START_S = 120.0
 
 
+SSH = """#!/bin/sh
+# In place of ssh: runs a command on the other host, as root; of the caller's environment it has HOME and PATH alone.
+while :; do
+    case $1 in
+    -o | -l | -p | -i | -F) shift 2 ;;
+    -*) shift ;;
+    *) break ;;
+    esac
+done
+host=$1
+shift
+exec env -i HOME="$HOME" PATH="$PATH" nsenter --net=/run/netns/TAG-"$host" unshare --uts --mount \\
+    sh -c 'hostname "$1" && mount --bind HOSTS /etc/hosts && shift && exec sh -c "$*"' sh "$host" "$@"
+"""
+
+
 def missing(slurm: bool = False) -> str | None:
     """What keeps this machine from being two hosts, for a skipped test; None where nothing does."""
     if os.geteuid() != 0:
@@ -93,8 +109,16 @@ class TwoHosts:
         """Put the cable back."""
         _ip("-n", self._namespace(host), "link", "set", "eth0", "up")
 
+    def path_with_ssh(self) -> str:
+        """PATH with an `ssh` before all else that goes from host to host; the hosts have no ssh server."""
+        ssh = self.folder / "bin" / "ssh"
+        ssh.parent.mkdir(exist_ok=True)
+        ssh.write_text(SSH.replace("TAG", self.tag).replace("HOSTS", str(self.folder / "hosts")))
+        ssh.chmod(0o755)
+        return f"{ssh.parent}:{os.environ['PATH']}"
+
     def start(self, host: str, *command: object, **options) -> subprocess.Popen:
-        """Start a command on a host; options as those of Popen."""
+        """Start a command on a host; options as those of Popen. The process is the command itself, not a shell."""
         environment = {**os.environ, **options.pop("env", {}), "SLURM_CONF": str(self.folder / "slurm.conf")}
         setup = f'hostname {host} && mount --bind {self.folder / "hosts"} /etc/hosts && exec "$@"'
         network = f"--net=/run/netns/{self._namespace(host)}"  # not `ip netns exec`, which hides /sys/fs/cgroup
