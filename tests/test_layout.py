@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -91,3 +92,10 @@ def test_one_module_orders_the_work_of_a_gpu():
     """tests/fake_cuda tests that module's users; what orders work elsewhere would go untested."""
     ordering = {str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py") if ORDER.search(file.read_text())}
     assert ordering - TIMES == {"engine/streams.py"}
+
+
+def test_no_two_test_modules_share_a_name():
+    """Folders of tests are no packages: pytest imports the first module of a name, and stops at the second."""
+    tests = [file for file in Path(__file__).parent.rglob("*.py") if not (file.parent / "__init__.py").exists()]
+    counts = Counter(file.stem for file in tests if file.stem != "conftest")
+    assert not {name: count for name, count in counts.items() if count > 1}
