@@ -161,7 +161,18 @@ def _triton_reason() -> str | None:
         return "the triton package is not installed"
     if not torch.cuda.is_available() and not interpreting_triton():
         return "no CUDA device (on a CPU it runs only under TRITON_INTERPRET=1, for tests)"
-    return None if interpreting_triton() else _missing_for_triton()
+    return _wrong_with_the_interpreter() if interpreting_triton() else _missing_for_triton()
+
+
+def _wrong_with_the_interpreter() -> str | None:
+    """Why Triton's interpreter fails in every loop here; None: it does not."""
+    import numpy
+    import triton
+
+    of_triton, of_numpy = (tuple(map(int, module.__version__.split(".")[:2])) for module in (triton, numpy))
+    if of_triton < (3, 7) and of_numpy >= (2, 4):  # which no longer makes a number of an array of one
+        return "before 3.7 Triton's interpreter does not work beside NumPy 2.4: pip install 'numpy<2.4'"
+    return None
 
 
 def _missing_for_triton() -> str | None:

@@ -84,6 +84,24 @@ def test_library_older_than_the_op(built, monkeypatch):
         chosen_backend("an_op_of_tomorrow", "cpu")
 
 
+def test_an_interpreter_that_fails_in_loops_is_named(built, monkeypatch):
+    """Triton 3.6 converts an array of one number by int, which NumPy 2.4 refuses."""
+    triton, numpy = pytest.importorskip("triton"), pytest.importorskip("numpy")
+    reason = dispatch._triton_reason.__wrapped__  # asked anew each time
+    built()
+    monkeypatch.setattr(dispatch, "_triton_reason", reason)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for versions, works in ((("3.6.0", "2.4.6"), False), (("3.6.1", "2.3.5"), True), (("3.7.0", "2.10.0"), True)):
+        for module, version in zip((triton, numpy), versions, strict=True):
+            monkeypatch.setattr(module, "__version__", version)
+        with use_backend("triton"):
+            if works:
+                assert chosen_backend("group_norm_silu", "cpu") == "triton"
+                continue
+            with pytest.raises(UserError, match=r"group_norm_silu: .*interpreter does not work beside NumPy 2\.4: pip"):
+                chosen_backend("group_norm_silu", "cpu")
+
+
 def test_environment_forces(built, monkeypatch):
     built(cpu="not built (pip)")
     monkeypatch.setenv("SENDVAE_BACKEND", "reference")
