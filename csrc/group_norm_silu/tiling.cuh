@@ -18,6 +18,7 @@ constexpr int kThreads = 256;           // of a block, at most
 constexpr int kThreadPixels = 16;       // of a thread, at most
 constexpr int kWholeThreads = 512;      // of a block that has all pixels of its channels
 constexpr int kWholeThreadPixels = 8;   // and of a thread of it
+constexpr int kFewThreadPixels = 4;     // where so many threads have all pixels with these
 constexpr int kJoinThreads = 512;       // of a block that joins the sums of chunks
 constexpr int kMaxBlockChunks = 64;     // CUDA's limit of blockDim.z
 constexpr int kMaxColumnTiles = 65535;  // and of gridDim.y
@@ -63,12 +64,16 @@ inline Tiling wide_tiling(const char* op, const GroupNormShape& shape, int vecto
 }
 
 // For a map that is small enough: blocks of all pixels, whole groups and whole warps, of 64 bytes or more of each
-// pixel.
+// pixel. Blocks are few then, so that what counts is how long one takes from its first load to its last store: threads
+// have few pixels each.
 inline std::optional<Tiling> whole_tiling(const char* op, const GroupNormShape& shape, int vector_width) {
   const int64_t columns = std::lcm(shape.channels_per_group(), int64_t{kWarp}) / vector_width;
   if (columns > kMaxColumns) return std::nullopt;
-  const Tiling tiling = tiling_for(op, shape, vector_width, columns, kWholeThreads, kWholeThreadPixels);
-  return tiling.sample_blocks == 1 ? std::optional(tiling) : std::nullopt;
+  for (const int thread_pixels : {kFewThreadPixels, kWholeThreadPixels}) {
+    const Tiling tiling = tiling_for(op, shape, vector_width, columns, kWholeThreads, thread_pixels);
+    if (tiling.sample_blocks == 1) return tiling;
+  }
+  return std::nullopt;
 }
 
 // Threads that join so many parts, four each; with fewer than 128 a block is too small to fill a multiprocessor.
