@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 import torch
 from fuzz import Reader, check_reader, damaged_content, damaged_text
 
-from sendvae_fast.demo.demo import claim_folder
-from sendvae_fast.demo.results import Results
-from sendvae_fast.demo.settings import DemoConfig
-from sendvae_fast.demo.timeline import Speed, Timeline, costs
+from sendvae_fast.compare.compare import claim_folder
+from sendvae_fast.compare.results import Results
+from sendvae_fast.compare.timeline import Speed, Timeline, costs
+from sendvae_fast.demo.demo import DemoConfig, comparison_of
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.correlation import PAPER_TABLE, read_table
@@ -30,7 +31,6 @@ from sendvae_fast.sampling.sample_to_folder import SampleConfig, sample_to_folde
 pytestmark = pytest.mark.slow
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
-DEMO = DemoConfig(num_train_images=2, num_test_images=2)
 CPU = torch.device("cpu")
 
 
@@ -45,8 +45,8 @@ def folder(tmp_path_factory):
         table.save(CPU, [table.Measurement(shape, {"math": 1.0}, {"flash": "not built"}, ("math",))])
         table.table_path(CPU).rename(folder / "attention.json")
     sample(folder)
-    claim_folder(DEMO, folder / "demo")
-    (folder / "demo/results.json").write_text(json.dumps({"seconds": {"pictures": 1.5, "Control": {"latents": 3.0}}}))
+    claim_demo(folder)
+    (folder / "demo/parts.json").write_text(json.dumps({"pictures": 1.5}))
     (folder / "demo/control").mkdir()
     (folder / "demo/control/parts.json").write_text(json.dumps({"fine-tuning": 2.0, "latents": 3.0}))
     shutil.copytree(OLD_RUNS / "sit", folder / "demo/control/sit")
@@ -78,9 +78,19 @@ def read_attention_table(folder):
             raise UserError(str(warning)) from None
 
 
+@cache
+def demo_in(folder):
+    return comparison_of(DemoConfig(run=str(folder / "demo"), num_train_images=2, num_test_images=2))
+
+
+def claim_demo(folder):
+    claim_folder(demo_in(folder), ())
+
+
 def read_demo(folder):
     """How far a demo is, from what its parts have left."""
-    results = Results(DEMO, folder / "demo", Timeline(costs(DEMO, Speed(1.0, 1.0), 2, 2), num_workers=1))
+    demo = demo_in(folder)
+    results = Results(demo, Timeline(costs(demo, Speed(1.0, 1.0), 2, 2), num_workers=1))
     assert all(0 <= fraction <= 1 for fraction in results.done().values())
 
 
@@ -106,8 +116,8 @@ READERS = {
         damaged_text,
         lambda folder: crop_size(None, folder / "runs/vae/checkpoints/step_00000003"),
     ),
-    "demo's settings": Reader("demo/settings.yaml", damaged_text, lambda folder: claim_folder(DEMO, folder / "demo")),
-    "demo's results": Reader("demo/results.json", damaged_text, read_demo),
+    "demo's settings": Reader("demo/settings.yaml", damaged_text, claim_demo),
+    "demo's own parts": Reader("demo/parts.json", damaged_text, read_demo),
     "demo's parts": Reader("demo/control/parts.json", damaged_text, read_demo),
     "demo's metrics": Reader("demo/control/sit/metrics.jsonl", damaged_content, read_demo),
     "attention table": Reader("attention.json", damaged_text, read_attention_table),
