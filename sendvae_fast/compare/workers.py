@@ -84,7 +84,7 @@ def work_off(comparison: Comparison, after_part: Callable[[], object] = lambda: 
     """
     ranks, failed = init_distributed(), dict[int, UserError]()
     trials = comparison.trials
-    while True:
+    while not parent_is_gone():
         with ExitStack() as claim:
             chosen = _claim_next(trials, failed, claim) if ranks.is_main else None
             number = ranks.broadcast_object(chosen)
@@ -100,6 +100,8 @@ def work_off(comparison: Comparison, after_part: Callable[[], object] = lambda: 
                 failed[number] = error
                 if ranks.is_main:
                     print(f"{trials[number].name}: {error} (the others go on)", file=sys.stderr, flush=True)
+    else:
+        return EXIT_REQUEUE
     for error in failed.values():
         raise error
     return 0
@@ -146,8 +148,9 @@ class Workers:
                         future.result()
                     watch()
                     if stop.requested():
-                        stop_children()
-                        wait(waiting, GRACE_S)
+                        stop_children(signal.SIGTERM)
+                        if wait(waiting, GRACE_S).not_done:
+                            stop_children(signal.SIGKILL)
                         return [EXIT_REQUEUE]
                 return [future.result() for future in futures]
             except BrokenProcessPool:
@@ -158,12 +161,12 @@ class Workers:
                 ) from None
 
 
-def stop_children() -> None:
-    """Ask this process's workers to stop: a training saves itself."""
+def stop_children(number: int) -> None:
+    """Signal this process's workers: at SIGTERM a training saves itself; nothing that is killed loses what it wrote."""
     for child in multiprocessing.active_children():
         with suppress(ProcessLookupError):
             if child.pid is not None:
-                os.kill(child.pid, signal.SIGTERM)
+                os.kill(child.pid, number)
 
 
 def num_workers() -> int:
