@@ -136,8 +136,15 @@ def measured_peak(case: StepCase, scratch: Path, engine: dict[str, Any], distrib
     events = json.loads(trace.read_text())["traceEvents"]
     (begin, end) = next((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == STEP and "dur" in e)
     memory = [event for event in events if event.get("name") == "[memory]"]
-    before = memory[0]["args"]["Total Allocated"] - memory[0]["args"]["Bytes"]  # what earlier profiles have left
-    return max(event["args"]["Total Allocated"] for event in memory if begin <= event["ts"] <= end) - before
+    live: dict[int, int] = {}  # by address; blocks of before, which are freed meanwhile, are not among them
+    now = peak = 0
+    for event in sorted(memory, key=lambda event: event["ts"]):
+        address, size = event["args"]["Addr"], event["args"]["Bytes"]
+        now += size if size > 0 else -live.get(address, 0)
+        live[address] = max(size, 0)
+        if begin <= event["ts"] <= end:
+            peak = max(peak, now)
+    return peak
 
 
 def table(out: Path) -> str:
