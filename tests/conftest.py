@@ -49,19 +49,23 @@ def pytest_configure() -> None:
 # The files that take longest, the longest first: were one of them the last to start, the other workers would wait.
 LONGEST = (
     "cuda_on_cpu/test_kernels.py",
-    "ops/test_contract.py",
     "test_demo.py",
+    "bench/test_step.py",
     "engine/test_engine.py",
     "train/test_two_ranks.py",
-    "test_configs.py",
-    "train/test_train_vae.py",
-    "train/test_train_sit.py",
-    "train/test_backends.py",
-    "ops/test_attention.py",
-    "bench/test_step.py",
-    "cuda_on_cpu/test_traffic.py",
+    "ops/test_contract.py",
+    "compare/test_compare.py",
     "cli/test_main.py",
+    "train/test_train_sit.py",
+    "train/test_train_vae.py",
+    "ops/test_triton_build.py",
+    "bench/test_evidence.py",
+    "train/test_replayed_step.py",
+    "bench/test_kernels.py",
+    "ops/test_attention.py",
+    "cuda_on_cpu/test_traffic.py",
     "train/test_alignment_methods.py",
+    "train/test_backends.py",
 )
 
 
