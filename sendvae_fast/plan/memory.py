@@ -1,6 +1,6 @@
 """The memory of a GPU under an engine, from what a step on one rank was seen to need.
 
-What ZeRO splits is an exact share of counted bytes; its buffers are DeepSpeed's, read in its code (runtime/zero of
+What ZeRO splits is a share of counted bytes; its buffers are DeepSpeed's, read in its code (runtime/zero of
 0.19.8) with this engine's settings. P trained parameters of 4 bytes, N ranks, B elements in a bucket:
 
     ddp, N > 1   buckets of DDP: 4 P, beside the gradients

@@ -22,6 +22,9 @@ PARTS = {
 }
 
 
+ZERO_3 = "- ZeRO 3: a real step needed a fifth more memory than such a plan says (docs/planning.md)"
+
+
 def plan_words(plan: Plan, config: PlanConfig) -> str:
     """One plan, and its assumptions."""
     batch = f"{plan.global_batch:,} pictures a step = {plan.gpus:,} GPUs x {plan.pictures_at_once:,} at once"
@@ -42,7 +45,8 @@ def plan_words(plan: Plan, config: PlanConfig) -> str:
         lines += _rows(
             (name, f"{count_words(count)}FLOP ({count / total:.0%})") for name, count in plan.flops_per_image.items()
         )
-    return "\n".join([*lines, *_time_words(plan), "", *assumptions(config)])
+    doubts = [ZERO_3] if plan.engine == "ZeRO 3" else []
+    return "\n".join([*lines, *_time_words(plan), "", *assumptions(config), *doubts])
 
 
 def _time_words(plan: Plan) -> list[str]:
