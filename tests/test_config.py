@@ -62,6 +62,8 @@ class Outer:
     """A number."""
     quick: bool = False
     """A flag."""
+    parts: tuple[Inner, ...] = ()
+    """Several."""
 
 
 def load(*arguments: str, files: list[Path] | None = None) -> Outer:
@@ -109,6 +111,22 @@ def test_mistakes_are_one_line_that_names_the_key(arguments, words):
         load(*arguments)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert "Union" not in str(caught.value) and "Namespace" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ("[{sise: 3}]", r"unknown key parts\[0\].sise; did you mean parts\[0\].size"),
+        ("[{size: 3}, large]", r"parts\[1\] is 'large'; give it keys of size, "),
+    ],
+)
+def test_mistakes_in_a_list_of_settings_name_their_place(tmp_path, parts, words):
+    file = tmp_path / "top.yaml"
+    file.write_text(f"run: x\nparts: {parts}\n")
+    with pytest.raises(UserError, match=words):
+        load(files=[file])
+    file.write_text("run: x\nparts: [{size: 3}]\n")
+    assert load(files=[file]).parts[0].size == 3
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
