@@ -183,14 +183,15 @@ def _check_keys(config_class: type, content: dict[str, Any], prefix: str, where:
         if nested is not None and isinstance(value, dict):
             _check_keys(nested, value, f"{prefix}{key}.", where)
         several = _dataclass_of_several(types_by_name[key])
-        for number, part in enumerate(value if several is not None and isinstance(value, list | tuple) else ()):
-            if not isinstance(part, dict):
-                keys = ", ".join(field.name for field in dataclasses.fields(several))
-                raise UserError(f"{where}: {prefix}{key}[{number}] is {part!r}; give it keys of {keys}")
-            _check_keys(several, part, f"{prefix}{key}[{number}].", where)
+        if several is not None and isinstance(value, list | tuple):
+            for number, part in enumerate(value):
+                if not isinstance(part, dict):
+                    keys = ", ".join(field.name for field in dataclasses.fields(several))
+                    raise UserError(f"{where}: {prefix}{key}[{number}] is {part!r}; give it keys of {keys}")
+                _check_keys(several, part, f"{prefix}{key}[{number}].", where)
 
 
-def _dataclass_of_several(annotation: Any) -> Any:
+def _dataclass_of_several(annotation: Any) -> type | None:
     """The dataclass X of a field that holds a tuple or list of X, if it is one."""
     if typing.get_origin(annotation) not in (tuple, list):
         return None
