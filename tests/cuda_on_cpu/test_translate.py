@@ -49,7 +49,7 @@ def test_all_sources_are_known():
         ("value = __shfl_down_sync(mask, value, 1);", "`__shfl_down_sync` is not known"),
         ("atomicAdd(out, 1.0f);", "`atomicAdd` is not known"),
         ("__constant__ float table[4];", "`__constant__` is not known"),
-        ("cudaMemsetAsync(data, 0, 4, stream);", "`cudaMemsetAsync` is not known"),
+        ("cudaMallocAsync(&data, 4, stream);", "`cudaMallocAsync` is not known"),
         ("namespace cg = cooperative_groups;", "`cooperative_groups` is not known"),
         ("#include <mma.h>", "<mma.h> is not known"),
         ("extern __shared__ float buffer[];", "dynamic shared memory"),
