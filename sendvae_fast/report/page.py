@@ -128,6 +128,11 @@ class MetricRow:
     """Protocol and counts of pictures, and what else a reader must know."""
     cells: list[Cell]
 
+    @property
+    def has_differences(self) -> bool:
+        """Whether a cell says how far it is from the control."""
+        return any(cell.difference for cell in self.cells)
+
 
 def metric_table(variants: Sequence[Variant], unfinished: bool = False, control: str = "") -> list[MetricRow]:
     """A row for each metric that any variant has, with a cell per variant.
@@ -305,7 +310,7 @@ def _difference(variant: Variant, control: Variant, metric: str, digits: int) ->
     interval = interval_over_runs(pairs)
     if interval is None:
         return ""
-    return f"{fmean(pairs):+.{digits}f} [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}] from {control.name}"
+    return f"{fmean(pairs):+.{digits}f} [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
 
 
 def _direction(better: str | None) -> str:
