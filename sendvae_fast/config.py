@@ -5,6 +5,7 @@ from another one with `base: other.yaml` (relative to itself, or a packaged name
 `--data.image_size=256` or `--data.image_size 256`.
 """
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -123,7 +124,7 @@ def build_config(config_class: type[T], content: dict[str, Any], where: str = "t
     _check_keys(config_class, content, prefix="", where=where)
     parser = _parser_of(config_class)
     try:
-        return config_class(**vars(parser.instantiate(parser.parse_object(content))))
+        return config_class(**vars(parser.instantiate(parser.parse_object(copy.deepcopy(content)))))
     except (ArgumentError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         # jsonargparse wraps the error of a nested __post_init__; the user is shown the check's own line.
         if isinstance(error.__cause__, UserError):

@@ -125,8 +125,9 @@ def test_mistakes_in_a_list_of_settings_name_their_place(tmp_path, parts, words)
     file.write_text(f"run: x\nparts: {parts}\n")
     with pytest.raises(UserError, match=words):
         load(files=[file])
-    file.write_text("run: x\nparts: [{size: 3}]\n")
-    assert load(files=[file]).parts[0].size == 3
+    content = {"run": "x", "parts": [{"size": 3}]}
+    for _ in range(2):  # which leaves what it was given as it was
+        assert build_config(Outer, content).parts[0].size == 3
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):

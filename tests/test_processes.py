@@ -79,7 +79,7 @@ def test_processes_are_started_nowhere_else():
     allowed = {
         "processes.py": {"multiprocessing", "ProcessPoolExecutor"},
         "data/indexing/sandbox.py": {"multiprocessing"},
-        "demo/workers.py": {"ProcessPoolExecutor"},
+        "compare/workers.py": {"multiprocessing", "ProcessPoolExecutor"},
         "cli/doctor_gpu.py": {"subprocess"},
         "version.py": {"subprocess"},
     }

@@ -34,7 +34,8 @@ def test_second_interrupt_is_immediate():
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_handlers_come_back():
+def test_handlers_come_back(monkeypatch):
+    monkeypatch.setattr(StopOnSignal, "_process_ends", False)  # an earlier test may have run a whole `train` here
     before = [signal.getsignal(number) for number in SIGNALS]
     with StopOnSignal(Distributed()):
         os.kill(os.getpid(), signal.SIGINT)
