@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torchvision
 from tiny_runs import NUM_IMAGES
 
 from sendvae_fast.data.scenes.scene_folder import synth_scenes
@@ -31,3 +32,12 @@ def few_images(images, tmp_path_factory):
     for number, file in enumerate(sorted(images.rglob("*.jpg"))[:8]):
         (folder / "a" / f"{number}.jpg").write_bytes(file.read_bytes())
     return folder
+
+
+@pytest.fixture(scope="session")
+def perceptual(tmp_path_factory):
+    """Settings of LPIPS with a random SqueezeNet."""
+    path = tmp_path_factory.mktemp("lpips") / "squeeze.pth"
+    torch.manual_seed(0)
+    torch.save(torchvision.models.squeezenet1_1(weights=None).features.state_dict(), path)
+    return {"net": "squeeze", "weights": str(path)}

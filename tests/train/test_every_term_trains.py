@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torchvision
 from tiny_runs import e2e_config, vae_config
 
 from sendvae_fast.data.loader import ImageBatch
@@ -19,14 +18,6 @@ OFF = dict.fromkeys(("reconstruction_weight", "perceptual_weight", "kl_weight", 
 NO_ALIGNMENT = {"method": "none", "latent_norm": "none"}
 ENCODER, DECODER, DISCRIMINATOR = {"encoder", "quant_conv"}, {"post_quant_conv", "decoder"}, {"discriminator"}
 PICTURE = ENCODER | DECODER
-
-
-@pytest.fixture(scope="module")
-def perceptual(tmp_path_factory):
-    path = tmp_path_factory.mktemp("lpips") / "squeeze.pth"
-    torch.manual_seed(0)
-    torch.save(torchvision.models.squeezenet1_1(weights=None).features.state_dict(), path)
-    return {"net": "squeeze", "weights": str(path)}
 
 
 def batch_of() -> ImageBatch:

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from tiny_runs import COMPARED, vae_config
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -21,15 +20,6 @@ from sendvae_fast.train.vae.stage import VAEStage
 pytestmark = pytest.mark.slow
 
 NUM_STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def perceptual(tmp_path_factory):
-    """Settings of LPIPS with a random SqueezeNet."""
-    path = tmp_path_factory.mktemp("lpips") / "squeeze.pth"
-    torch.manual_seed(0)
-    torch.save(torchvision.models.squeezenet1_1(weights=None).features.state_dict(), path)
-    return {"net": "squeeze", "weights": str(path)}
 
 
 def batch_of(step: int) -> ImageBatch:
