@@ -73,8 +73,13 @@ def curves(variants: Variants) -> Any:
             seeds = variants.get(name, {})
             if not seeds:
                 continue
-            lines = [[at["unguided"]["decoders"]["own"][key] for at in result["curve"]] for result in seeds.values()]
-            steps = [at["step"] for at in next(iter(seeds.values()))["curve"]]
+            curves_of = [
+                {at["step"]: at["unguided"]["decoders"]["own"][key] for at in result["curve"]}
+                for result in seeds.values()
+            ]
+            # A run that was interrupted before this was known was measured where it stopped, too.
+            steps = sorted(set.intersection(*map(set, curves_of)))
+            lines = [[curve[step] for step in steps] for curve in curves_of]
             for line in lines:
                 panel.plot(steps, line, color=COLOURS[name], linewidth=0.6, alpha=0.5)
             panel.plot(steps, np.mean(lines, axis=0), color=COLOURS[name], linewidth=2, marker="o", label=name)

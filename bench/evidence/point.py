@@ -204,9 +204,11 @@ class PointJob:
         return config
 
     def _steps(self) -> list[int]:
-        """At which the generator is measured, ascending."""
+        """At which the generator is measured, ascending: those of the plan, not where a signal stopped it."""
+        loop = self.runs.generator.loop
         checkpoints = (Path(self.runs.generator.run) / "checkpoints").iterdir()
-        return sorted(int(match[1]) for path in checkpoints if (match := FINAL_NAME.fullmatch(path.name)))
+        found = sorted(int(match[1]) for path in checkpoints if (match := FINAL_NAME.fullmatch(path.name)))
+        return [step for step in found if step % loop.save_every == 0 or step == loop.num_steps]
 
     def _samples(self, guided: bool) -> GenerateConfig:
         none = {"guidance_scale": 1.0, "guidance_interval": [0.0, 1.0], "seed": SAMPLING_SEED}
