@@ -148,12 +148,18 @@ def test_a_refused_push_leaves_the_folder(folder, tmp_path, capsys, hub, monkeyp
     assert AutoencoderKL.from_pretrained(tmp_path / "out").config.latent_channels == 3
 
 
-def test_the_card_has_the_facts_of_a_run(folder, tmp_path, capsys):
+def as_checkpoint_of_a_run(folder, tmp_path):
+    """The run, and its checkpoint after 20 steps, which the folder becomes."""
     run = tmp_path / "runs" / "send"
     checkpoint = run / "checkpoints" / "step_00000020"
     checkpoint.parent.mkdir(parents=True)
     folder.rename(checkpoint)
     (checkpoint / "manifest.json").write_text('{"step": 20}')
+    return run, checkpoint
+
+
+def test_the_card_has_the_facts_of_a_run(folder, tmp_path, capsys):
+    run, checkpoint = as_checkpoint_of_a_run(folder, tmp_path)
     (run / "config.yaml").write_text(
         "init_from: /secret/place/vavae\ndata: {global_batch: 1024, image_size: 256}\n"
         "alignment: {method: send, weight: null, foundation: {name: dinov2-vit-b}}\n"
@@ -169,11 +175,7 @@ def test_the_card_has_the_facts_of_a_run(folder, tmp_path, capsys):
 
 
 def test_the_card_has_licence_base_model_metrics_picture_and_citation(folder, tmp_path, capsys):
-    run = tmp_path / "runs" / "send"
-    checkpoint = run / "checkpoints" / "step_00000020"
-    checkpoint.parent.mkdir(parents=True)
-    folder.rename(checkpoint)
-    (checkpoint / "manifest.json").write_text('{"step": 20}')
+    run, checkpoint = as_checkpoint_of_a_run(folder, tmp_path)
     (run / "config.yaml").write_text(
         "init_from: pretrained/vavae-f16d32\ndata: {root: /secret/imagenet, global_batch: 1024, image_size: 256}\n"
         "alignment: {method: send, weight: null, foundation: {name: dinov2-vit-b}}\n"
