@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder import storage as autoencoder_storage
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Posterior
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.storage import load_sit
@@ -25,14 +26,14 @@ from sendvae_fast.sampling.generate import GenerateConfig, Generated, LatentDeco
 class PretrainedAutoencoder(nn.Module):
     """An autoencoder and the statistics of its latents: pictures to normalised latents, and back.
 
-    `network` is the `Autoencoder` itself, whose `encode` gives the moments of posteriors. The buffers `latent_mean` and
-    `latent_std`, float32 [C], move with it. Gradients flow where they are not turned off.
+    `network` is an `Autoencoder`, whose `encode` gives the moments of posteriors, or a `MAETok`. The buffers
+    `latent_mean` and `latent_std`, float32 [C], move with it. Gradients flow where they are not turned off.
     """
 
     latent_mean: Tensor
     latent_std: Tensor
 
-    def __init__(self, network: Autoencoder, latent_mean: Tensor, latent_std: Tensor) -> None:
+    def __init__(self, network: ImageAutoencoder, latent_mean: Tensor, latent_std: Tensor) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("latent_mean", latent_mean)
@@ -40,19 +41,25 @@ class PretrainedAutoencoder(nn.Module):
 
     @property
     def downsampling(self) -> int:
-        """f: picture size over latent size."""
-        return self.network.downsampling
+        """f: picture size over latent size. `UserError` where latents are no grid of the picture (MAETok)."""
+        if isinstance(self.network, Autoencoder):
+            return self.network.downsampling
+        raise UserError(
+            f"the latents of a {type(self.network).__name__} are no grid of the picture: ask network.latent_shape(size)"
+        )
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures [B, 3, H f, W f], uint8 or in [-1, 1], to the means of their posteriors, normalised, [B, C, H, W].
 
+        MAETok takes pictures of one size, and its latents are [B, C, 1, L].
+
         Raises:
-            UserError: the picture size is no multiple of f.
+            UserError: the picture size is no multiple of f, or not MAETok's.
         """
         if images.dtype == torch.uint8:
             images = to_model_range(images)
         weight = next(self.network.parameters())
-        mean = Posterior.from_moments(self.network.encode(images.to(weight.dtype))).mean
+        mean = self.network.posterior(images.to(weight.dtype)).mean
         latent_mean, latent_std = (part.to(mean).view(1, -1, 1, 1) for part in (self.latent_mean, self.latent_std))
         return (mean - latent_mean) / latent_std
 
@@ -127,7 +134,7 @@ def load_autoencoder(
 ) -> PretrainedAutoencoder:
     """The autoencoder of a stage 1 run (its newest checkpoint), a checkpoint, an exported folder or a published file.
 
-    Published files are SD-VAE's, VA-VAE's and REPA-E's, as diffusers folders or as ``.safetensors`` or ``.pth`` files.
+    Published files are SD-VAE's, VA-VAE's, REPA-E's and MAETok's, as folders or as ``.safetensors`` or ``.pth`` files.
     The result is on the CPU, in float32 and in evaluation mode.
 
     Args:

@@ -23,8 +23,8 @@ from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.losses.reconstruction import reconstruction_loss
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Posterior
-from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, load_autoencoder, save_autoencoder
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, convolutional, load_autoencoder, save_autoencoder
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import philox
@@ -77,7 +77,7 @@ class DecoderStage:
         saved = load_autoencoder(resolve_weights(config.init_from))
         self.statistics = saved.latent_mean, saved.latent_std
         self.std = saved.latent_std.to(distributed.device)[:, None, None]
-        self.autoencoder = saved.autoencoder.requires_grad_(False)
+        self.autoencoder = convolutional(saved.autoencoder, config.init_from).requires_grad_(False)
         trained = [name for name, _ in self.autoencoder.named_parameters() if is_of_decoder(name)]
         for name in trained:
             self.autoencoder.get_parameter(name).requires_grad_(True)
@@ -97,7 +97,7 @@ class DecoderStage:
         key = philox.make_key(self.config.seed, step, device)
         x, ids = to_model_range(batch.images.to(device)), batch.ids.to(device)
         with torch.no_grad():
-            posterior = Posterior.from_moments(self.autoencoder.encode(x))
+            posterior = self.autoencoder.posterior(x)
             shape = posterior.mean.shape[1:]
             z = posterior.mean + posterior.std * philox.normal(key, philox.Stream.POSTERIOR, ids, shape)
             level = self.config.noise * philox.uniform(key, philox.Stream.TIME, ids, 1)[:, :, None, None]

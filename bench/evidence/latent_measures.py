@@ -23,7 +23,7 @@ from sendvae_fast.evaluation.latent_space.spectrum import band_powers
 from sendvae_fast.evaluation.probing.attribute_probe import Labelled, held_out, probe_attributes
 from sendvae_fast.evaluation.probing.linear_fit import LinearModel, ProbeConfig, fit_linear
 from sendvae_fast.evaluation.probing.rows import Rows
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Posterior
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.ops import noise_inject, philox
@@ -54,12 +54,12 @@ class LatentSet:
 
     @classmethod
     @torch.no_grad()
-    def of_pictures(cls, autoencoder: Autoencoder, catalog: Catalog, size: int, cache: LatentCache) -> LatentSet:
+    def of_pictures(cls, autoencoder: ImageAutoencoder, catalog: Catalog, size: int, cache: LatentCache) -> LatentSet:
         """Encoded now, normalised like a cache."""
         device = next(autoencoder.parameters()).device
         parts = []
         for batch in ImageLoader(catalog, size, LoaderConfig(cache_mb=0, num_threads=1)).in_order(BATCH_SIZE):
-            posterior = Posterior.from_moments(autoencoder.encode(to_model_range(batch.images.to(device))))
+            posterior = autoencoder.posterior(to_model_range(batch.images.to(device)))
             parts.append((posterior.mean.cpu(), posterior.std.cpu(), batch.labels))
         mean, std, labels = (torch.cat(column) for column in zip(*parts, strict=True))
         return cls(*normalised(mean, std, cache.latent_mean, cache.latent_std), labels)

@@ -33,7 +33,7 @@ from sendvae_fast.evaluation.reconstruction_quality import IDENTICAL_PSNR_DB, ps
 from sendvae_fast.files import write_atomic
 from sendvae_fast.losses.reconstruction import kl_loss
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
-from sendvae_fast.models.autoencoder.storage import load_autoencoder
+from sendvae_fast.models.autoencoder.storage import convolutional, load_autoencoder
 from sendvae_fast.models.pixels import to_model_range, to_uint8
 from sendvae_fast.models.sit.storage import load_sit
 from sendvae_fast.reading import read_json
@@ -146,7 +146,7 @@ class PointJob:
 
     @cached_property
     def _autoencoder(self) -> Autoencoder:
-        return load_autoencoder(resolve_weights(self.runs.autoencoder())).autoencoder.to(self.distributed.device)
+        return self._load(self.runs.autoencoder())
 
     @cached_property
     def _cache(self) -> LatentCache:
@@ -187,11 +187,12 @@ class PointJob:
 
     @cached_property
     def _decoders(self) -> dict[str, Autoencoder]:
-        tuned = {
-            name: load_autoencoder(resolve_weights(self._tuning(name).run)).autoencoder.to(self.distributed.device)
-            for name in DECODERS
-        }
+        tuned = {name: self._load(Path(self._tuning(name).run)) for name in DECODERS}
         return {"own": self._autoencoder, **tuned}
+
+    def _load(self, run: Path) -> Autoencoder:
+        saved = load_autoencoder(resolve_weights(run))
+        return convolutional(saved.autoencoder, run).to(self.distributed.device)
 
     def _tuning(self, name: str) -> DecoderTuningConfig:
         data = self.runs.plain.data

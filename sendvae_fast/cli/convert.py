@@ -25,7 +25,10 @@ from sendvae_fast import checks
 from sendvae_fast.engine.run_weights import part_of, resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import AUTOENCODER_PART, staged_directory
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
 from sendvae_fast.models.autoencoder.export import Card, write_diffusers, write_ldm
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
+from sendvae_fast.models.autoencoder.maetok import MAETokConfig
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, load_autoencoder, save_autoencoder
 from sendvae_fast.models.hub import check_push, push_folder
 from sendvae_fast.models.sit.storage import load_sit, save_sit, write_published
@@ -96,11 +99,17 @@ def _convert_autoencoder(config: Config, source: Path, folder: Path) -> tuple[st
         name = config.push or Path(config.out).name
         write_diffusers(folder, saved, Path(config.source).name, card_of(source, config.licence), name)
     elif config.to == "ldm":
-        write_ldm(folder, saved)
+        write_ldm(folder, saved, Path(config.source).name)
     else:
         save_autoencoder(folder, saved.autoencoder, saved.latent_mean, saved.latent_std)
-    sizes = saved.autoencoder.config
-    return f"f{sizes.downsampling}d{sizes.latent_channels} autoencoder", saved.statistics_origin
+    return _words(saved.autoencoder), saved.statistics_origin
+
+
+def _words(autoencoder: ImageAutoencoder) -> str:
+    if isinstance(autoencoder, Autoencoder):
+        return f"f{autoencoder.downsampling}d{autoencoder.config.latent_channels} autoencoder"
+    sizes: MAETokConfig = autoencoder.config
+    return f"MAETok of {sizes.num_latent_tokens} tokens of {sizes.latent_channels} channels"
 
 
 def card_of(weights: Path, licence: str) -> Card:

@@ -13,6 +13,7 @@ import torch
 from sendvae_fast.compare.plan import AUTOENCODER, EVALUATION, GENERATOR, LATENTS, SAMPLES, Comparison, Trial
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.sampling.generate import GenerateConfig
@@ -55,8 +56,7 @@ def measure_speed(comparison: Comparison) -> Speed:
     autoencoder, batch = _autoencoder_of(trial)
     size = comparison.config.pictures.image_size
     sit = trial.generator_config
-    grid = size // autoencoder.downsampling
-    shape = (autoencoder.config.latent_channels, grid, grid)
+    shape = autoencoder.latent_shape(size)
     generator = SiT(sit.generator.build(shape, 2, None, sit.repa.block)).to(device)
     images = torch.zeros(min(batch, MAX_TIMED), 3, size, size, device=device)
     latents = torch.zeros(min(sit.data.global_batch, MAX_TIMED), *shape, device=device)
@@ -74,7 +74,7 @@ def measure_speed(comparison: Comparison) -> Speed:
         torch.set_num_threads(threads)
 
 
-def _autoencoder_of(trial: Trial) -> tuple[Autoencoder, int]:
+def _autoencoder_of(trial: Trial) -> tuple[ImageAutoencoder, int]:
     """A network of a trial's sizes, and the pictures in its training steps."""
     config = trial.autoencoder_config
     weights = trial.method.weights if config is None else config.init_from

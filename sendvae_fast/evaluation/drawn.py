@@ -48,7 +48,7 @@ class DrawnPictures(Pictures):
         self.origin = PicturesOrigin(
             path=weights["generator"].path,
             num_pictures=config.num_samples,
-            image_size=sit.config.latent_size * decoder.autoencoder.downsampling,
+            image_size=decoder.autoencoder.image_size(sit.config.latent_shape),
             sha256=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
             hash_of="settings",
             settings=settings,

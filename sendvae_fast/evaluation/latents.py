@@ -29,7 +29,7 @@ from sendvae_fast.evaluation.probing.linear_fit import ProbeConfig, fit_linear
 from sendvae_fast.evaluation.probing.rows import Rows
 from sendvae_fast.evaluation.probing.scores import mean_with_interval
 from sendvae_fast.evaluation.result import Measurement, Result
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.progress import Progress
 
@@ -126,14 +126,14 @@ def evaluate_latents(config: LatentsConfig, say: Say = print) -> list[Result]:
     autoencoder = load_autoencoder(weights).autoencoder.to(distributed.device)
     origin = weights_origin(weights, autoencoder)
     evaluation = Evaluation(weights={"autoencoder": origin}, pictures={"train": train.origin, "test": test.origin})
-    channels, side = autoencoder.config.latent_channels, size // autoencoder.downsampling
+    shape = autoencoder.latent_shape(size)
     with feature_folder(config.cache, distributed) as folder:
         latents, held_out = (
             Latents(
                 encoded_rows(
                     posterior_means(autoencoder), origin.sha256, pictures, folder, config.batch_size, distributed
                 ),
-                (channels, side, side),
+                shape,
                 pictures.catalog.labels,
             )
             for pictures in (train, test)
@@ -145,7 +145,7 @@ def evaluate_latents(config: LatentsConfig, say: Say = print) -> list[Result]:
 
 
 def measure_latents(
-    autoencoder: Autoencoder, train: Latents, test: Latents, config: LatentsConfig
+    autoencoder: ImageAutoencoder, train: Latents, test: Latents, config: LatentsConfig
 ) -> list[Measurement]:
     """The measures that are asked for, but for the class probe, which ranks share.
 
@@ -238,7 +238,9 @@ def _spectrum(normalised: np.ndarray) -> list[Measurement]:
     ]
 
 
-def _sensitivity(autoencoder: Autoencoder, test: Latents, std: np.ndarray, config: LatentsConfig) -> list[Measurement]:
+def _sensitivity(
+    autoencoder: ImageAutoencoder, test: Latents, std: np.ndarray, config: LatentsConfig
+) -> list[Measurement]:
     device = next(autoencoder.parameters()).device
     ids = np.unique(np.linspace(0, len(test.rows) - 1, min(len(test.rows), config.num_decoded)).astype(np.int64))
     rows = test.rows.take(ids)

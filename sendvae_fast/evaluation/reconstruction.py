@@ -33,7 +33,7 @@ from sendvae_fast.evaluation.reconstruction_protocols import (
 from sendvae_fast.evaluation.reconstruction_quality import IDENTICAL_PSNR_DB, psnr
 from sendvae_fast.evaluation.result import Measurement, Result
 from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.pixels import to_uint8
 from sendvae_fast.progress import Progress
@@ -84,6 +84,7 @@ def evaluate_reconstruction(config: ReconstructionConfig, say: Say = print) -> l
     out = config.results_file(run_of(weights))
     ranks = init_distributed()
     autoencoder = load_autoencoder(weights).autoencoder.to(ranks.device)
+    autoencoder.latent_shape(data.origin.image_size)  # raises for a size that it does not take
     perceptual = None if config.perceptual is None else Perceptual(config.perceptual).to(ranks.device)
     network = config.features.load(ranks.device, protocol.resizing)
     evaluation = Evaluation(
@@ -116,7 +117,7 @@ def evaluate_reconstruction(config: ReconstructionConfig, say: Say = print) -> l
 class ReconstructionJob:
     """Loaded networks, all on one device, and the rules to measure by."""
 
-    autoencoder: Autoencoder
+    autoencoder: ImageAutoencoder
     protocol: Protocol
     network: FeatureNetwork
     perceptual: Perceptual | None = None

@@ -34,7 +34,7 @@ from sendvae_fast.evaluation.inception import Resizing
 from sendvae_fast.evaluation.origins import catalog_origin
 from sendvae_fast.evaluation.pictures import CatalogPictures, Pictures
 from sendvae_fast.evaluation.reconstruction_quality import lightningdit_ssim, ssim
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Posterior
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.pixels import to_model_range, to_uint8
 from sendvae_fast.ops import philox
 from sendvae_fast.ops.layout import MEMORY_FORMAT
@@ -102,7 +102,7 @@ def in_model_range(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=MEMORY_FORMAT)
 
 
-def reconstruct(autoencoder: Autoencoder, x: Tensor, ids: Tensor, protocol: Protocol, seed: int) -> Tensor:
+def reconstruct(autoencoder: ImageAutoencoder, x: Tensor, ids: Tensor, protocol: Protocol, seed: int) -> Tensor:
     """What the autoencoder makes of pictures.
 
     Args:
@@ -115,7 +115,7 @@ def reconstruct(autoencoder: Autoencoder, x: Tensor, ids: Tensor, protocol: Prot
     Returns:
         float [B, 3, S, S] near [-1, 1], not clamped.
     """
-    posterior = Posterior.from_moments(autoencoder.encode(x))
+    posterior = autoencoder.posterior(x)
     latents = posterior.mean
     if protocol.samples_posterior:
         key = philox.make_key(seed, 0, x.device)

@@ -26,7 +26,7 @@ from sendvae_fast.evaluation.probing.rows import Rows, share
 from sendvae_fast.evaluation.probing.scores import Estimate, estimate_of_means
 from sendvae_fast.evaluation.result import Measurement, Result
 from sendvae_fast.evaluation.traversal_figures import draw_matrices, draw_strips
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder, LatentShape
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.pixels import to_uint8
 from sendvae_fast.progress import Progress
@@ -84,7 +84,8 @@ def evaluate_traversals(config: TraversalsConfig, say: Say = print) -> list[Resu
     sizes = {crop_size(config.image_size, path) for path in weights}
     if len(sizes) > 1:
         raise UserError(f"the autoencoders are of {sorted(sizes)} pixels; give --image_size, or those of one size")
-    data = config.open(sizes.pop())
+    size = sizes.pop()
+    data = config.open(size)
     num = min(len(data.test.ids), config.num_pictures)
     places = np.linspace(0, len(data.test.ids) - 1, num).astype(np.int64)
     shared = {"train": data.train.pictures.origin, "test": data.test.pictures.origin}
@@ -101,6 +102,7 @@ def evaluate_traversals(config: TraversalsConfig, say: Say = print) -> list[Resu
         spread = judge.model.logits(features[2]).std(dim=0).clamp(min=1e-6)
         for path, where in zip(weights, config.autoencoders, strict=True):
             autoencoder = load_autoencoder(path).autoencoder.to(distributed.device)
+            shape = autoencoder.latent_shape(size)
             evaluation = Evaluation(weights={"autoencoder": weights_origin(path, autoencoder)}, pictures=shared)
             identity = evaluation.weights["autoencoder"].sha256
             rows = encoded_parts(posterior_means(autoencoder), identity, data, config.batch_size, folder, distributed)
@@ -108,7 +110,7 @@ def evaluate_traversals(config: TraversalsConfig, say: Say = print) -> list[Resu
             directions = attribute_directions(probes.model, rows[0], config.direction)
             chosen = rows[2].take(places)
             own = chosen.take(np.arange(*share(num, distributed)))
-            moved = traverse(autoencoder, own, directions, _logits_of(judged, judge), spread, config)
+            moved = traverse(autoencoder, own, shape, directions, _logits_of(judged, judge), spread, config)
             moved = _joined(distributed.gather_objects(moved), config.num_shown)
             found[_name(where, found)] = moved
             if distributed.is_main:
@@ -128,8 +130,9 @@ def evaluate_traversals(config: TraversalsConfig, say: Say = print) -> list[Resu
 
 @torch.no_grad()
 def traverse(
-    autoencoder: Autoencoder,
+    autoencoder: ImageAutoencoder,
     rows: Rows,
+    shape: LatentShape,
     directions: Tensor,
     judge: Callable[[Tensor], Tensor],
     spread: Tensor,
@@ -140,6 +143,7 @@ def traverse(
     Args:
         autoencoder: whose latents these are.
         rows: the latents.
+        shape: of one.
         directions: steps of one deviation.
         judge: uint8 pictures [B, 3, S, S] to logits [B, A] on the CPU.
         spread: deviation of the judge's logits [A].
@@ -148,11 +152,9 @@ def traverse(
     num_attributes, reach = len(directions), STEPS[-1]
     effects = torch.zeros(len(rows), num_attributes, num_attributes)
     strips = []
-    channels = autoencoder.config.latent_channels
-    side = round((rows.dim / channels) ** 0.5)
 
     def decode(z: Tensor) -> Tensor:
-        parts = z.unflatten(1, (channels, side, side)).split(config.batch_size)
+        parts = z.unflatten(1, shape).split(config.batch_size)
         return torch.cat([to_uint8(autoencoder.decode(part), "round") for part in parts])
 
     with Progress("traversing", len(rows), unit="picture") as progress:

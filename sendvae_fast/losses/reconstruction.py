@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sendvae_fast.models.autoencoder.autoencoder import LOGVAR_RANGE
+from sendvae_fast.models.autoencoder.image_autoencoder import LOGVAR_RANGE
 
 
 def reconstruction_loss(x: Tensor, x_hat: Tensor, kind: Literal["l1", "l2"] = "l1") -> Tensor:

@@ -145,8 +145,12 @@ def statistics_of_factor(factor: float, channels: int, shift: float = 0.0, origi
     """Statistics that are the same for every channel: (z - shift) * factor."""
     if not factor > 0:
         raise UserError(f"scaling_factor is {factor}: it must be above 0, like the 0.18215 of SD-VAE")
-    origin = origin or f"scaling_factor={factor}"
-    return LatentStatistics(torch.full((channels,), shift), torch.full((channels,), 1 / factor), origin)
+    return statistics_of_numbers(shift, 1 / factor, channels, origin or f"scaling_factor={factor}")
+
+
+def statistics_of_numbers(mean: float, std: float, channels: int, origin: str) -> LatentStatistics:
+    """One mean and one standard deviation of all channels."""
+    return LatentStatistics(torch.full((channels,), float(mean)), torch.full((channels,), float(std)), origin)
 
 
 def statistics_of_diffusers(entries: dict, origin: str) -> LatentStatistics | None:

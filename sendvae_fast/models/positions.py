@@ -36,8 +36,13 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn x [B, heads, N, head_dim]; computed, and given back, in float32 unless the module was cast."""
-        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-        return torch.stack([a * self.cos - b * self.sin, b * self.cos + a * self.sin], dim=-1).flatten(-2)
+        return turn_pairs(x, self.cos, self.sin)
+
+
+def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Elements 2i and 2i + 1 of x [..., d] as a pair, turned by the angle of cosine and sine i [..., d / 2]."""
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
 
 
 def _angles(width: int, grid_size: int) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,12 @@ Shape letters: B batch, N tokens, D width, C channels, P patch size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sendvae_fast.models.positions import RotaryEmbedding
 from sendvae_fast.models.precision import no_autocast
 from sendvae_fast.ops import attention
 
@@ -53,7 +54,7 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = q_norm, k_norm
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rope: RotaryEmbedding | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         # [B, N, 3 D] -> 3 x [B, heads, N, D / heads]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if self.q_norm is not None and self.k_norm is not None:

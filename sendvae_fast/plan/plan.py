@@ -15,7 +15,7 @@ from sendvae_fast.data.latents.lightningdit import PublishedLatents
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
-from sendvae_fast.models.autoencoder.storage import load_autoencoder
+from sendvae_fast.models.autoencoder.storage import convolutional, load_autoencoder
 from sendvae_fast.plan.fake_step import FakeStep, Surroundings, TrainConfig, fake_step
 from sendvae_fast.plan.memory import Memory, memory_of
 from sendvae_fast.plan.settings import IMAGENET_BYTES, IMAGENET_PICTURES, PlanConfig
@@ -250,8 +250,8 @@ def _with_sizes_of_weights(config: TrainConfig) -> TrainConfig:
         return config
     if config.autoencoder != AutoencoderConfig():
         return config
-    found = load_autoencoder(resolve_weights(config.init_from), scaling_factor=1.0).autoencoder.config
-    return dataclasses.replace(config, autoencoder=found)
+    found = load_autoencoder(resolve_weights(config.init_from), scaling_factor=1.0).autoencoder
+    return dataclasses.replace(config, autoencoder=convolutional(found, f"init_from={config.init_from}").config)
 
 
 def _bytes_read(config: TrainConfig, latent_bytes: int) -> float:

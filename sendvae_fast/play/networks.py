@@ -67,11 +67,10 @@ class RunNetworks:
         self._labelled = labelled
         self._direction: Direction = direction
         self._autoencoder = load_autoencoder(places.autoencoder).to(device)
-        if image_size % self._autoencoder.downsampling:
-            raise UserError(
-                f"pictures of {image_size} pixels do not fit {places.autoencoder}: give --image_size as a multiple of "
-                f"{self._autoencoder.downsampling}"
-            )
+        try:
+            self._autoencoder.network.latent_shape(image_size)
+        except UserError as error:
+            raise UserError(f"pictures of {image_size} pixels do not fit {places.autoencoder}: {error}") from None
         self._generator = None if places.generator is None else load_generator(places.generator).to(device)
         self._device = device
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from sendvae_fast import checks
 from sendvae_fast.engine.streams import CudaGraphRecorder
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.pixels import Rounding, to_uint8
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
@@ -92,7 +92,7 @@ class Generated(NamedTuple):
 class LatentDecoder(NamedTuple):
     """The way back from normalised latents to pictures."""
 
-    autoencoder: Autoencoder
+    autoencoder: ImageAutoencoder
     latent_mean: Tensor  # [C]
     latent_std: Tensor  # [C]
 
@@ -102,13 +102,14 @@ class LatentDecoder(NamedTuple):
         return self.autoencoder.decode(latents * std + mean)
 
 
-def check_fit(generator: SiTConfig, autoencoder: Autoencoder, config: GenerateConfig) -> None:
+def check_fit(generator: SiTConfig, autoencoder: ImageAutoencoder, config: GenerateConfig) -> None:
     """Raise UserError if the two networks do not belong together, or `config` asks for what the generator cannot do."""
     if autoencoder.config.latent_channels != generator.latent_channels:
         raise UserError(
             f"the generator makes latents of {generator.latent_channels} channels but the autoencoder decodes "
             f"{autoencoder.config.latent_channels}; give the autoencoder whose latents the generator was trained on"
         )
+    autoencoder.image_size(generator.latent_shape)  # raises for a shape that it does not decode
     if config.guidance_scale > 1 and generator.label_dropout == 0:
         raise UserError(
             f"guidance_scale is {config.guidance_scale}, but the generator was trained without label dropout and has "
@@ -156,7 +157,7 @@ class LatentSampler:
         velocity = guided(
             self._model, labels, config.guidance_scale, config.guidance_interval, sizes.num_classes, channels
         )
-        noise = initial_noise(config.seed, sample_ids, (sizes.latent_channels, sizes.latent_size, sizes.latent_size))
+        noise = initial_noise(config.seed, sample_ids, sizes.latent_shape)
         with tensor_cores(config.precision != "fp32"):
             latents = sample(velocity, noise, sample_ids, config.seed, config.sampler, on_step, self._network_dtype)
         return labels, latents

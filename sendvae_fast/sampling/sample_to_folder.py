@@ -19,7 +19,7 @@ from sendvae_fast.engine.run_weights import resolve_weights, step_of
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic
 from sendvae_fast.image_grid import save_grid
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.sit.storage import SavedSiT, load_sit
 from sendvae_fast.models.weights import weights_sha256
@@ -84,7 +84,7 @@ def sample_to_folder(config: SampleConfig, distributed: Distributed) -> PngFolde
     return folder
 
 
-def _claim(folder: PngFolder, config: SampleConfig, saved: SavedSiT, autoencoder: Autoencoder) -> str | None:
+def _claim(folder: PngFolder, config: SampleConfig, saved: SavedSiT, autoencoder: ImageAutoencoder) -> str | None:
     """Make the folder ready for these settings; returns an error for the user, if any."""
     statistics = {"latent_mean": saved.latent_mean, "latent_std": saved.latent_std}
     settings: dict[str, Any] = {

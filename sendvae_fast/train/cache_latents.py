@@ -16,7 +16,6 @@ from sendvae_fast.data.latents.latent_cache import LatentCache, LatentCacheWrite
 from sendvae_fast.data.loader import ImageLoader, LoaderConfig
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_weights import resolve_weights
-from sendvae_fast.models.autoencoder.autoencoder import Posterior
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.models.weights import weights_sha256
@@ -56,11 +55,13 @@ def cache(config: CacheConfig, distributed: Distributed) -> LatentCache:
     """Fill the cache on all ranks and open it. Safe to run again: what is there is kept. Collective.
 
     Raises:
-        UserError: the folder holds latents of another autoencoder or of other images.
+        UserError: the folder holds latents of another autoencoder or of other images, or the autoencoder does not take
+            pictures of this size.
     """
     with distributed.all_or_none():
         catalog = Catalog.open(config.data)
         autoencoder = load_autoencoder(resolve_weights(config.autoencoder)).autoencoder
+        autoencoder.latent_shape(config.image_size)  # raises for a size that it does not take
     source = LatentSource.of_catalog(
         catalog,
         config.image_size,
@@ -75,7 +76,7 @@ def cache(config: CacheConfig, distributed: Distributed) -> LatentCache:
         autoencoder = autoencoder.to(distributed.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - as documented
 
         def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-            posterior = Posterior.from_moments(autoencoder.encode(to_model_range(images.to(distributed.device))))
+            posterior = autoencoder.posterior(to_model_range(images.to(distributed.device)))
             return posterior.mean, posterior.std
 
         cache_latents(

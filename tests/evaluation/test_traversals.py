@@ -32,7 +32,7 @@ def test_a_step_moves_its_own_logit_by_one_deviation(kind):
 
 def test_what_is_moved_is_what_the_judge_sees():
     """Latents are pictures; red is moved alone, green drags half as much blue along."""
-    decoder = SimpleNamespace(config=SimpleNamespace(latent_channels=3), decode=lambda z: z)
+    decoder = SimpleNamespace(decode=lambda z: z)
     pixels = torch.zeros(5, 3, 4, 4)
     directions = torch.zeros(3, 3, 4, 4)
     directions[0, 0], directions[1, 1], directions[1, 2] = 0.1, 0.2, 0.1
@@ -41,7 +41,8 @@ def test_what_is_moved_is_what_the_judge_sees():
     def judge(images):
         return images.float().mean(dim=(2, 3)) / 127.5
 
-    moved = traverse(decoder, Rows(pixels), directions.flatten(1), judge, torch.tensor([1.0, 2.0, 0.5]), config)
+    spread = torch.tensor([1.0, 2.0, 0.5])
+    moved = traverse(decoder, Rows(pixels), (3, 4, 4), directions.flatten(1), judge, spread, config)
     expected = torch.tensor([[0.1, 0, 0], [0, 0.1, 0.2], [0, 0, 0]]).expand(5, 3, 3)
     torch.testing.assert_close(moved.effects, expected, atol=0.003, rtol=0)  # a grey level over twice the reach
     assert len(moved.strips) == 2 and moved.strips[0].shape == (3, len(STEPS), 3, 4, 4)

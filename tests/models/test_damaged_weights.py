@@ -13,12 +13,14 @@ import pytest
 import torch
 import torchvision
 from fuzz import Reader, check_reader, damaged_bytes, damaged_text, damaged_tree
+from safetensors.torch import save_file
 
 from bench.random_inception import random_inception
 from sendvae_fast.evaluation.inception import InceptionFeatures
 from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder.diffusers_layout import to_diffusers, to_diffusers_config
+from sendvae_fast.models.autoencoder.maetok import MAETok, MAETokConfig
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig, load_discriminator_weights
 from sendvae_fast.models.foundation.foundation import load_foundation
@@ -36,6 +38,10 @@ AUTOENCODER = AutoencoderConfig(
     base_channels=32, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), latent_channels=2
 )
 DISCRIMINATOR = DiscriminatorConfig(base_channels=8, num_layers=1)
+MAETOK = MAETokConfig(
+    image_size=2, patch_size=1, num_latent_tokens=2, latent_channels=2,
+    encoder_width=64, encoder_depth=1, encoder_heads=1, decoder_width=64, decoder_depth=1, decoder_heads=1,
+)  # fmt: skip
 GENERATOR = SiTConfig(
     latent_size=2, latent_channels=2, patch_size=1, width=8, depth=1, num_heads=2, num_classes=2,
     rope=True, swiglu=True, rms_norm=True,
@@ -109,6 +115,10 @@ def folder(tmp_path_factory):
     config = to_diffusers_config(AUTOENCODER, VECTOR, VECTOR)
     (tmp_path / "diffusers/config.json").write_text(json.dumps(config))
     torch.save(to_diffusers(vae, AUTOENCODER), tmp_path / "diffusers/diffusion_pytorch_model.bin")
+    (tmp_path / "maetok").mkdir()
+    (tmp_path / "maetok/config.json").write_text(json.dumps({"codebook_embed_dim": 2, "vq_mean": 0.5, "vq_std": 2.0}))
+    save_file(MAETok(MAETOK).state_dict(), tmp_path / "maetok/model.safetensors")
+    torch.save({"model": MAETok(MAETOK).state_dict()}, tmp_path / "maetok.pt")
     return tmp_path
 
 
@@ -149,6 +159,10 @@ READERS = {
     "checkpoint of REPA-E": Reader("repa_e.pt", damaged_weights, lambda folder: load_autoencoder(folder / "repa_e.pt")),
     "checkpoint in torch's old form": Reader(
         "old_form.pt", damaged_weights, lambda folder: load_autoencoder(folder / "old_form.pt")
+    ),
+    "config of MAETok": Reader("maetok/config.json", damaged_text, lambda folder: load_autoencoder(folder / "maetok")),
+    "checkpoint of MAETok": Reader(
+        "maetok.pt", damaged_weights, lambda folder: load_autoencoder(folder / "maetok.pt", scaling_factor=0.5)
     ),
     "statistics of LightningDiT": Reader("latents_stats.pt", damaged_weights, read_statistics),
     "generator": Reader("generator.pt", damaged_weights, lambda folder: load_sit(folder / "generator.pt")),

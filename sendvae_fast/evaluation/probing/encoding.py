@@ -18,7 +18,7 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.pictures import Pictures
 from sendvae_fast.evaluation.probing.rows import Rows, share
 from sendvae_fast.files import write_atomic
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Posterior
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.progress import Progress
 from sendvae_fast.reading import count_in, read_json, reading, reading_zip
@@ -30,11 +30,11 @@ Encode = Callable[[Tensor], Tensor]
 """uint8 pictures [B, 3, S, S] on any device to features [B, ...]."""
 
 
-def posterior_means(autoencoder: Autoencoder) -> Encode:
+def posterior_means(autoencoder: ImageAutoencoder) -> Encode:
     """Pictures to posterior means [B, C, H, W]."""
 
     def encode(images: Tensor) -> Tensor:
-        return Posterior.from_moments(autoencoder.encode(to_model_range(images))).mean
+        return autoencoder.posterior(to_model_range(images)).mean
 
     return encode
 

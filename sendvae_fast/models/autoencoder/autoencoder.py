@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sendvae_fast import checks
 from sendvae_fast.errors import UserError
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder, LatentShape, Posterior
 from sendvae_fast.models.norms import GroupNormSiLU
 from sendvae_fast.models.precision import no_autocast
 from sendvae_fast.ops import attention
-
-LOGVAR_RANGE = (-30.0, 20.0)
-"""Log-variances outside this range are clamped, as latent-diffusion does."""
 
 _F16 = dict(channel_multipliers=(1, 1, 2, 2, 4), attention_resolutions=(16,))
 _PRESETS = {
@@ -116,25 +113,7 @@ class AutoencoderConfig:
         return sizes | {"attention in levels": [self.has_attention(level) for level in range(self.num_levels)]}
 
 
-@dataclass(frozen=True)
-class Posterior:
-    """The diagonal Gaussian that `Autoencoder.encode` describes."""
-
-    mean: Tensor  # [B, C, H, W]
-    logvar: Tensor  # [B, C, H, W], clamped to LOGVAR_RANGE
-
-    @classmethod
-    def from_moments(cls, moments: Tensor) -> Posterior:
-        """Split moments [B, 2C, H, W] into mean and log-variance."""
-        mean, logvar = moments.chunk(2, dim=1)
-        return cls(mean, logvar.clamp(*LOGVAR_RANGE))
-
-    @property
-    def std(self) -> Tensor:
-        return torch.exp(0.5 * self.logvar)
-
-
-class Autoencoder(nn.Module):
+class Autoencoder(ImageAutoencoder):
     """Encoder to Gaussian moments and decoder back to images.
 
     The image size must be a multiple of `downsampling`; other sizes than the configuration's nominal one are fine.
@@ -142,7 +121,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
-        self.config = config
+        self.config: AutoencoderConfig = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
@@ -154,22 +133,41 @@ class Autoencoder(nn.Module):
         """Image size over latent size."""
         return self.config.downsampling
 
+    def latent_shape(self, image_size: int) -> LatentShape:
+        """As in `ImageAutoencoder`."""
+        self._check_size(image_size, image_size)
+        side = image_size // self.downsampling
+        return self.config.latent_channels, side, side
+
+    def image_size(self, latent_shape: LatentShape) -> int:
+        """As in `ImageAutoencoder`."""
+        channels, height, width = latent_shape
+        if channels != self.config.latent_channels or height != width:
+            raise UserError(
+                f"latents of {channels} x {height} x {width} are not this autoencoder's, which have "
+                f"{self.config.latent_channels} channels and are square: give the autoencoder that made them"
+            )
+        return height * self.downsampling
+
+    def posterior(self, x: Tensor) -> Posterior:
+        """As in `ImageAutoencoder`; pictures may be oblong."""
+        return Posterior.from_moments(self.encode(x))
+
     def encode(self, x: Tensor) -> Tensor:
         """Images [B, 3, H f, W f] in [-1, 1] to moments [B, 2C, H, W] (mean, then log-variance; see `Posterior`)."""
-        if x.shape[-2] % self.downsampling or x.shape[-1] % self.downsampling:
-            raise UserError(
-                f"image of {x.shape[-2]} x {x.shape[-1]} pixels cannot be encoded {self.downsampling} times smaller: "
-                f"choose an image size that is a multiple of {self.downsampling}"
-            )
+        self._check_size(x.shape[-2], x.shape[-1])
         return self.quant_conv(self.encoder(x))
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents [B, C, H, W] to images [B, 3, H f, W f], near [-1, 1] but not clamped."""
         return self.decoder(self.post_quant_conv(z))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Reconstruct images [B, 3, H, W] through the posterior mean."""
-        return self.decode(Posterior.from_moments(self.encode(x)).mean)
+    def _check_size(self, height: int, width: int) -> None:
+        if height % self.downsampling or width % self.downsampling:
+            raise UserError(
+                f"image of {height} x {width} pixels cannot be encoded {self.downsampling} times smaller: "
+                f"choose an image size that is a multiple of {self.downsampling}"
+            )
 
 
 Sum = tuple[Tensor, Tensor | None]

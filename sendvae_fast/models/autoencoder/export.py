@@ -14,7 +14,7 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.files import save_tensors
 from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
 from sendvae_fast.models.autoencoder.diffusers_layout import to_diffusers, to_diffusers_config
-from sendvae_fast.models.autoencoder.storage import SavedAutoencoder
+from sendvae_fast.models.autoencoder.storage import SavedAutoencoder, convolutional
 from sendvae_fast.models.latent_statistics import save_repa_e_statistics
 
 LDM_FILE = "vae.pt"
@@ -97,7 +97,8 @@ def write_diffusers(
     cannot express.
     """
     card = card or Card()
-    autoencoder, config = saved.autoencoder, saved.autoencoder.config
+    autoencoder = convolutional(saved.autoencoder, source)
+    config = autoencoder.config
     entries = to_diffusers_config(config, saved.latent_mean, saved.latent_std)
     state = {key: value.contiguous() for key, value in to_diffusers(autoencoder.state_dict(), config).items()}
     save_tensors(directory / "diffusion_pytorch_model.safetensors", state, {"format": "pt"})
@@ -127,12 +128,12 @@ def _measured(rows: Sequence[tuple[str, str, str]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def write_ldm(directory: Path, saved: SavedAutoencoder) -> None:
+def write_ldm(directory: Path, saved: SavedAutoencoder, source: str) -> None:
     """Put into `directory` the bare state dict and the statistics file that REPA-E loads.
 
-    `UserError` for sizes that latent-diffusion's code fixes otherwise.
+    `UserError` for another network than its own, or sizes that latent-diffusion's code fixes otherwise.
     """
-    config = saved.autoencoder.config
+    config = convolutional(saved.autoencoder, source).config
     if config.num_groups != AutoencoderConfig.num_groups:
         raise UserError(
             f"autoencoder num_groups={config.num_groups} has no LDM equivalent, its norms have "

@@ -1,4 +1,4 @@
-"""Autoencoders as others publish them: folders of diffusers, and checkpoint files in the LDM layout.
+"""Autoencoders as others publish them: folders of diffusers and of MAETok, checkpoint files in the LDM layout.
 
 Files may be bare state dicts or training checkpoints that wrap one beside optimizers, losses, discriminators or whole
 generators. Nothing in them is ever run: see `weights.read_weights`.
@@ -12,8 +12,17 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.files import CONFIG_FILE
 from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
 from sendvae_fast.models.autoencoder.diffusers_layout import from_diffusers, from_diffusers_config
+from sendvae_fast.models.autoencoder.maetok import MAETokConfig
+from sendvae_fast.models.autoencoder.maetok_layout import (
+    MARK,
+    WEIGHTS_FILE,
+    from_maetok,
+    maetok_state,
+    maetok_statistics,
+)
 from sendvae_fast.models.latent_statistics import (
     LatentStatistics,
     statistics_beside,
@@ -23,6 +32,7 @@ from sendvae_fast.models.latent_statistics import (
 from sendvae_fast.models.weights import part_of_checkpoint, read_weights
 from sendvae_fast.reading import read_json, reading
 
+_DIFFUSERS_MARK = "block_out_channels"
 _DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 _WRAPPERS = ("vae", "state_dict", "model", "ema")
@@ -37,18 +47,36 @@ _FIRST_WEIGHT = "encoder.conv_in.weight"
 class FoundAutoencoder(NamedTuple):
     """The contents of a folder or file, not yet checked whether its parts belong together."""
 
-    config: AutoencoderConfig
-    state: dict[str, Tensor]  # LDM layout
+    config: AutoencoderConfig | MAETokConfig
+    state: dict[str, Tensor]  # in the LDM layout, or `MAETok`'s
     weights: Path
     """The file that `state` is from."""
     statistics: LatentStatistics | None
     """Unchecked; None where the source has none."""
 
 
+def is_published(path: Path) -> bool:
+    """Whether `path` is a file, or a folder of diffusers or MAETok: whether `read_published` is for it."""
+    if not path.is_dir():
+        return path.exists()
+    return _marked(path, _DIFFUSERS_MARK) or _marked(path, MARK)
+
+
 def read_published(path: str | Path) -> FoundAutoencoder:
-    """Read a diffusers folder or a checkpoint file in the LDM layout; `UserError` where it is neither."""
+    """Read a folder of diffusers or MAETok, or a checkpoint file of MAETok or in the LDM layout.
+
+    `UserError` where it is none of these.
+    """
     path = Path(path)
-    return _read_diffusers(path) if path.is_dir() else _read_ldm(path)
+    if not path.is_dir():
+        return _read_file(path)
+    return _read_maetok(path) if _marked(path, MARK) else _read_diffusers(path)
+
+
+def _marked(directory: Path, entry: str) -> bool:
+    """Whether a folder's config.json names an entry."""
+    config = directory / CONFIG_FILE
+    return config.is_file() and f'"{entry}"' in config.read_text(encoding="utf-8", errors="replace")
 
 
 def ldm_state(content: dict, path: str | Path) -> dict[str, Tensor]:
@@ -93,17 +121,29 @@ def ldm_config(state: dict[str, Tensor], path: str | Path) -> AutoencoderConfig:
     )
 
 
-def _read_ldm(path: Path) -> FoundAutoencoder:
+def _read_file(path: Path) -> FoundAutoencoder:
     content = read_weights(path)
     with reading(path, "fetch it again"):
+        if found := maetok_state(content):
+            return FoundAutoencoder(*from_maetok(found, str(path)), path, statistics_beside(path))
         state = ldm_state(content, path)
         config = ldm_config(state, path)
     statistics = statistics_of_batch_norm(content, path.name) or statistics_beside(path)
     return FoundAutoencoder(config, state, path, statistics)
 
 
+def _read_maetok(directory: Path) -> FoundAutoencoder:
+    config_file, weights = directory / CONFIG_FILE, directory / WEIGHTS_FILE
+    entries, content = read_json(config_file, "fetch the whole folder again"), read_weights(weights)
+    with reading(weights, "fetch the whole folder again"):
+        config, state = from_maetok(maetok_state(content), str(weights))
+    with reading(config_file, "fetch the whole folder again"):
+        statistics = maetok_statistics(entries, config.latent_channels, str(config_file))
+    return FoundAutoencoder(config, state, weights, statistics)
+
+
 def _read_diffusers(directory: Path) -> FoundAutoencoder:
-    config_file = directory / "config.json"
+    config_file = directory / CONFIG_FILE
     weights = next((directory / name for name in _DIFFUSERS_WEIGHTS if (directory / name).is_file()), None)
     if weights is None:
         raise UserError(f"{directory} has none of {', '.join(_DIFFUSERS_WEIGHTS)}: fetch the whole folder again")

@@ -2,11 +2,11 @@
 
 Our format is a plain folder:
 
-    config.json               the fields of AutoencoderConfig
-    model.safetensors         weights in the LDM layout, nothing else
+    config.json               the fields of AutoencoderConfig, or of MAETokConfig
+    model.safetensors         weights in the LDM layout, or MAETok's, nothing else
     latent_stats.safetensors  latent_mean, latent_std: float32 [C], per channel of the posterior's samples
 
-Published weights (SD-VAE, VA-VAE, REPA-E; see `published`) are read in their own form too.
+Published weights (SD-VAE, VA-VAE, REPA-E, MAETok; see `published`) are read in their own form too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from sendvae_fast.engine.run_weights import part_of
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import AUTOENCODER_PART, CONFIG_FILE, save_tensors, write_atomic
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
-from sendvae_fast.models.autoencoder.published import FoundAutoencoder, read_published
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
+from sendvae_fast.models.autoencoder.maetok import MAETok, MAETokConfig
+from sendvae_fast.models.autoencoder.published import FoundAutoencoder, is_published, read_published
 from sendvae_fast.models.latent_statistics import STATS_FILE, choose_statistics, save_statistics, statistics_of_file
 from sendvae_fast.models.weights import build_to_fit, read_weights
 from sendvae_fast.reading import dataclass_of, read_json, reading
@@ -33,14 +35,16 @@ WEIGHTS_FILE = "model.safetensors"
 class SavedAutoencoder(NamedTuple):
     """The contents of a folder that `load_autoencoder` read."""
 
-    autoencoder: Autoencoder
+    autoencoder: ImageAutoencoder
     latent_mean: Tensor  # [C] float32
     latent_std: Tensor  # [C] float32
     statistics_origin: str
     """Where mean and std come from."""
 
 
-def save_autoencoder(directory: str | Path, autoencoder: Autoencoder, latent_mean: Tensor, latent_std: Tensor) -> None:
+def save_autoencoder(
+    directory: str | Path, autoencoder: ImageAutoencoder, latent_mean: Tensor, latent_std: Tensor
+) -> None:
     """Write the folder described above; each file appears whole or not at all, the configuration last.
 
     `latent_mean` and `latent_std` are [C], of the normalisation that generators apply before they add noise.
@@ -67,19 +71,25 @@ def load_autoencoder(
     or there are no statistics.
     """
     path = part_of(Path(path), AUTOENCODER_PART)
-    found = read_published(path) if _is_published(path) else _read_own(path)
+    found = read_published(path) if is_published(path) else _read_own(path)
     channels = found.config.latent_channels
     statistics = choose_statistics(path, found.statistics, stats, scaling_factor, channels, layout="sendvae")
-    autoencoder = build_to_fit(lambda: Autoencoder(found.config), found.state, found.weights)
+    autoencoder = build_to_fit(lambda: _build(found.config), found.state, found.weights)
     return SavedAutoencoder(autoencoder.eval(), *statistics)
 
 
-def _is_published(path: Path) -> bool:
-    """Whether `path` is a file or a diffusers folder."""
-    if not path.is_dir():
-        return path.exists()
-    config = path / CONFIG_FILE
-    return config.is_file() and '"block_out_channels"' in config.read_text(encoding="utf-8", errors="replace")
+def convolutional(autoencoder: ImageAutoencoder, source: str | Path) -> Autoencoder:
+    """The autoencoder of `source` for who trains or exports it; `UserError` unless it is latent-diffusion's network."""
+    if isinstance(autoencoder, Autoencoder):
+        return autoencoder
+    raise UserError(
+        f"{source} is a {type(autoencoder).__name__}, which encodes and decodes here but is neither trained nor "
+        "written in another layout: give an autoencoder of latent-diffusion's architecture"
+    )
+
+
+def _build(config: AutoencoderConfig | MAETokConfig) -> ImageAutoencoder:
+    return MAETok(config) if isinstance(config, MAETokConfig) else Autoencoder(config)
 
 
 def _read_own(directory: Path) -> FoundAutoencoder:
@@ -90,5 +100,6 @@ def _read_own(directory: Path) -> FoundAutoencoder:
         )
     sizes = read_json(config_file, "export the autoencoder again")
     with reading(config_file, "it is not an autoencoder configuration; export the autoencoder again"):
-        config = dataclass_of(AutoencoderConfig, sizes)
+        kind = MAETokConfig if "num_latent_tokens" in sizes else AutoencoderConfig
+        config = dataclass_of(kind, sizes)
     return FoundAutoencoder(config, read_weights(weights), weights, statistics_of_file(stats))

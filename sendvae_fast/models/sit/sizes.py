@@ -163,6 +163,11 @@ class SiTConfig(SiTSizes):
         return cls(**{**preset_sizes(name), **fields})
 
     @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Of one latent, [C, H, W]."""
+        return self.latent_channels, self.latent_size, self.latent_size
+
+    @property
     def grid_size(self) -> int:
         """Tokens per side."""
         return self.latent_size // self.patch_size

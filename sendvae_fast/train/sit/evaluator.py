@@ -72,7 +72,7 @@ class GenerationEvaluator(Evaluator):
         where = settings.reference or config.data.root
         if where is None:
             raise UserError("evaluation.reference is missing: give real pictures, or their moments, to compare with")
-        image_size = latent_shape[1] * self._autoencoder.downsampling
+        image_size = self._autoencoder.image_size(latent_shape)
         self._moments = None
         if npz_keys(where) is None:
             self._pictures = spread_over(Catalog.open(where), settings.num_reference, image_size)

@@ -12,7 +12,7 @@ from sendvae_fast.engine.engine import Engine
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
-from sendvae_fast.models.autoencoder.storage import load_autoencoder
+from sendvae_fast.models.autoencoder.storage import convolutional, load_autoencoder
 from sendvae_fast.models.discriminator import Discriminator, load_discriminator_weights
 from sendvae_fast.models.foundation.foundation import Foundation
 from sendvae_fast.models.latent_statistics import statistics_of_factor
@@ -41,13 +41,14 @@ def initial_autoencoder(config: AutoencoderTraining, scaling_factor: float | Non
     if config.init_from is None:
         return InitialAutoencoder(Autoencoder(config.autoencoder), None)
     saved = load_autoencoder(resolve_weights(config.init_from), scaling_factor=scaling_factor)
-    differences = saved.autoencoder.config.differences(config.autoencoder)
+    autoencoder = convolutional(saved.autoencoder, f"init_from={config.init_from}")
+    differences = autoencoder.config.differences(config.autoencoder)
     if differences and config.autoencoder != AutoencoderConfig():
         raise UserError(
             f"init_from={config.init_from} is not what `autoencoder` describes: {'; '.join(differences)}. Leave its "
             "settings out, or give weights of these sizes"
         )
-    return InitialAutoencoder(saved.autoencoder, (saved.latent_mean, saved.latent_std))
+    return InitialAutoencoder(autoencoder, (saved.latent_mean, saved.latent_std))
 
 
 def tokens_per_side(autoencoder: Autoencoder, image_size: int, patch_size: int, key: str) -> int:
