@@ -36,7 +36,7 @@ class PlainSiT(nn.Module):
             x = self.block(block, x, condition)
         shift, scale = sit.final_layer.adaLN_modulation(condition).chunk(2, dim=1)
         x = sit.final_layer.linear(modulated_norm(x, shift, scale))  # [B, N, P P C]
-        grid, patch = sit.config.grid_size, sit.config.patch_size
+        (grid, _), patch = sit.config.grid_shape, sit.config.patch_size
         x = x.reshape(len(x), grid, grid, patch, patch, -1)
         return torch.einsum("nhwpqc->nchpwq", x).reshape(z_t.shape)
 

@@ -70,8 +70,8 @@ def _vae_parts(stage: Any, batch: Any) -> dict[str, Call]:
 
 def _sit_parts(engine: Engine, foundation: Any, batch: Any) -> dict[str, Call]:
     sit: Any = engine.module
-    size, device = sit.config.latent_size, batch.ids.device
-    z_t = torch.randn(len(batch.ids), sit.config.latent_channels, size, size, device=device)
+    device = batch.ids.device
+    z_t = torch.randn(len(batch.ids), *sit.config.latent_shape, device=device)
     t = torch.rand(len(batch.ids), device=device)
     target = None if foundation is None else foundation(batch.images)
 
@@ -86,7 +86,7 @@ def _sit_parts(engine: Engine, foundation: Any, batch: Any) -> dict[str, Call]:
 def _alignment_through(stage: E2EStage, batch: Any) -> Call:
     """The SiT's first blocks, forward and backward to the noised latent, no weight's gradient."""
     config, target = stage.sit.config, stage.foundation(batch.images)
-    tokens, dim = config.grid_size**2, config.latent_channels * config.patch_size**2
+    tokens, dim = config.num_tokens, config.latent_channels * config.patch_size**2
     z_t = torch.randn(len(batch.ids), tokens, dim, device=stage.device)
     t = torch.rand(len(batch.ids), device=stage.device)
 

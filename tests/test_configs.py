@@ -126,6 +126,8 @@ E2E_ROWS = {
 
 DIT_ROWS = {"dit_xl_2": XL, "dit_b_2": BASE}
 
+MAETOK_ROWS = ("maetok_sit_xl_1",)
+
 
 class SamplingRow(NamedTuple):
     """Guidance, labels and sampler. The defaults are the paper's section 4.2, with REPA's pixels."""
@@ -151,6 +153,7 @@ SAMPLING_ROWS = {
     "dit_sd_vae": SamplingRow(1.5, (0.0, 1.0), channels=3, rounding="round", kind="ddpm"),  # DiT: FID 2.27
     "dit_unguided": SamplingRow(1.0, (0.0, 1.0), channels=3, rounding="round", kind="ddpm"),  # DiT: FID 9.62
     "reals": SamplingRow(1.8, (0.0, 0.75), rounding="round"),  # ReaLS 400: FID 1.82
+    "maetok": SamplingRow(1.9, (0.0, 0.75)),  # MAETok's SiT-XL: FID 1.67
     "repa": SamplingRow(1.8, (0.0, 0.7)),  # Table 1 REPA 800: FID 1.42
     "repa_e_sd_vae": SamplingRow(2.2, (0.0, 0.65)),  # Table 1 E2E-VAE 80: FID 1.67
     "repa_e_in_vae": SamplingRow(1.8, (0.0, 0.825)),  # REPA-E: FID 1.61
@@ -211,7 +214,8 @@ def test_every_config_loads(file):
 
 
 def test_every_config_has_its_row_here():
-    sit_rows, vae_rows = SIT_ROWS | LIGHTNINGDIT_ROWS | DIT_ROWS, {*VAE_ROWS, "in_vae_scratch"}
+    sit_rows = {*SIT_ROWS, *LIGHTNINGDIT_ROWS, *DIT_ROWS, *MAETOK_ROWS}
+    vae_rows = {*VAE_ROWS, "in_vae_scratch"}
     rows_by_folder = {"vae": vae_rows, "sit": sit_rows, "e2e": E2E_ROWS, "sampling": SAMPLING_ROWS}
     for folder, rows in rows_by_folder.items():
         assert {file.stem for file in FILES if file.parent.name == folder} == set(rows)
@@ -228,7 +232,10 @@ def switches():
 
 @pytest.mark.parametrize("switch", list(switches()), ids=str)
 def test_the_other_way_of_an_assumption_changes_it(switch):
-    folders = {"repa": "sit/b_1", "guidance_interval": "sampling/sde_250", "labels": "sampling/sde_250"}
+    folders = {
+        "repa": "sit/b_1", "guidance_interval": "sampling/sde_250", "labels": "sampling/sde_250",
+        "latent_stats": "sit/maetok_sit_xl_1", "generator": "sit/lightningdit_xl_1_800ep",
+    }  # fmt: skip
     key = next(iter(switch))
     file = ROOT / f"{folders.get(key.split('.')[0], 'vae/vfm_ijepa')}.yaml"
     changes = {}
@@ -377,7 +384,8 @@ def test_stage_2_builds_the_rows_generator(name):
     with torch.device("meta"):
         generator = SiT(sizes)
     assert ((sizes.depth, sizes.width, sizes.num_heads), sizes.patch_size) == (row.size, row.patch_size)
-    assert generator.pos_embed.is_meta and generator.config.grid_size == foundation.grid_size == row.image_size // 16
+    assert generator.pos_embed.is_meta and foundation.grid_size == row.image_size // 16
+    assert generator.config.grid_shape == (foundation.grid_size,) * 2
     if name in ("b_1", "xl_1"):  # SiT-B/1 and -XL/1 with REPA-E's projector to 768
         projector = {"b_1": 7_344_896, "xl_1": 8_131_328}[name]
         assert num_parameters(generator) == {"b_1": 130_328_096, "xl_1": 674_853_152}[name] + projector
@@ -398,6 +406,30 @@ def test_dit_trains_as_published(name):
         flow = num_parameters(SiT(dataclasses.replace(sizes, diffusion=False)))
         assert num_parameters(SiT(sizes)) == flow + 16 * (sizes.width + 1)
     assert flow == {"dit_xl_2": 674_816_272, "dit_b_2": 130_303_504}[name]
+
+
+@pytest.mark.parametrize("name", MAETOK_ROWS)
+def test_maetok_is_generated_on_as_its_authors_do(name):
+    """train_sit.py and its README's command: AdamW at 1e-4 without decay, clipped, EMA 0.9999, batch 256."""
+    config = load(ROOT / "sit" / f"{name}.yaml")
+    optimizer = config.optimizer
+    assert (config.data.global_batch, config.data.image_size, config.loop.num_steps) == (256, 256, 400_000)
+    assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-4, (0.9, 0.999), 0.0)
+    assert (optimizer.max_grad_norm, optimizer.ema_decay, config.repa.weight) == (1.0, 0.9999, 0)
+    assert config.flow == FlowConfig(noise_level="logit_normal") and config.generator.label_dropout == 0.1
+    sizes = config.generator.build((32, 1, 128), 1000, None, config.repa.block)
+    assert (sizes.depth, sizes.width, sizes.num_heads) == XL and (sizes.swiglu, sizes.rope) == (False, False)
+    assert (sizes.grid_shape, sizes.patch_size, sizes.one_dimensional) == ((1, 128), 1, True)
+    with torch.device("meta"):  # SiT-XL/1's: positions are no weights
+        assert num_parameters(SiT(sizes)) == 674_853_152
+
+
+def test_lightningdit_is_for_maetoks_latents_too():
+    config = load(ROOT / "sit" / "lightningdit_xl_1_800ep.yaml")
+    sizes = config.generator.build((32, 1, 128), 1000, None, config.repa.block)
+    with torch.device("meta"):
+        velocity, _ = SiT(sizes)(torch.empty(2, 32, 1, 128), torch.empty(2), torch.empty(2, dtype=torch.int64))
+    assert velocity.shape == (2, 32, 1, 128) and sizes.rope
 
 
 @pytest.mark.parametrize("name", E2E_ROWS)

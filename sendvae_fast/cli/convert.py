@@ -144,5 +144,5 @@ def _convert_generator(config: Config, source: Path, folder: Path) -> tuple[str,
         save_sit(folder, sizes, raw.sit.state_dict(), ema.sit.state_dict(), ema.latent_mean, ema.latent_std)
     else:
         write_published(folder, raw, ema, config.to, _networks_beside(source) if config.to == "repa-e" else None)
-    latents = f"{sizes.latent_channels} x {sizes.latent_size} x {sizes.latent_size} latents"
+    latents = f"{' x '.join(map(str, sizes.latent_shape))} latents"
     return f"generator of {sizes.depth} blocks of width {sizes.width} for {latents}", ema.statistics_origin

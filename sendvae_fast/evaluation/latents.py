@@ -31,6 +31,7 @@ from sendvae_fast.evaluation.probing.scores import mean_with_interval
 from sendvae_fast.evaluation.result import Measurement, Result
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
+from sendvae_fast.models.sit.sizes import is_sequence
 from sendvae_fast.progress import Progress
 
 Measure = Literal["classes", "uniformity", "discrimination", "spectrum", "sensitivity", "learnability"]
@@ -127,6 +128,8 @@ def evaluate_latents(config: LatentsConfig, say: Say = print) -> list[Result]:
     origin = weights_origin(weights, autoencoder)
     evaluation = Evaluation(weights={"autoencoder": origin}, pictures={"train": train.origin, "test": test.origin})
     shape = autoencoder.latent_shape(size)
+    if "spectrum" in config.measures and is_sequence(shape):
+        raise UserError("spectrum is of latents that are a grid, and these are a sequence; leave it out of measures")
     with feature_folder(config.cache, distributed) as folder:
         latents, held_out = (
             Latents(

@@ -16,20 +16,48 @@ def sincos_2d(width: int, grid_size: int) -> Tensor:
     return torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()], dim=1).float()
 
 
-class RotaryEmbedding(nn.Module):
-    """Two-dimensional rotary positions (Su et al., 2021; the layout is EVA-02's and LightningDiT's).
+def sincos_1d(width: int, length: int) -> Tensor:
+    """The embedding of "Attention is all you need" (Vaswani et al., 2017), float32 [length, width].
 
-    Elements 2i and 2i + 1 of a head of width d are a pair, turned by the angle ``p w_i``. The first d / 4 pairs have
-    the token's row as p, the others its column, with ``w_i = 10000^(-i / (d / 4))`` in each half. `head_dim` must be a
-    multiple of 4 (ValueError).
+    Element 2i is ``sin(p w_i)`` and 2i + 1 is ``cos(p w_i)``, with ``w_i = 10000^(-2 i / width)``. Computed in float64.
+    `width` must be even (ValueError).
+    """
+    angles = rotary_angles_1d(width, length)
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1).float()
+
+
+def rotary_angles_2d(head_dim: int, grid_size: int) -> Tensor:
+    """Angles of `RotaryEmbedding` for a grid, in the layout of EVA-02 and LightningDiT: float64 [N, head_dim / 2].
+
+    The first half of the pairs has the token's row as p, the others its column, with ``w_i = 10000^(-i / (d / 4))`` in
+    each half. `head_dim` must be a multiple of 4 (ValueError).
+    """
+    return torch.cat(_angles(head_dim, grid_size), dim=1)
+
+
+def rotary_angles_1d(head_dim: int, length: int) -> Tensor:
+    """Angles of `RotaryEmbedding` for a sequence (Su et al., 2021): float64 [length, head_dim / 2].
+
+    ``w_i = 10000^(-i / (d / 2))``. `head_dim` must be even (ValueError).
+    """
+    if head_dim % 2:
+        raise ValueError(f"width must be even, got {head_dim}")
+    half = head_dim // 2
+    frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    return torch.arange(length, dtype=torch.float64).unsqueeze(1) * frequencies
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary positions (Su et al., 2021): elements 2i and 2i + 1 of a head are a pair, turned by the angle ``p w_i``.
+
+    angles: of every token and pair, [N, d / 2], from `rotary_angles_1d` or `rotary_angles_2d`.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, head_dim: int, grid_size: int):
+    def __init__(self, angles: Tensor):
         super().__init__()
-        angles = torch.cat(_angles(head_dim, grid_size), dim=1)  # [N, head_dim / 2]
         # A function of the sizes, so they are not saved.
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)

@@ -9,7 +9,8 @@ from torch import Tensor
 def plain_sit(state: dict[str, Tensor], z_t: Tensor, t: Tensor, labels: Tensor, *, num_heads: int, repa_block: int = 0):
     """Velocity and projected features (None without `repa_block`); token by token where that is simplest.
 
-    The switches are read off the parameter names. With learned sigma its half of the output is thrown away.
+    The switches are read off the parameter names. With learned sigma its half of the output is thrown away. Latents in
+    one row are a sequence.
     """
 
     def linear(x, name):
@@ -33,22 +34,27 @@ def plain_sit(state: dict[str, Tensor], z_t: Tensor, t: Tensor, labels: Tensor, 
         return norm(x, name) if f"{name}.weight" in state else x
 
     def rotate(x):
-        """[B, N, d] as d / 2 complex numbers: the first half turned by the token's row, the second by its column."""
+        """[B, N, d] as d / 2 complex numbers: the first half turned by the token's row, the second by its column.
+
+        In a sequence all are turned by the token's number.
+        """
         half = x.shape[-1] // 2
         angles = [
-            [position / 10000 ** (2 * i / half) for position in (n // grid, n % grid) for i in range(half // 2)]
+            [position / 10000 ** (2 * i / half) for position in (n // columns, n % columns) for i in range(half // 2)]
             for n in range(x.shape[1])
         ]
+        if rows == 1:
+            angles = [[n / 10000 ** (i / half) for i in range(half)] for n in range(x.shape[1])]
         turns = torch.exp(1j * torch.tensor(angles, dtype=torch.float64))
         pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous())
         return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
     kernel = state["x_embedder.proj.weight"]
     channels, patch = kernel.shape[1:3]
-    grid = z_t.shape[-1] // patch
+    rows, columns = z_t.shape[-2] // patch, z_t.shape[-1] // patch
     tokens = []
-    for row in range(grid):
-        for column in range(grid):
+    for row in range(rows):
+        for column in range(columns):
             part = z_t[:, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
             tokens.append(part.flatten(1) @ kernel.flatten(1).T + state["x_embedder.proj.bias"])
     x = torch.stack(tokens, 1) + state["pos_embed"]
@@ -91,8 +97,8 @@ def plain_sit(state: dict[str, Tensor], z_t: Tensor, t: Tensor, labels: Tensor, 
     shift, scale = torch.tensor_split(linear(silu(condition), "final_layer.adaLN_modulation.1")[:, None], 2, dim=-1)
     x = linear(norm(x, "final_layer.norm_final") * (1 + scale) + shift, "final_layer.linear")
     velocity = torch.zeros_like(z_t)
-    for n in range(grid * grid):
-        top, left = n // grid * patch, n % grid * patch
+    for n in range(rows * columns):
+        top, left = n // columns * patch, n % columns * patch
         pixels = x[:, n].reshape(len(x), patch, patch, -1).permute(0, 3, 1, 2)  # channels, then their sigmas if learned
         velocity[:, :, top : top + patch, left : left + patch] = pixels[:, :channels]
     return velocity, features

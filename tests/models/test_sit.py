@@ -107,7 +107,7 @@ def test_every_patch_size_latent_and_resolution(size, parameters):
         latent_size = image_size // downsampling
         sizes = dict(latent_size=latent_size, latent_channels=channels, num_classes=1000)
         config = SiTConfig.preset(f"SiT-{size}/{patch}", **sizes)
-        assert config.grid_size == latent_size // patch
+        assert config.grid_shape == (latent_size // patch,) * 2
         one_block = dataclasses.replace(config, depth=1)  # quick to build
         with torch.device("meta"):
             sit = SiT(one_block)

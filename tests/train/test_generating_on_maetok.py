@@ -1,20 +1,31 @@
-"""MAETok through the verbs: its latents cached, its reconstructions measured."""
+"""MAETok through the verbs: its latents cached, its reconstructions measured, a generator trained and sampled from."""
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from models.maetok_weights import SMALL, filled, published_shapes
+from PIL import Image
 from safetensors.torch import save_file
-from tiny_runs import NUM_IMAGES, cache_of
+from tiny_runs import NUM_IMAGES, cache_of, sit_config, vae_config
 from torch.testing import assert_close
 
+from sendvae_fast import load_autoencoder as load_pretrained
+from sendvae_fast import load_generator
 from sendvae_fast.cli.main import main
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.latents.latent_cache import LatentCache
 from sendvae_fast.data.loader import ImageLoader, LoaderConfig
-from sendvae_fast.models.autoencoder.storage import load_autoencoder
+from sendvae_fast.engine.run_weights import resolve_weights
+from sendvae_fast.errors import UserError
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
 from sendvae_fast.models.pixels import to_model_range
+from sendvae_fast.models.sit.storage import load_sit
+from sendvae_fast.sampling.samplers import SamplerConfig
+from sendvae_fast.train.sit.stage import train_sit
+from sendvae_fast.train.vae.stage import train_vae
 
 pytestmark = pytest.mark.slow
 
@@ -64,3 +75,57 @@ def test_its_reconstructions_are_measured(maetok, images, capsys):
     errors = ((decoded.clamp(-1, 1) + 1) * 127.5).round() - batch.images
     expected = (20 * torch.log10(255 / errors.square().mean((1, 2, 3)).sqrt())).mean()
     assert float(measured["psnr"]) == pytest.approx(float(expected), abs=2e-3)
+
+
+GENERATOR = {"repa": {"weight": 0.0}, "flow": {"noise_level": "logit_normal"}}
+LIGHTNING = {"swiglu": True, "rms_norm": True, "rope": True}
+
+
+@pytest.mark.parametrize("switches", [{}, LIGHTNING], ids=["SiT", "LightningDiT"])
+def test_a_generator_learns_its_latents_and_draws_pictures(switches, maetok, latents, images, tmp_path):
+    run = tmp_path / "run"
+    settings = GENERATOR | {"generator": switches, "optimizer": {"learning_rate": 1e-2}, "loop": {"num_steps": 40}}
+    assert train_sit(sit_config(run, images, latents, autoencoder=str(maetok), **settings)) == 0
+    logged = [json.loads(line)["velocity"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sum(logged[-8:]) < 0.8 * sum(logged[:8])
+    assert (run / "samples" / "samples_00000040.png").is_file()
+    sit = load_sit(resolve_weights(run)).sit
+    assert sit.config.latent_shape == (3, 1, 5) and sit.config.rope == bool(switches)
+    drawn = tmp_path / "drawn"
+    arguments = [f"--generator={run}", f"--autoencoder={maetok}", f"--out={drawn}", "--sampler.num_steps=3"]
+    assert main(["sample", *arguments, "--num_samples=4", "--batch_size=2"]) == 0
+    pictures = load_generator(run).sample(load_pretrained(maetok), num_samples=4, sampler=SamplerConfig(num_steps=3))
+    found = torch.stack([torch.from_numpy(np.array(Image.open(file))) for file in sorted(drawn.glob("*.png"))])
+    assert torch.equal(found.permute(0, 3, 1, 2), pictures.images) and found.float().std() > 1
+
+
+def test_what_does_not_go_with_it_is_refused_before_a_step(maetok, latents, images, tmp_path):
+    def refuses(message, **settings):
+        with pytest.raises(UserError, match=message):
+            train_sit(sit_config(tmp_path / "run", images, latents, loop={"num_steps": 1}, **settings))
+
+    refuses(
+        "REPA aligns tokens with the patches of a picture .* set repa.weight=0",
+        repa={"foundation": {"name": "dinov2-vit-b"}},
+    )
+    refuses("patch_size=5 is for latents that are a grid", **GENERATOR | {"generator": {"patch_size": 5}})
+    square = Autoencoder(AutoencoderConfig(base_channels=32, channel_multipliers=(1,), attention_resolutions=(),
+                                           num_res_blocks=1, latent_channels=3))  # fmt: skip
+    save_autoencoder(tmp_path / "square", square, torch.zeros(3), torch.ones(3))
+    refuses("latents of 3 x 1 x 5 are not this autoencoder's", **GENERATOR, autoencoder=str(tmp_path / "square"))
+    with pytest.raises(UserError, match=r"init_from=.* is a MAETok, which encodes and decodes here"):
+        train_vae(
+            vae_config(
+                tmp_path / "vae", images, init_from=str(maetok), alignment={"method": "none"}, loss={"gan_weight": 0.0}
+            )
+        )
+
+
+def test_its_latent_space_is_measured_but_for_what_needs_a_grid(maetok, images, tmp_path, capsys):
+    arguments = [f"--autoencoder={maetok}", f"--train_data={images}", f"--data={images}", "--image_size=32"]
+    measures = "--measures=[sensitivity,learnability]"
+    small = ["--learnability.num_steps=2", "--learnability.batch_size=4", "--num_decoded=4"]
+    assert main(["evaluate", "latents", *arguments, measures, *small]) == 0
+    assert "small_sit_velocity_loss" in capsys.readouterr().out
+    assert main(["evaluate", "latents", *arguments, "--measures=[spectrum]"]) == 2
+    assert "spectrum is of latents that are a grid" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sendvae_fast import checks
 from sendvae_fast.models.sit.sit import SiT
-from sendvae_fast.models.sit.sizes import SiTConfig
+from sendvae_fast.models.sit.sizes import SiTConfig, fields_of_latents
 from sendvae_fast.ops import philox
 from sendvae_fast.ops.noise_inject import noise_inject
 from sendvae_fast.progress import Progress
@@ -50,17 +50,16 @@ def velocity_loss_of_small_sit(
     """Loss of each test latent after training, float32 [n].
 
     Args:
-        train: normalised latents [m, C, H, H].
-        test: normalised latents [n, C, H, H].
+        train: normalised latents [m, C, H, W], square or one row.
+        test: normalised latents [n, C, H, W].
         config: the network and its training.
         seed: of weights, order and noise; step and latent decide the rest.
         device: to train on.
     """
-    _, channels, size, _ = train.shape
     torch.manual_seed(seed)
     model = SiT(
         SiTConfig(
-            latent_channels=channels, latent_size=size, patch_size=max(1, size // MAX_GRID), num_classes=1,
+            **fields_of_latents(train.shape[1:]), patch_size=max(1, train.shape[2] // MAX_GRID), num_classes=1,
             depth=config.depth, width=config.width, num_heads=config.width // 32, repa_dim=None,
         )
     ).to(device)  # fmt: skip

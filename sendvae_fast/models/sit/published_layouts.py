@@ -1,11 +1,13 @@
-"""State dicts of SiT, REPA, REPA-E, LightningDiT and DiT: from and to ours, which is REPA's.
+"""State dicts of SiT, REPA, REPA-E, LightningDiT, DiT and MAETok's SiT: from and to ours, which is REPA's.
 
-All have the same parameter names. They differ in three things.
+All have the same parameter names. They differ in four things.
 
 - Time. REPA's, like ours, is the noise level; SiT's and LightningDiT's is one minus it, and their velocity points the
   other way. `reverse_time` goes from one to the other by changing weights, exactly but for rounding.
 - SiT predicts a sigma beside every channel, which no sampler uses: that half of the last layer is dropped. A DiT's
   weights look the same, and are something else: that they are one has to be said.
+- MAETok's, for a sequence of latents, embeds tokens by a linear layer under a name of its own, where ours has the same
+  weights as a convolution of 1 x 1. Its time is REPA's.
 - Entries beside the parameters: REPA-E's batch norm of latents, LightningDiT's rotary buffers, REPA's projectors.
 """
 
@@ -21,7 +23,9 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.models.sit.sit import SiT, timestep_frequencies
 from sendvae_fast.models.sit.sizes import NUM_HEADS, SiTConfig
 
-FIRST_WEIGHT = "x_embedder.proj.weight"
+_EMBEDDING, _EMBEDDING_OF_SEQUENCE = "x_embedder.proj", "x_embedder"
+FIRST_WEIGHTS = tuple(f"{name}.weight" for name in (_EMBEDDING, _EMBEDDING_OF_SEQUENCE))
+"""One of which every layout has."""
 _OUTPUT = ("final_layer.linear.weight", "final_layer.linear.bias")
 _TIME = "t_embedder.mlp.0.weight"
 _BATCH_NORM, _ROPE = "bn.", "feat_rope."
@@ -36,7 +40,8 @@ def from_published(state: dict[str, Tensor], source: str, is_dit: bool = False) 
     where sigma is learned, LightningDiT's where one of its parts is there, and else REPA's. `UserError` where it is no
     SiT.
     """
-    config = _config_of(state, source)
+    state, is_sequence = _with_convolution(state)
+    config = _config_of(state, source, is_sequence)
     own = {
         key: value for key, value in state.items()
         if key.startswith("projectors.0.") or not key.startswith((_BATCH_NORM, _ROPE, "projectors."))
@@ -56,6 +61,7 @@ def to_repa(sit: SiT, latent_mean: Tensor, latent_std: Tensor, batch_norm: bool)
 
     `UserError` for a network with LightningDiT's parts.
     """
+    _check_grid(sit)
     if sit.config.diffusion:
         raise UserError("the generator is a DiT, which none of REPA's checkpoints is: convert --to=generator")
     if _is_lightningdit(sit.config):
@@ -73,6 +79,7 @@ def to_lightningdit(sit: SiT) -> dict[str, Tensor]:
 
     `UserError` for a network with none of its parts: nothing would then tell which way its time runs.
     """
+    _check_grid(sit)
     if not _is_lightningdit(sit.config):
         raise UserError("the generator has none of LightningDiT's parts: convert --to=repa or --to=repa-e")
     state = {key: value for key, value in sit.state_dict().items() if not key.startswith("projectors.")}
@@ -80,6 +87,13 @@ def to_lightningdit(sit: SiT) -> dict[str, Tensor]:
         for name in ("cos", "sin"):
             state[f"{_ROPE}freqs_{name}"] = getattr(sit.rope, name).repeat_interleave(2, dim=1)  # [N, head_dim]
     return reverse_time(state)
+
+
+def _check_grid(sit: SiT) -> None:
+    if sit.config.one_dimensional:
+        raise UserError(
+            "the generator is for latents that are a sequence, as no such checkpoint is: convert --to=generator"
+        )
 
 
 def reverse_time(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -104,7 +118,19 @@ def _without_sigma(value: Tensor, config: SiTConfig) -> Tensor:
     return value.unflatten(0, (-1, 2 * channels))[:, :channels].flatten(0, 1).contiguous()
 
 
-def _config_of(state: dict[str, Tensor], source: str) -> SiTConfig:
+def _with_convolution(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """The state dict with a convolution as patch embedding; and whether it had a sequence's linear layer."""
+    linear = state.get(f"{_EMBEDDING_OF_SEQUENCE}.weight")
+    if linear is None or getattr(linear, "ndim", None) != 2:
+        return state, False
+    others = {key: value for key, value in state.items() if not key.startswith(f"{_EMBEDDING_OF_SEQUENCE}.")}
+    own = {f"{_EMBEDDING}.weight": linear[:, :, None, None]}
+    if (bias := state.get(f"{_EMBEDDING_OF_SEQUENCE}.bias")) is not None:
+        own[f"{_EMBEDDING}.bias"] = bias
+    return own | others, True
+
+
+def _config_of(state: dict[str, Tensor], source: str, is_sequence: bool) -> SiTConfig:
     """Sizes and switches from names and shapes of weights; the number of heads may follow from the width."""
 
     def size(key: str, dim: int, ndim: int) -> int:
@@ -112,15 +138,16 @@ def _config_of(state: dict[str, Tensor], source: str) -> SiTConfig:
             raise UserError(f"{source} is no SiT in the layout of REPA or LightningDiT: it lacks {key} of {ndim} dims")
         return state[key].shape[dim]
 
-    width, channels, patch_size = (size(FIRST_WEIGHT, dim, 4) for dim in (0, 1, 2))
+    width, channels, patch_size = (size(f"{_EMBEDDING}.weight", dim, 4) for dim in (0, 1, 2))
     for key, ndim in ((_OUTPUT[0], 2), (_OUTPUT[1], 1), (_TIME, 2)):
         size(key, 0, ndim)
     depth = 0
     while f"blocks.{depth}.attn.qkv.weight" in state:
         depth += 1
-    repa = "projectors.0.0.weight" in state
+    repa, tokens = "projectors.0.0.weight" in state, size("pos_embed", 1, 3)
     return SiTConfig(
-        latent_size=math.isqrt(size("pos_embed", 1, 3)) * patch_size,
+        latent_size=tokens if is_sequence else math.isqrt(tokens) * patch_size,
+        one_dimensional=is_sequence,
         latent_channels=channels,
         patch_size=patch_size,
         width=width,

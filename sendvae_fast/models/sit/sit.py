@@ -5,7 +5,9 @@ LightningDiT (Yao et al., 2025) with its parameter names, or DiT (Peebles & Xie,
 ``v = ε - z`` at ``z_t = (1 - t) z + t ε``; `t` is the noise level in [0, 1] and is embedded as it is, not times 1000. A
 DiT predicts the noise and its variance at step t of 0 .. 999, see `models.diffusion`.
 
-Shape letters: B batch, C latent channels, H latent size, P patch size, N tokens, D width.
+Latents are square, or one row: a sequence of tokens, such as MAETok's, whose positions are those along it.
+
+Shape letters: B batch, C latent channels, H W latent size, P patch size, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -19,7 +21,13 @@ from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.norms import AdaLayerNorm
-from sendvae_fast.models.positions import RotaryEmbedding, sincos_2d
+from sendvae_fast.models.positions import (
+    RotaryEmbedding,
+    rotary_angles_1d,
+    rotary_angles_2d,
+    sincos_1d,
+    sincos_2d,
+)
 from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.models.transformer import (
     Attention,
@@ -45,9 +53,14 @@ class SiT(nn.Module):
         self.x_embedder = PatchEmbed(config.patch_size, config.latent_channels, width)
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(config.num_classes, width)
+        size, is_sequence = config.grid_shape[1], config.one_dimensional
+        positions = sincos_1d(width, size) if is_sequence else sincos_2d(width, size)
         # Never trained, but part of the published layout; see `_fill_pos_embed`.
-        self.register_buffer("pos_embed", sincos_2d(width, config.grid_size).unsqueeze(0))  # [1, N, D]
-        self.rope = RotaryEmbedding(config.head_dim, config.grid_size) if config.rope else None
+        self.register_buffer("pos_embed", positions.unsqueeze(0))  # [1, N, D]
+        self.rope = None
+        if config.rope:
+            angles_of = rotary_angles_1d if is_sequence else rotary_angles_2d
+            self.rope = RotaryEmbedding(angles_of(config.head_dim, size))
         self.blocks = nn.ModuleList(SiTBlock(config) for _ in range(config.depth))
         if config.repa_dim is not None:
             # A list, because REPA allows several foundation models.
@@ -76,20 +89,20 @@ class SiT(nn.Module):
         """Predict the velocity.
 
         Args:
-            z_t: noised latents [B, C, H, H], or their flattened patches [B, N, C P P] (see `PatchEmbed`).
+            z_t: noised latents [B, C, H, W], or their flattened patches [B, N, C P P] (see `PatchEmbed`).
             t: noise levels [B] in [0, 1], or a DiT's steps.
             labels: classes int64 [B] in [0, num_classes]; num_classes is the null class.
             drop: bool [B], which labels become the null class; none when not given.
             return_features: also run the REPA projector (needs `repa_dim`). Sampling leaves it off.
 
         Returns:
-            velocity [B, C, H, H], or of a DiT the noise and then what its variance is made of [B, 2C, H, H]; and, with
+            velocity [B, C, H, W], or of a DiT the noise and then what its variance is made of [B, 2C, H, W]; and, with
             `return_features`, the projected tokens [B, N, repa_dim] (else None).
         """
         config = self.config
-        expected = (config.latent_channels, config.latent_size, config.latent_size)
+        expected = config.latent_shape
         if z_t.dim() == 3:
-            expected = (config.grid_size**2, config.latent_channels * config.patch_size**2)
+            expected = (config.num_tokens, config.latent_channels * config.patch_size**2)
         if z_t.shape[1:] != expected:
             raise UserError(
                 f"SiT was built for latents of {' x '.join(map(str, expected))} but got "
@@ -122,9 +135,9 @@ class SiT(nn.Module):
         return stream, self.projectors[0](stream.tokens())
 
     def _unpatchify(self, x: Tensor) -> Tensor:
-        """Tokens [B, N, P P C] to latents [B, C, H, H]."""
-        grid, patch = self.config.grid_size, self.config.patch_size
-        x = x.unflatten(2, (patch, patch, -1)).unflatten(1, (grid, grid))  # [B, row, column, P, P, C]
+        """Tokens [B, N, P P C] to latents [B, C, H, W]."""
+        patch = self.config.patch_size
+        x = x.unflatten(2, (patch, patch, -1)).unflatten(1, self.config.grid_shape)  # [B, row, column, P, P, C]
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 

@@ -21,6 +21,11 @@ _SIZES = {
 NUM_HEADS = {size["width"]: size["num_heads"] for size in _SIZES.values()}
 """Attention heads of every published width: the shapes of published weights do not tell them."""
 
+NO_REPA = (
+    "REPA aligns tokens with the patches of a picture that they stand for, and these latents are a sequence of tokens "
+    "that stand for no patch: set repa.weight=0"
+)
+
 _LIGHTNING = dict(swiglu=True, rms_norm=True, rope=True)
 """LightningDiT's switches in all of its published models; its name is otherwise only a size."""
 
@@ -51,6 +56,22 @@ def preset_sizes(name: str) -> dict[str, Any]:
             "LightningDiT-{B,L,XL,1p0B,1p6B}/{1,2} and DiT-{S,B,L,XL}/{2,4,8}"
         )
     return dict(PRESETS[name])
+
+
+def fields_of_latents(latent_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The fields of `SiTConfig` that latents [C, H, W] decide; `UserError` where they are not square nor one row."""
+    channels, height, width = latent_shape
+    if height not in (1, width):
+        raise UserError(
+            f"the latents are {channels} x {height} x {width}, and a generator is for square ones or a sequence in one "
+            "row: make others with `sendvae cache-latents`"
+        )
+    return dict(latent_channels=channels, latent_size=width, one_dimensional=is_sequence(latent_shape))
+
+
+def is_sequence(latent_shape: tuple[int, int, int]) -> bool:
+    """Whether latents [C, H, W] are tokens in one row, such as MAETok's, and not a grid."""
+    return latent_shape[1] == 1 < latent_shape[2]
 
 
 def check_repa_block(block: int, depth: int, name: str) -> None:
@@ -134,7 +155,7 @@ class SiTConfig(SiTSizes):
     qk_norm: bool = False
     diffusion: bool = False
     latent_size: int
-    """Height and width of the latent."""
+    """Height and width of the latent; its length where it is a sequence."""
     latent_channels: int
     """Channels of the latent."""
     num_classes: int
@@ -143,6 +164,8 @@ class SiTConfig(SiTSizes):
     """Width of the foundation model's features; without it the network has no REPA projector."""
     repa_block: int = 8
     """The projector reads the tokens after this many blocks."""
+    one_dimensional: bool = False
+    """The latent is a sequence, [C, 1, latent_size], and not square."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,6 +174,13 @@ class SiTConfig(SiTSizes):
             raise UserError(
                 f"{self.section}.latent_size={self.latent_size} must be a multiple of patch_size={self.patch_size}"
             )
+        if self.one_dimensional and self.patch_size != 1:
+            raise UserError(
+                f"{self.section}.patch_size={self.patch_size} is for latents that are a grid, and these are a sequence "
+                f"of {self.latent_size} tokens: give patch_size=1"
+            )
+        if self.one_dimensional and self.repa_dim is not None:
+            raise UserError(NO_REPA)
         if self.repa_dim is not None:
             check_repa_block(self.repa_block, self.depth, f"{self.section}.repa_block")
 
@@ -165,12 +195,19 @@ class SiTConfig(SiTSizes):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Of one latent, [C, H, W]."""
-        return self.latent_channels, self.latent_size, self.latent_size
+        return self.latent_channels, 1 if self.one_dimensional else self.latent_size, self.latent_size
 
     @property
-    def grid_size(self) -> int:
-        """Tokens per side."""
-        return self.latent_size // self.patch_size
+    def grid_shape(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        _, height, width = self.latent_shape
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        rows, columns = self.grid_shape
+        return rows * columns
 
     @property
     def out_channels(self) -> int:

@@ -7,7 +7,8 @@ Our format is a plain folder:
     ema.safetensors           their moving average, same keys: what samples are drawn from
     latent_stats.safetensors  latent_mean, latent_std: float32 [C], the normalisation of the latents it was trained on
 
-Published checkpoints (SiT, REPA, REPA-E, LightningDiT, DiT; see `published_layouts`) are read in their own form too.
+Published checkpoints (SiT, REPA, REPA-E, LightningDiT, DiT, MAETok's SiT) are read in their own form too, see
+`published_layouts`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from sendvae_fast.models.latent_statistics import (
     statistics_of_batch_norm,
     statistics_of_file,
 )
-from sendvae_fast.models.sit.published_layouts import FIRST_WEIGHT, from_published, to_lightningdit, to_repa
+from sendvae_fast.models.sit.published_layouts import FIRST_WEIGHTS, from_published, to_lightningdit, to_repa
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.models.weights import build_to_fit, load_weights, part_of_checkpoint, read_weights
@@ -45,7 +46,7 @@ EMA_FILE = "ema.safetensors"
 PUBLISHED_FILE = "generator.pt"
 _SAME_SIZES = (
     "latent_channels", "latent_size", "patch_size", "width", "depth", "num_heads", "num_classes", "swiglu", "rms_norm",
-    "rope", "qk_norm", "diffusion",
+    "rope", "qk_norm", "diffusion", "one_dimensional",
 )  # fmt: skip
 
 
@@ -158,9 +159,11 @@ def _read(path: Path, ema: bool, is_dit: bool = False) -> tuple[SiT, LatentStati
 
 def _read_published(path: Path, ema: bool, is_dit: bool) -> _Found:
     wrappers = ("ema", "model", "state_dict") if ema else ("model", "state_dict", "ema")
-    state = part_of_checkpoint(read_weights(path), FIRST_WEIGHT, wrappers)
-    if not state:
-        raise UserError(f"{path} holds no SiT, it has no {FIRST_WEIGHT}: give a generator's checkpoint")
+    content = read_weights(path)
+    found = (part_of_checkpoint(content, first, wrappers) for first in FIRST_WEIGHTS)
+    state = next((part for part in found if part), None)
+    if state is None:
+        raise UserError(f"{path} holds no SiT, it has no {FIRST_WEIGHTS[0]}: give a generator's checkpoint")
     with reading(path, "fetch it again"):
         config, own = from_published(state, str(path), is_dit)
     statistics = statistics_of_batch_norm(state, path.name) or statistics_beside(path)

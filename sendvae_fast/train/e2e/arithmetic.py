@@ -28,7 +28,7 @@ def step_flops(
     Of the alignment that reaches the autoencoder, the SiT's first blocks forward and back to their input.
     """
     config = sit.config
-    tokens = (config.grid_size**2, config.latent_channels * config.patch_size**2)
+    tokens = (config.num_tokens, config.latent_channels * config.patch_size**2)
 
     def project() -> None:
         t, label = torch.empty(1, device=device), torch.zeros(1, dtype=torch.int64, device=device)

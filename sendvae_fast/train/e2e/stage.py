@@ -102,11 +102,12 @@ class E2EStage:
         """The pictures, the sizes, and what is aligned with what."""
         sizes, repa = self.sit.config, self.config.repa
         autoencoder, generator = map(count_words, self.num_parameters)
+        rows, columns = sizes.grid_shape
         return {
             **self.images.facts(),
             "parameters": f"{autoencoder} of the autoencoder and {generator} of the generator in training",
-            "latents": f"{sizes.latent_channels} x {sizes.latent_size} x {sizes.latent_size}",
-            "tokens": f"{sizes.grid_size} x {sizes.grid_size} of width {sizes.width}, {sizes.depth} blocks",
+            "latents": " x ".join(map(str, sizes.latent_shape)),
+            "tokens": f"{rows} x {columns} of width {sizes.width}, {sizes.depth} blocks",
             "alignment": f"block {repa.block}, {repa.foundation.name}",
         }
 

@@ -25,7 +25,7 @@ def velocity_flops(model: SiT, device: torch.device, *, return_features: bool) -
     config = model.config
 
     def velocity() -> None:
-        latent = torch.empty(1, config.latent_channels, config.latent_size, config.latent_size, device=device)
+        latent = torch.empty(1, *config.latent_shape, device=device)
         t, label = torch.empty(1, device=device), torch.zeros(1, dtype=torch.int64, device=device)
         model(latent, t, label, return_features=return_features)
 

@@ -23,6 +23,7 @@ from sendvae_fast.data.latents.lightningdit import PublishedLatents
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
+from sendvae_fast.models.sit.sizes import NO_REPA, is_sequence
 from sendvae_fast.ops import philox
 from sendvae_fast.train.training_images import ImageDataConfig, TrainingImages, check_global_batch
 
@@ -66,7 +67,7 @@ class TrainingLatents:
 
     Raises:
         UserError: the latents are missing, damaged or of other images; the global batch does not divide among ranks and
-            accumulation steps; images are wanted beside published latents.
+            accumulation steps; images are wanted beside published latents, or beside latents that are no grid.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class TrainingLatents:
             self.cache = PublishedLatents.open(directory)
         else:
             self.cache = LatentCache.open(directory, reader.verify_hashes)
+        if with_images and is_sequence(self.cache.rows.shape):
+            raise UserError(NO_REPA)
         self._images = self._open_images(data, seed, accumulation_steps, distributed) if with_images else None
         self._schedule = BatchSchedule(len(self.cache), data.global_batch, seed)
         self._reader = LatentReader(

@@ -12,7 +12,7 @@ from sendvae_fast.engine.loggers import LoggingConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
-from sendvae_fast.models.sit.sizes import SiTConfig, SiTSizes, check_repa_block, preset_sizes
+from sendvae_fast.models.sit.sizes import SiTConfig, SiTSizes, check_repa_block, fields_of_latents, preset_sizes
 from sendvae_fast.sampling.generate import GenerateConfig
 from sendvae_fast.train.evaluation_settings import GenerationWhileTraining
 from sendvae_fast.train.loop import LoopConfig
@@ -57,11 +57,13 @@ class GeneratorConfig(SiTSizes):
     def build(
         self, latent_shape: tuple[int, int, int], num_classes: int, repa_dim: int | None, repa_block: int
     ) -> SiTConfig:
-        """The full config of a SiT for latents [C, H, W]."""
+        """The full config of a SiT for latents [C, H, W].
+
+        Raises UserError where they are neither square nor one row, or the network does not fit them.
+        """
         return SiTConfig(
             **self.sizes(),
-            latent_channels=latent_shape[0],
-            latent_size=latent_shape[1],
+            **fields_of_latents(latent_shape),
             num_classes=num_classes,
             repa_dim=repa_dim,
             repa_block=repa_block,

@@ -64,7 +64,7 @@ class SiTStage:
         self.model = SiT(config.generator.build(cache.rows.shape, latents.num_classes, repa_dim, config.repa.block))
         self.diffusion = Diffusion.of(device=self.device) if self.model.config.diffusion else None
         if self.foundation is not None:
-            self.foundation.check_grid(self.model.config.grid_size)
+            self.foundation.check_grid(self.model.config.grid_shape[0])
         with distributed.all_or_none():
             if config.init_from is not None:
                 load_initial_weights(self.model, resolve_weights(config.init_from))
@@ -96,16 +96,18 @@ class SiTStage:
                 f"autoencoder {self.config.autoencoder} decodes latents of {autoencoder.config.latent_channels} "
                 f"channels, but those of {self.config.latents} have {channels}: give the one that made them"
             )
+        autoencoder.image_size(self.model.config.latent_shape)  # raises for a shape that it does not decode
         device = self.device if self.distributed.is_main else "cpu"
         return LatentDecoder(autoencoder.to(device), self.latent_mean, self.latent_std)
 
     def facts(self) -> dict[str, str]:
         """The latents, the pictures, the sizes, and what is aligned with what."""
         sizes, repa = self.model.config, self.config.repa
+        rows, columns = sizes.grid_shape
         return {
             **self.latents.facts(),
             "parameters": f"{count_words(self.num_parameters)} in training",
-            "tokens": f"{sizes.grid_size} x {sizes.grid_size} of width {sizes.width}, {sizes.depth} blocks",
+            "tokens": f"{rows} x {columns} of width {sizes.width}, {sizes.depth} blocks",
             "alignment": "none" if self.foundation is None else f"block {repa.block}, {repa.foundation.name}",
         }
 
