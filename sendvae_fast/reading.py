@@ -141,6 +141,11 @@ def _object(line: str) -> dict[str, Any] | None:
         return None
 
 
+def names_key(path: Path, key: str) -> bool:
+    """Whether a JSON file is there and names a key. It is not parsed: damage is for who reads it then."""
+    return path.is_file() and f'"{key}"' in path.read_text(encoding="utf-8", errors="replace")
+
+
 def dataclass_of(kind: type[T], content: dict[str, Any]) -> T:
     """An instance of a dataclass of plain values from a read mapping; its own checks raise what they raise.
 

@@ -150,7 +150,9 @@ def statistics_of_factor(factor: float, channels: int, shift: float = 0.0, origi
 
 def statistics_of_numbers(mean: float, std: float, channels: int, origin: str) -> LatentStatistics:
     """One mean and one standard deviation of all channels."""
-    return LatentStatistics(torch.full((channels,), float(mean)), torch.full((channels,), float(std)), origin)
+    # By float64, in which a number beyond float32 is no error but becomes inf, which `checked` refuses.
+    means, stds = (torch.full((channels,), float(value), dtype=torch.float64).float() for value in (mean, std))
+    return LatentStatistics(means, stds, origin)
 
 
 def statistics_of_diffusers(entries: dict, origin: str) -> LatentStatistics | None:

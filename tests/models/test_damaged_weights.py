@@ -102,6 +102,11 @@ def folder(tmp_path_factory):
     torch.save(repa_e, tmp_path / "old_form.pt", _use_new_zipfile_serialization=False)
     torch.save({"mean": VECTOR, "std": VECTOR}, tmp_path / "latents_stats.pt")
     torch.save({"ema": generator | BATCH_NORM, "step": 4}, tmp_path / "generator.pt")
+    sequence = SiT(dataclasses.replace(GENERATOR, one_dimensional=True, latent_size=3)).state_dict()
+    sequence = {key.replace("embedder.proj", "embedder"): value for key, value in sequence.items()}
+    sequence["x_embedder.weight"] = sequence["x_embedder.weight"][:, :, 0, 0].clone()
+    rotary = {"feat_rope.freqs_cos": torch.ones(3, 4)}  # tells the number of heads
+    torch.save({"ema": sequence | rotary | BATCH_NORM}, tmp_path / "sequence.pt")
     torch.save({"state_dict": discriminator, "epoch": 1}, tmp_path / "discriminator.ckpt")
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeeze.pth")
     torch.save(torch.load(HEADS, map_location="cpu", weights_only=True), tmp_path / "heads.pth")
@@ -165,6 +170,7 @@ READERS = {
         "maetok.pt", damaged_weights, lambda folder: load_autoencoder(folder / "maetok.pt", scaling_factor=0.5)
     ),
     "statistics of LightningDiT": Reader("latents_stats.pt", damaged_weights, read_statistics),
+    "generator of MAETok": Reader("sequence.pt", damaged_weights, lambda folder: load_sit(folder / "sequence.pt")),
     "generator": Reader("generator.pt", damaged_weights, lambda folder: load_sit(folder / "generator.pt")),
     "discriminator": Reader("discriminator.ckpt", damaged_weights, read_discriminator),
     "foundation model": Reader("squeeze.pth", damaged_weights, read_squeezenet),

@@ -135,6 +135,8 @@ def test_broken_statistics_are_refused(tmp_path):
         load_autoencoder(published(tmp_path / "x", vq_mean="a"))
     with pytest.raises(UserError, match="a deviation that is not above 0"):
         load_autoencoder(published(tmp_path / "y", vq_std=0))
+    with pytest.raises(UserError, match="hold NaN, inf or"):
+        load_autoencoder(published(tmp_path / "z", vq_mean=1e300))
 
 
 def test_sizes_that_do_not_fit_are_refused():

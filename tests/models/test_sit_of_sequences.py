@@ -6,6 +6,7 @@ import pytest
 import torch
 from maetok_weights import filled
 from plain_sit import plain_sit
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
@@ -109,6 +110,12 @@ def test_its_file_is_read_as_a_generator_and_a_start(tmp_path):
     fresh = SiT(ours.config)
     load_initial_weights(fresh, tmp_path / "x.pt")
     assert all(torch.equal(value, raw[name]) for name, value in fresh.state_dict().items())
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"vae_1d": true, "hidden_size": 384}')
+    save_file(state, folder / "model.safetensors")
+    theirs = load_sit(folder, scaling_factor=1.0).sit.state_dict()
+    assert theirs.keys() == raw.keys() and all(torch.equal(value, raw[name]) for name, value in theirs.items())
     square = SiT(SiTConfig.preset("SiT-S/1", depth=1, latent_channels=3, latent_size=5, num_classes=7))
     with pytest.raises(UserError, match="has a generator of one_dimensional=True, but this run's has .*=False"):
         load_initial_weights(square, tmp_path / "x.pt")

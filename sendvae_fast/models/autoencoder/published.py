@@ -30,7 +30,7 @@ from sendvae_fast.models.latent_statistics import (
     statistics_of_diffusers,
 )
 from sendvae_fast.models.weights import part_of_checkpoint, read_weights
-from sendvae_fast.reading import read_json, reading
+from sendvae_fast.reading import names_key, read_json, reading
 
 _DIFFUSERS_MARK = "block_out_channels"
 _DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -59,7 +59,8 @@ def is_published(path: Path) -> bool:
     """Whether `path` is a file, or a folder of diffusers or MAETok: whether `read_published` is for it."""
     if not path.is_dir():
         return path.exists()
-    return _marked(path, _DIFFUSERS_MARK) or _marked(path, MARK)
+    config = path / CONFIG_FILE
+    return names_key(config, _DIFFUSERS_MARK) or names_key(config, MARK)
 
 
 def read_published(path: str | Path) -> FoundAutoencoder:
@@ -70,13 +71,7 @@ def read_published(path: str | Path) -> FoundAutoencoder:
     path = Path(path)
     if not path.is_dir():
         return _read_file(path)
-    return _read_maetok(path) if _marked(path, MARK) else _read_diffusers(path)
-
-
-def _marked(directory: Path, entry: str) -> bool:
-    """Whether a folder's config.json names an entry."""
-    config = directory / CONFIG_FILE
-    return config.is_file() and f'"{entry}"' in config.read_text(encoding="utf-8", errors="replace")
+    return _read_maetok(path) if names_key(path / CONFIG_FILE, MARK) else _read_diffusers(path)
 
 
 def ldm_state(content: dict, path: str | Path) -> dict[str, Tensor]:

@@ -40,10 +40,12 @@ from sendvae_fast.models.sit.published_layouts import FIRST_WEIGHTS, from_publis
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.models.weights import build_to_fit, load_weights, part_of_checkpoint, read_weights
-from sendvae_fast.reading import dataclass_of, read_json, reading
+from sendvae_fast.reading import dataclass_of, names_key, read_json, reading
 
 EMA_FILE = "ema.safetensors"
 PUBLISHED_FILE = "generator.pt"
+_MAETOKS_MARK = "vae_1d"
+"""An entry of the config.json of MAETok's SiT. Its weights tell the sizes as well."""
 _SAME_SIZES = (
     "latent_channels", "latent_size", "patch_size", "width", "depth", "num_heads", "num_classes", "swiglu", "rms_norm",
     "rope", "qk_norm", "diffusion", "one_dimensional",
@@ -90,7 +92,7 @@ def load_sit(
     scaling_factor: float | None = None,
     is_dit: bool = False,
 ) -> SavedSiT:
-    """Read a folder that `save_sit` wrote, a checkpoint that has one, or a published checkpoint file.
+    """Read a folder that `save_sit` wrote, a checkpoint that has one, or a published file, or MAETok's folder of one.
 
     The network is on the CPU, in float32 and evaluation mode.
 
@@ -152,6 +154,8 @@ def write_published(
 
 def _read(path: Path, ema: bool, is_dit: bool = False) -> tuple[SiT, LatentStatistics | None]:
     path = part_of(path, GENERATOR_PART)
+    if names_key(path / CONFIG_FILE, _MAETOKS_MARK):
+        path = path / WEIGHTS_FILE
     found = _read_published(path, ema, is_dit) if path.is_file() else _read_own(path, ema)
     sit = build_to_fit(lambda: SiT(found.config), found.state, found.weights)
     return sit.eval(), found.statistics
