@@ -58,7 +58,7 @@ def test_the_source_distribution_beside_it_is_of_the_same_commit(wheel):
 CHECK = """
 import sys, torch
 from pathlib import Path
-from sendvae_fast.ops import library
+from sendvae_fast.ops import dispatch, library
 assert Path(library.__file__).is_relative_to(sys.prefix), library.__file__
 assert torch.__version__.split("+")[0] == sys.argv[1], torch.__version__
 status = library.status()
