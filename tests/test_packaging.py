@@ -15,7 +15,10 @@ import pytest
 import torch
 from setuptools import Distribution
 
-from sendvae_fast.ops import dispatch, library
+from sendvae_fast.cli.doctor import look_at_ops
+from sendvae_fast.cli.findings import Findings
+from sendvae_fast.errors import UserError
+from sendvae_fast.ops import dispatch, library, use_backend
 
 ROOT = Path(__file__).resolve().parent.parent
 OP_LIBRARIES = (library.CPU_LIBRARY, library.CUDA_LIBRARY)
@@ -200,6 +203,64 @@ def test_status_names_a_reason(tmp_path, monkeypatch):
     finally:
         library._load_all_ops.cache_clear()
         library._import_host.cache_clear()
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout with this one's CPU library and no sources yet."""
+    folder = tmp_path / "sendvae_fast" / "_lib"
+    folder.mkdir(parents=True)
+    (folder / library.CPU_LIBRARY).symlink_to(built(library.CPU_LIBRARY))
+    monkeypatch.setattr(library, "LIBRARY_DIR", folder)
+    monkeypatch.setattr(dispatch, "_choices", {})
+    monkeypatch.delenv("SENDVAE_BACKEND", raising=False)
+    caches = (library.stale, library._load_all_ops)
+    for function in caches:
+        function.cache_clear()
+    yield tmp_path
+    for function in caches:
+        function.cache_clear()
+
+
+def write_schemas(checkout: Path, text: str) -> None:
+    path = checkout / library.SCHEMAS
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    library.stale.cache_clear()
+    library._load_all_ops.cache_clear()
+
+
+def test_a_library_of_other_sources_must_be_built_again(checkout):
+    text = (ROOT / library.SCHEMAS).read_text()
+    assert library.stale() is None  # an installed wheel: no sources beside it
+    write_schemas(checkout, "// another comment\n" + text)
+    assert library.stale() is None and library.load()
+    changed = text.replace("float? margin, bool mean)", "float? margin, bool mean, int of_tomorrow)")
+    assert changed != text
+    write_schemas(checkout, changed)
+    with pytest.raises(UserError) as raised:
+        dispatch.chosen_backend("noise_inject", "cpu")
+    said = str(raised.value)
+    assert "\n" not in said and said == library.status()["cpu"] and not library.load()
+    for words in (
+        str(checkout / library.SCHEMAS),
+        "cosine_align is another",
+        f"pip install -v --no-build-isolation --no-deps -e {checkout}",
+    ):
+        assert words in said
+    with use_backend("reference"):
+        assert dispatch.chosen_backend("noise_inject", "cpu") == "reference"
+    findings = Findings()
+    look_at_ops(findings)
+    assert findings.exit_code == 2
+
+
+def test_all_schemas_are_compared():
+    """As many as there are calls, each whole, as PyTorch reads it."""
+    text = (ROOT / library.SCHEMAS).read_text()
+    schemas = library.schemas(text)
+    assert len(schemas) == text.count("library.def(") > len(dispatch.OPS)
+    assert {torch._C.parse_schema(schema).name for schema in schemas} >= dispatch.OPS.keys()
 
 
 # ---- setup.py ----

@@ -102,6 +102,9 @@ def look_at_packages(findings: Findings) -> None:
 
 def look_at_ops(findings: Findings) -> None:
     """The compiled libraries, and for every op its backend here and why the others cannot run."""
+    if (stale := library.stale()) is not None:
+        findings.add("ops", "compiled ops", stale, "broken")
+        return
     missing = library.status()["cpu"]
     if missing is not None:
         findings.add("ops", "compiled ops", f"{missing}; Triton, on a GPU, or PyTorch runs instead", "warning")

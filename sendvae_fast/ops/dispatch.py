@@ -7,7 +7,8 @@
 Unless forced, a CUDA tensor takes cuda, else triton, else the reference; a CPU tensor takes cpu, else the reference.
 `SENDVAE_BACKEND=<name>` or `use_backend(name)` forces one; a forced backend that cannot run is an error, never a silent
 fall-back. An op that was never written for the forced backend (`OPS`) keeps its own choice, so that a whole run can be
-forced. float64 tensors always take the reference, which is the ground truth of the others. (For `sde_step` the dtype of
+forced. Where a checkout has compiled libraries of other sources, a choice that is not forced is an error too.
+float64 tensors always take the reference, which is the ground truth of the others. (For `sde_step` the dtype of
 the velocity counts, not that of its float64 state.)
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from sendvae_fast.errors import UserError
 from sendvae_fast.ops import library
 from sendvae_fast.ops.forcing import ForcedChoice, cannot_run
 from sendvae_fast.ops.tracing import constant_when_traced
@@ -85,7 +87,7 @@ def chosen_backend(op: str, device: torch.device | str) -> str:
     """The backend that `op` takes for tensors on `device` (float64 apart).
 
     Raises:
-        UserError: the forced backend is unknown or cannot run, and why.
+        UserError: the forced backend is unknown or cannot run, and why; or the libraries must be built again.
     """
     return _choose(op, torch.device(device).type, _forced.name)
 
@@ -133,6 +135,8 @@ def _choose(op: str, device_type: str, forced: str | None) -> str:
         if reason is not None:
             raise cannot_run(op, forced, source, reason)
         return forced
+    if (stale := library.stale()) is not None:
+        raise UserError(stale)
     candidates = _AUTOMATIC.get(device_type, ("reference",))
     return next(name for name in candidates if reasons[name] is None)
 

@@ -9,6 +9,7 @@ alone, and then CUDA kernels built for the CPU, which run as the backend `cpu`.
 
 import importlib
 import os
+import re
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,8 @@ HOST_MODULE = "sendvae_fast._lib._host"
 NOT_BUILT_FILE = "not_built.txt"
 """Beside the libraries, or in their place: why they could not be built (written by setup.py)."""
 ENVIRONMENT_VARIABLE = "SENDVAE_OPS_LIBRARY"
+SCHEMAS = Path("csrc", "library.cpp")
+"""From the checkout on: every schema of the compiled ops."""
 REBUILD = "pip install -v . in a checkout builds it, or shows why not"
 
 
@@ -39,6 +42,34 @@ def status() -> dict[str, str | None]:
     return {"cpu": cpu, "cuda": cuda, "host": _import_host()[1]}
 
 
+@cache
+def stale() -> str | None:
+    """That the CPU library was built from other sources than those beside it and must be built again, or None.
+
+    A schema is a C string in the library, so it is looked for there. Only a checkout has sources to compare with.
+    """
+    checkout, path = LIBRARY_DIR.parent.parent, LIBRARY_DIR / CPU_LIBRARY
+    if os.environ.get(ENVIRONMENT_VARIABLE):
+        return None
+    try:
+        sources, built = (checkout / SCHEMAS).read_text(encoding="utf-8"), path.read_bytes()
+    except OSError:
+        return None
+    for schema in schemas(sources):
+        if schema.encode() + b"\0" not in built:
+            return (
+                f"{path} was built from other sources than {checkout / SCHEMAS}, where {schema.partition('(')[0]} is "
+                f"another: build it again with `pip install -v --no-build-isolation --no-deps -e {checkout}`"
+            )
+    return None
+
+
+def schemas(sources: str) -> list[str]:
+    """The schemas in the text of csrc/library.cpp."""
+    calls = re.findall(r'library\.def\(\s*((?:"[^"]*"\s*)+)\)', sources)
+    return ["".join(re.findall(r'"([^"]*)"', call)) for call in calls]
+
+
 def host() -> ModuleType | None:
     """The module `_host` (build facts, the reader of latent shards), or None if it is not built."""
     return _import_host()[0]
@@ -47,7 +78,7 @@ def host() -> ModuleType | None:
 @cache  # the ops ask at every call
 def _load_all_ops() -> tuple[str | None, str | None]:
     # The schemas are in the CPU library, so it comes first and the CUDA library needs it.
-    cpu = _load_ops(Path(os.environ.get(ENVIRONMENT_VARIABLE) or LIBRARY_DIR / CPU_LIBRARY))
+    cpu = stale() or _load_ops(Path(os.environ.get(ENVIRONMENT_VARIABLE) or LIBRARY_DIR / CPU_LIBRARY))
     return cpu, _missing_cuda(cpu) or _load_ops(LIBRARY_DIR / CUDA_LIBRARY)
 
 
