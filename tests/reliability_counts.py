@@ -111,9 +111,13 @@ class Cases:
 
 
 def _is_replaced(other: dict, entry: dict) -> bool:
-    """Whether a line says what the new one does, or counts cases of a test that now counts its trials itself."""
+    """Whether a line says what the new one does, or is of a former way of its test to count.
+
+    A test may have counted only its cases, and all of what its cases now count one by one, or the other way round.
+    """
     same_test = other["test"].partition("[")[0] == entry["test"].partition("[")[0]
-    return _key(other) == _key(entry) or (same_test and other["what"] == CASES != entry["what"])
+    in_parts = ("[" in other["test"]) != ("[" in entry["test"])
+    return _key(other) == _key(entry) or (same_test and (other["what"] == CASES != entry["what"] or in_parts))
 
 
 def _key(entry: dict) -> tuple[str, str, str]:

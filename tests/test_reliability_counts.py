@@ -28,6 +28,15 @@ def test_trials_replace_the_cases_of_their_test(tmp_path, monkeypatch):
     assert left == {("a.py::g", "cases of the test"), ("a.py::f[x]", "copies")}
 
 
+def test_counts_of_cases_replace_that_of_the_whole_test(tmp_path, monkeypatch):
+    file = tmp_path / "counts.json"
+    monkeypatch.setenv(reliability_counts.FILE_VARIABLE, str(file))
+    for test in ("a.py::f", "a.py::g", "a.py::f[x]", "a.py::f[y]"):
+        reliability_counts.record("kill", "kills", tried=2, survived=2, test=test)
+    left = [json.loads(line)["test"] for line in file.read_text().splitlines()]
+    assert left == ["a.py::f[x]", "a.py::f[y]", "a.py::g"]
+
+
 def test_nothing_is_written_unasked(tmp_path, monkeypatch):
     monkeypatch.delenv(reliability_counts.FILE_VARIABLE, raising=False)
     monkeypatch.setattr(reliability_counts, "ROOT", tmp_path)

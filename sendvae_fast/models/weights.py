@@ -53,7 +53,7 @@ def read_weights(path: str | Path) -> dict:
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"weight file {path} holds a {type(content).__name__}, not named tensors: save a state dict")
     if any(not _is_plain(tensor) for tensor in _tensors(content)):
-        raise UserError(f"weight file {path} holds sparse, quantised or empty tensors: save plain ones")
+        raise UserError(f"weight file {path} holds sparse, quantised, complex or empty tensors: save plain ones")
     return content
 
 
@@ -155,8 +155,9 @@ def _tensors(content: object) -> Iterator[Tensor]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor has its values in memory, one by one."""
-    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    """Whether a tensor has real values in memory, one by one: PyTorch copies complex ones without their other half."""
+    has_values = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return has_values and not tensor.is_quantized and not tensor.is_complex()
 
 
 def _shape(tensor) -> str:

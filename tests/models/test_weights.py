@@ -52,6 +52,14 @@ def test_missing_broken_and_unnamed_files(tmp_path):
         read_weights(tmp_path / "tensor.pth")
 
 
+def test_complex_numbers_are_refused_wherever_they_stand(tmp_path):
+    """Loaded into a real parameter they would lose their imaginary part, NaN or not, for a warning."""
+    for number, content in enumerate((torch.full((2,), 1 + 2j), {"layers": [torch.ones(2, dtype=torch.complex64)]})):
+        torch.save({"weight": content}, tmp_path / f"{number}.pth")
+        with pytest.raises(UserError, match=r"holds sparse, quantised, complex or empty tensors: save plain ones$"):
+            read_weights(tmp_path / f"{number}.pth")
+
+
 def test_names_what_does_not_fit_in_one_line():
     module = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
     state = {"0.weight": torch.zeros(2, 3), "0.bias": torch.zeros(2), "other": torch.zeros(1)}

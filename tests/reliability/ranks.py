@@ -4,6 +4,7 @@
 """
 
 import faulthandler
+import importlib
 import itertools
 import json
 import os
@@ -194,7 +195,10 @@ class Outcomes:
 
 
 def main(arguments: list[str]) -> None:
-    """`FOLDER DEEPSPEED SCENARIO=ARGUMENT ...`: import what takes long, and run functions of scenarios.py in turn."""
+    """`FOLDER DEEPSPEED SCENARIO=ARGUMENT ...`: import what takes long, and run in turn functions of other files here.
+
+    SCENARIO is one of the functions that take a folder, `Outcomes` and an argument: `scenarios.elastic`.
+    """
     import torch._dynamo  # which DDP imports
     import torch.fx.experimental.symbolic_shapes  # and autograd, when it is first called
     import torch.utils.tensorboard
@@ -205,13 +209,13 @@ def main(arguments: list[str]) -> None:
         from sendvae_fast.engine.deepspeed_private import import_deepspeed
 
         import_deepspeed(torch.device("cpu"))
-    import scenarios
-
     for words in names:
         name, _, argument = words.partition("=")
         place = Path(folder) / name
         place.mkdir()
-        getattr(scenarios, name)(place, Outcomes(Path(folder) / f"{name}.jsonl"), argument)
+        module, _, function = name.partition(".")
+        scenario = getattr(importlib.import_module(module), function)
+        scenario(place, Outcomes(Path(folder) / f"{name}.jsonl"), argument)
 
 
 if __name__ == "__main__":

@@ -11,22 +11,24 @@ import shutil
 import tarfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import checkpoint_tensors, vae_config
+from dying_decoders import HARMS, dead_pipeline, dead_thread, train
+from reliability_counts import counting, full_counts
+from tiny_runs import checkpoint_tensors
+from two_ranks import run_on_two_ranks
 
-from sendvae_fast.data import loader as loader_module
 from sendvae_fast.data import patience
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.data.dali_decoder import DaliDecoder, import_dali
+from sendvae_fast.data.dali_decoder import import_dali
 from sendvae_fast.data.indexing.listing_parts import ListingParts
 from sendvae_fast.data.indexing.sandbox import examine_sample
 from sendvae_fast.data.sources import tar
 from sendvae_fast.engine import watchdog
 from sendvae_fast.engine.watchdog import EXIT_STUCK
 from sendvae_fast.errors import UserError
-from sendvae_fast.train.vae.stage import train_vae
 
 pytestmark = pytest.mark.slow
 
@@ -44,16 +46,11 @@ def shards(images, tmp_path_factory):
     return folder
 
 
-def train(run, shards, **data):
-    settings = {"data": {"cache_mb": 0, "read_ahead": 1, **data}, "loop": {"num_steps": STEPS, "save_every": 2}}
-    return train_vae(vae_config(run, shards, **settings))
-
-
 @pytest.fixture(scope="module")
 def undisturbed(shards, tmp_path_factory):
     """The last checkpoint of a run that nothing happened to."""
     run = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert train(run, shards) == 0
+    assert train(run, shards, STEPS) == 0
     return checkpoint_tensors(run, STEPS)
 
 
@@ -79,7 +76,7 @@ def test_a_slow_and_failing_file_server_changes_nothing(undisturbed, shards, tmp
     monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(os, "pread", read)
     run = tmp_path / "run"
-    assert train(run, shards) == 0
+    assert train(run, shards, STEPS) == 0
     assert len(failures) > 10 and "reading it again" in caplog.text and "passing over" not in caplog.text
     assert equal(checkpoint_tensors(run, STEPS), undisturbed)
 
@@ -98,10 +95,10 @@ def test_a_shard_that_is_replaced_is_named_and_the_run_goes_on(undisturbed, shar
 
     monkeypatch.setattr(tar.TarSource, "read", read)
     with pytest.raises(UserError, match=r"cannot read 1 of 24 images: .*0\.tar .*has changed since .*same command"):
-        train(run, mine)
+        train(run, mine, STEPS)
     assert checkpoint_tensors(run, 2)
     shutil.copy(shards / "0.tar", mine / "0.tar")
-    assert train(run, mine) == 0
+    assert train(run, mine, STEPS) == 0
     assert equal(checkpoint_tensors(run, STEPS), undisturbed)
 
 
@@ -109,29 +106,14 @@ def decoding_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-def at_call(number, function, harm):
-    """`function`, with harm done before one of its calls."""
-    calls = itertools.count()
-
-    def call(*arguments):
-        if next(calls) == number:
-            harm()
-        return function(*arguments)
-
-    return call
-
-
 def test_a_thread_of_the_loader_that_dies_ends_the_run_which_goes_on(undisturbed, shards, tmp_path, monkeypatch):
-    def die():
-        raise RuntimeError("planted")
-
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(loader_module, "read_crop", at_call(8 * 4, loader_module.read_crop, die))
+        patch.setattr(*dead_thread(8 * 4))
         with pytest.raises(RuntimeError, match="planted"):
-            train(run, shards)
+            train(run, shards, STEPS)
     assert decoding_threads() == [] and checkpoint_tensors(run, 2)
-    assert train(run, shards) == 0
+    assert train(run, shards, STEPS) == 0
     assert equal(checkpoint_tensors(run, STEPS), undisturbed)
 
 
@@ -154,12 +136,12 @@ def test_a_thread_of_the_loader_that_hangs_is_named_and_the_run_goes_on(undistur
             watchdog.Watchdog, "__enter__", lambda dog, of=watchdog.Watchdog.__enter__: dogs.append(dog) or of(dog)
         )
         patch.setattr(os, "_exit", leave)
-        patch.setattr(loader_module, "read_crop", at_call(8 * 4, loader_module.read_crop, hang))
+        patch.setattr(*dead_thread(8 * 4, hang))
         with pytest.raises(RuntimeError, match="planted"):
-            train(run, shards)
+            train(run, shards, STEPS)
     assert codes == [EXIT_STUCK]
     assert " in hang" in (run / "stacks_rank0.txt").read_text()
-    assert train(run, shards) == 0
+    assert train(run, shards, STEPS) == 0
     assert equal(checkpoint_tensors(run, STEPS), undisturbed)
 
 
@@ -175,23 +157,29 @@ def catalog(shards, tmp_path_factory):
 
 @pytest.mark.skipif(import_dali() is None, reason="DALI is not installed")
 def test_a_dead_pipeline_of_dali_changes_nothing(undisturbed, catalog, tmp_path, monkeypatch, caplog):
-    build, runs = DaliDecoder._build, itertools.count()
-
-    def build_to_die(self):
-        pipeline = build(self)
-        run = pipeline.run
-
-        def run_or_die(stream):
-            if next(runs) == 2:
-                pipeline.run = None  # what is dead stays dead
-                raise RuntimeError("encountered:\n\nplanted\n\nCurrent pipeline object is no longer valid.")
-            return run(stream)
-
-        pipeline.run = run_or_die
-        return pipeline
-
-    monkeypatch.setattr(DaliDecoder, "_build", build_to_die)
-    assert train(tmp_path / "dali", catalog, decoder="dali") == 0
+    runs = itertools.count()
+    monkeypatch.setattr(*dead_pipeline(runs))
+    assert train(tmp_path / "dali", catalog, STEPS, decoder="dali") == 0
     assert sum("DALI failed on a batch of 8 pictures (planted)" in message for message in caplog.messages) == 1
     assert next(runs) >= STEPS, "the batches after it were DALI's again"
     assert equal(checkpoint_tensors(tmp_path / "dali", STEPS), undisturbed)
+
+
+@pytest.mark.skipif(not full_counts(), reason="make reliability")
+def test_a_decoder_that_dies_on_one_of_two_ranks(shards, catalog, tmp_path):
+    """A dead thread ends both ranks, and the same command goes on; a dead pipeline ends nothing."""
+    script, truth = Path(__file__).with_name("dying_decoders.py"), tmp_path / "truth"
+    assert run_on_two_ranks(script, truth, shards, STEPS, "nothing", 0).returncode == 0
+    without = checkpoint_tensors(truth, STEPS)
+    harms = [harm for harm in HARMS if harm != "nothing" and (harm != "a dead pipeline" or import_dali() is not None)]
+    with counting("decoder", "a decoder that dies on the first or last of two ranks, to the same weights") as trials:
+        for harm, victim in itertools.product(harms, (0, 1)):
+            run, pictures = tmp_path / f"{harm} {victim}", catalog if harm == "a dead pipeline" else shards
+            with trials.trial((harm, victim)):
+                done = run_on_two_ranks(script, run, pictures, STEPS, harm, victim)
+                assert "planted" in done.stderr + done.stdout, done.stderr[-2000:]
+                assert (done.returncode != 0) == (harm == "a dead thread"), done.stderr[-2000:]
+                if done.returncode:
+                    assert checkpoint_tensors(run, 2)
+                    assert run_on_two_ranks(script, run, pictures, STEPS, "nothing", 0).returncode == 0
+                assert equal(checkpoint_tensors(run, STEPS), without)
