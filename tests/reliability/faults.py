@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from ranks import Outcomes, assert_same, run_to_the_end, start, tensors, train, wait
-from scenarios import STEPS, at_fault_step, die
+from scenarios import FAULT_STEP, STEPS, at_fault_step, die
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -48,7 +48,7 @@ def _jump(batch):
     time.time = lambda: now() + 10 * 86400 if os.getpid() % 2 else now() - 10 * 86400
 
 
-KIND = "zero1"
+KIND, SAVED = "zero1", 2
 STEP_TIMEOUT_S = 10.0
 NAN = "NaN in one rank's batch"
 FAULTS = {
@@ -80,9 +80,16 @@ def at_a_step(folder: Path, outcomes: Outcomes, name: str) -> None:
             outcomes.trial(f"{name}, rank {victim}, {way}", work)
 
 
+def _once_saved(run, victim, harm, ranks, step, batch):
+    """`at_fault_step`, with a checkpoint to go on from: it is written beside the steps."""
+    while step == FAULT_STEP and ranks.rank == victim and not (run / f"checkpoints/step_{SAVED:08d}").is_dir():
+        time.sleep(0.01)
+    return at_fault_step(victim, harm, ranks, step, batch)
+
+
 def _struck(run, truth, name, harm, expected, victim):
     log = run.with_suffix(".log")
-    fault = partial(at_fault_step, victim, harm)
+    fault = partial(_once_saved, run, victim, harm)
     pids = start(2, partial(train, run, KIND, STEPS, fault, step_timeout_s=STEP_TIMEOUT_S), log)
     codes = wait(pids, together=expected != EXIT_REQUEUE)  # where each is to end by itself
     said = log.read_text(errors="replace")
@@ -95,6 +102,7 @@ def _struck(run, truth, name, harm, expected, victim):
         assert codes == [expected] * 2, f"exit codes {codes}: {said[-1000:]}"
     if any(codes):
         run_to_the_end(2, partial(train, run, KIND, STEPS), log)
+        _assert_goes_on(log)
     _assert_as_without(run, truth, name, victim, said)
 
 
@@ -104,10 +112,12 @@ def _struck_under_torchrun(run, truth, name, harm, expected, victim):
 
     def fault(ranks, step, batch):
         first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-        return at_fault_step(victim, harm, ranks, step, batch) if first else batch
+        return _once_saved(run, victim, harm, ranks, step, batch) if first else batch
 
     work = partial(train, run, KIND, STEPS, fault, step_timeout_s=STEP_TIMEOUT_S)
     run_to_the_end(1, partial(_torchrun, work, run.with_suffix(".torchrun")), log)
+    if expected != 0:
+        _assert_goes_on(log)
     starts = len(json.loads((run / "environment.json").read_text())["earlier_starts"])
     assert starts == (0 if expected == 0 else 1), f"{starts} starts came to nothing"
     _assert_as_without(run, truth, name, victim, log.read_text(errors="replace"))
@@ -128,6 +138,12 @@ def _rank(work):
     init_distributed("cpu").close()
     if code:
         sys.exit(code)
+
+
+def _assert_goes_on(log):
+    """From a checkpoint: that at SAVED, or that of the fault's own step where a signal asks for it."""
+    said = log.read_text(errors="replace")
+    assert any(f"goes on after step {step}" in said for step in (SAVED, FAULT_STEP)), said[-1000:]
 
 
 def _assert_as_without(run, truth, name, victim, said):
