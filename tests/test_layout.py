@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "sendvae_fast"
 FLOORS = [
-    {"errors", "checks", "progress", "config", "files", "image_grid", "png", "processes", "reading", "version"},
+    {"errors", "checks", "progress", "config", "files", "hub", "image_grid", "png", "processes", "reading", "version"},
     {"ops"},
     {"engine"},
     {"models", "losses", "data"},

@@ -25,12 +25,12 @@ from sendvae_fast import checks
 from sendvae_fast.engine.run_weights import part_of, resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import AUTOENCODER_PART, staged_directory
+from sendvae_fast.hub import check_push, push_folder
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
 from sendvae_fast.models.autoencoder.export import Card, write_diffusers, write_ldm
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.maetok import MAETokConfig
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, load_autoencoder, save_autoencoder
-from sendvae_fast.models.hub import check_push, push_folder
 from sendvae_fast.models.sit.storage import load_sit, save_sit, write_published
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.train.vae.model_card import (

@@ -11,6 +11,7 @@ from sendvae_fast.version import __version__
 
 GENERAL = (
     ("--config NAME", "a packaged config (`sendvae config list`) or a YAML file", ""),
+    ("--allow_network", "fetch weights that are given as hf:USER/NAME from the Hugging Face hub", ""),
     ("--debug", "on a failure, show the traceback", ""),
 )
 MAX_INDENT = 36

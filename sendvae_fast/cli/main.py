@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sendvae_fast import hub
 from sendvae_fast.cli.help import group_help, overview, verb_help
 from sendvae_fast.config import flag_keys, load_config, merge, parse_overrides, takes_several
 from sendvae_fast.engine.launch import adopt_slurm
@@ -59,6 +60,8 @@ VERBS = {
 }
 GROUPS = frozenset(verb.split()[0] for verb in VERBS if " " in verb)
 """First words of the verbs of two words."""
+FLAGS = ("--debug", "--allow_network")
+"""Taken by every verb."""
 HELP = ("-h", "--help", "--help=all", "help")
 OF_VERBS = ("config show", "plan", "weights check")
 """Verbs that are followed by another one, whose options they read."""
@@ -89,9 +92,11 @@ def main(argv: list[str] | None = None) -> int:
     if arguments and arguments[0].startswith("--local_rank="):
         del arguments[0]  # DeepSpeed's launcher puts it before the verb; LOCAL_RANK says the same
     debug = "--debug" in arguments
+    if "--allow_network" in arguments:
+        os.environ[hub.ALLOWED] = "1"  # the environment, so that processes of this one may, too
     try:
         adopt_slurm()
-        code = _dispatch([argument for argument in arguments if argument != "--debug"])
+        code = _dispatch([argument for argument in arguments if argument not in FLAGS])
         sys.stdout.flush()
         return code
     except UserError as error:

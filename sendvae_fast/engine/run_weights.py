@@ -5,19 +5,24 @@ from pathlib import Path
 from sendvae_fast.engine.checkpoint import FINAL_NAME, newest_checkpoint
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import AUTOENCODER_PART, CONFIG_FILE, GENERATOR_PART
+from sendvae_fast.hub import PREFIX, fetched_folder
 
 
 def resolve_weights(path: str | Path) -> Path:
     """The weights at `path`: itself, if it is a file or a folder of weights, or the newest checkpoint of the run there.
 
-    A folder of weights has a config.json, or one in a folder of each network.
+    A folder of weights has a config.json, or one in a folder of each network. "hf:USER/NAME" is that repository's
+    folder in the hub's cache (`hub.fetched_folder`).
 
     Raises:
         UserError: it is neither.
     """
-    path = Path(path)
+    path = fetched_folder(str(path)) if str(path).startswith(PREFIX) else Path(path)
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a weight file or folder, a checkpoint or a run directory")
+        raise UserError(
+            f"{path} does not exist; give a weight file or folder, a checkpoint or a run directory, or hf:USER/NAME "
+            "for a repository of the Hugging Face hub"
+        )
     if path.is_file() or any((path / part / CONFIG_FILE).is_file() for part in ("", AUTOENCODER_PART, GENERATOR_PART)):
         return path
     newest = newest_checkpoint(path / "checkpoints")

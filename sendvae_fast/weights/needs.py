@@ -13,6 +13,7 @@ from sendvae_fast.config import find_config, read_config
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import file_sha256
+from sendvae_fast.hub import PREFIX
 from sendvae_fast.reading import reading
 from sendvae_fast.weights.catalog import PublishedFile, catalog, needed_by, weights_in
 from sendvae_fast.weights.fetching import commands
@@ -59,9 +60,10 @@ def look_at(settings: Mapping[str, Any]) -> Iterator[Found]:
 
 def _checked(path: Path, published: PublishedFile | None) -> str | None:
     """The sha256 of a file whose hash is published. UserError where it is missing, damaged or another."""
-    if not path.exists():
+    is_on_the_hub = str(path).startswith(PREFIX)
+    if not (is_on_the_hub or path.exists()):
         raise UserError(f"{path} is not there")
-    if path.is_dir():
+    if is_on_the_hub or path.is_dir():
         resolve_weights(path)
         return None
     if path.stat().st_size == 0:

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from sendvae_fast import hub as hub_module
 from sendvae_fast.cli.main import main
 from sendvae_fast.evaluation.result import Result, WeightsOrigin, append_results
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
@@ -129,7 +130,7 @@ def test_push_without_login_or_library(folder, tmp_path, capsys, hub, monkeypatc
 
 def test_push_finds_the_library_in_a_fresh_process():
     """Whose parts are loaded lazily: here others have loaded them."""
-    code = "from sendvae_fast.models.hub import check_push; check_push('me/vae')"
+    code = "from sendvae_fast.hub import check_push; check_push('me/vae')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         check=False,
@@ -247,3 +248,63 @@ def test_never_overwrites(folder, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
     code, _, err = convert(capsys, folder, "diffusers", tmp_path / "out" / "mine.txt" / "in_a_file")
     assert code == 2 and "in_a_file (Not a directory): choose another place" in err
+
+
+@pytest.fixture
+def snapshots(folder, monkeypatch):
+    """What huggingface_hub was asked to fetch; it gives `folder`."""
+    asked = []
+
+    def snapshot_download(repository, **options):
+        asked.append((repository, options))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setenv(hub_module.ALLOWED, "0")
+    hub_module.fetched_folder.cache_clear()
+    yield asked
+    hub_module.fetched_folder.cache_clear()
+
+
+def test_a_repository_of_the_hub_in_the_place_of_a_folder(folder, tmp_path, capsys, snapshots):
+    code, _, err = convert(capsys, "hf:me/vae@v1", "diffusers", tmp_path / "hub", "--allow_network")
+    assert code == 0, err
+    convert(capsys, folder, "diffusers", tmp_path / "own")
+    file = "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "hub" / file).read_bytes() == (tmp_path / "own" / file).read_bytes()
+    options = {"revision": "v1", "allow_patterns": ["*.json", "*.safetensors"], "local_files_only": False}
+    assert snapshots == [("me/vae", options)]
+
+
+def test_what_is_in_the_hubs_cache_needs_no_network(tmp_path, capsys, snapshots):
+    assert convert(capsys, "hf:me/vae", "diffusers", tmp_path / "out")[0] == 0
+    ((_, options),) = snapshots
+    assert options["local_files_only"] and options["revision"] is None
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        (
+            "hf:nobody-at-all/nothing",
+            "not in the hub's cache here, and the network is not allowed: give --allow_network",
+        ),
+        ("hf:vae", "hf:vae is no repository of the hub: give hf:USER/NAME"),
+        ("hf:a b/c", "hf:a b/c is no repository of the hub"),
+        ("nobody-at-all/nothing", "does not exist; give a weight file or folder"),
+    ],
+)
+def test_a_repository_that_cannot_be_fetched(tmp_path, capsys, monkeypatch, source, words):
+    """By the hub's own library."""
+    monkeypatch.setenv(hub_module.ALLOWED, "0")
+    code, _, err = convert(capsys, source, "diffusers", tmp_path / "out")
+    assert code == 2 and words in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_hub_that_does_not_answer(tmp_path, capsys, snapshots, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no route to host\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    code, _, err = convert(capsys, "hf:me/vae", "diffusers", tmp_path / "out", "--allow_network")
+    assert code == 2 and "hf:me/vae could not be fetched: no route to host" in err and len(err.splitlines()) == 1
