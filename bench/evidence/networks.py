@@ -3,8 +3,9 @@
     python -m bench.evidence.networks [NAME ...]
 
 All are `DemoViT`s of 32 px scenes, whose tokens are the grid of the study's latents. They are trained on scenes of
-seeds of their own, in fp32 on one thread, and lie in bench/evidence/weights, so that every machine measures with the
-same ones; a file that is there is left alone.
+seeds of their own, in fp32 on one thread. The first and the last are the demo's as well and come with the package, the
+others lie in bench/evidence/weights; so every machine measures with the same ones, and a file that is there is left
+alone.
 
     supervised        learns the class of a scene, never its attributes: those are what is probed
     strong            the same, for four times as long on twice as many scenes
@@ -33,7 +34,7 @@ from bench.evidence.study import WEIGHTS
 from sendvae_fast.data.scenes.scene import ATTRIBUTES, CLASS_NAMES
 from sendvae_fast.data.scenes.scene_folder import render_scenes
 from sendvae_fast.files import save_tensors
-from sendvae_fast.models.foundation.demo_vit import DemoViT
+from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS_32, JUDGE_WEIGHTS, DemoViT
 from sendvae_fast.progress import Progress
 from sendvae_fast.train.demo_foundation import augment, normalise
 
@@ -84,18 +85,24 @@ RECIPES = {
 }
 
 
+FILES = {name: WEIGHTS / f"{name}.safetensors" for name in RECIPES} | {
+    "supervised": DEMO_WEIGHTS_32,
+    "judge": JUDGE_WEIGHTS,
+}
+"""Where each of them lies."""
+
+
 def make_missing(paths: Iterable[str | None]) -> None:
     """Train those of the study's networks that are named and not there; other files are the user's."""
-    for path in map(Path, filter(None, paths)):
-        if path.parent == WEIGHTS and not path.is_file():
-            make_network(path.stem, RECIPES[path.stem])
+    for name, path in FILES.items():
+        if str(path) in paths:
+            make_network(path, RECIPES[name])
 
 
-def make_network(name: str, recipe: Recipe, folder: Path = WEIGHTS) -> Path:
-    """Train a network and write its file, unless that is there; returns the file."""
-    path = folder / f"{name}.safetensors"
+def make_network(path: Path, recipe: Recipe) -> None:
+    """Train a network and write its file, unless that is there."""
     if path.is_file():
-        return path
+        return
     model = recipe.model().to(memory_format=torch.channels_last)
     scores = train(model, recipe) if recipe.num_steps else {}
     state = {
@@ -105,10 +112,9 @@ def make_network(name: str, recipe: Recipe, folder: Path = WEIGHTS) -> Path:
     metadata = {
         "config": json.dumps(recipe.sizes()), "recipe": json.dumps(asdict(recipe)), "scores": json.dumps(scores),
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, state, metadata)
     print(f"wrote {path}: {scores}")
-    return path
 
 
 def train(model: DemoViT, recipe: Recipe) -> dict[str, float]:
@@ -187,4 +193,4 @@ def held_out_scores(model: DemoViT, recipe: Recipe) -> dict[str, float]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for network_name in sys.argv[1:] or RECIPES:
-        make_network(network_name, RECIPES[network_name])
+        make_network(FILES[network_name], RECIPES[network_name])

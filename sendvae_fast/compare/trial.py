@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -27,7 +28,7 @@ from sendvae_fast.evaluation.probing.benchmarks import csv_data
 from sendvae_fast.evaluation.probing.encoding import posterior_means
 from sendvae_fast.evaluation.probing.linear_fit import ProbeConfig
 from sendvae_fast.evaluation.reconstruction import ReconstructionJob
-from sendvae_fast.evaluation.reconstruction_protocols import PROTOCOLS
+from sendvae_fast.evaluation.reconstruction_protocols import PROTOCOLS, ReconstructedPictures
 from sendvae_fast.evaluation.result import Measurement
 from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.perceptual import Perceptual
@@ -171,6 +172,13 @@ def measure(trial: Trial, ranks: Distributed) -> None:
     measured += measure_generation(
         samples, reference, network, config.batch_size, moments, ranks, folder, config.metrics
     )
+    if "frechet" in config.metrics:
+        decoded = ReconstructedPictures(autoencoder, evaluation.weights["autoencoder"], test, protocol)
+        of_generator = measure_generation(
+            samples, decoded, network, config.batch_size, distributed=ranks, folder=folder, metrics=["frechet"]
+        )
+        evaluation.pictures["decoded"] = decoded.origin
+        measured += [replace(item, metric=network.metric("decoded_frechet")) for item in of_generator]
     if ranks.is_main:
         evaluation.finish(measured, trial.results, say=lambda line: None)
         shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,7 @@ other methods; a latent cache, a SiT with REPA, samples and numbers of each; one
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from sendvae_fast import checks
 from sendvae_fast.compare.compare import run_comparison
@@ -14,9 +15,9 @@ from sendvae_fast.compare.plan import Comparison
 from sendvae_fast.compare.settings import CompareConfig, unknown_method
 from sendvae_fast.config import CONFIGS, build_config, merge, read_config
 from sendvae_fast.engine.run import plain
+from sendvae_fast.evaluation.feature_config import FeaturesConfig
 from sendvae_fast.losses.perceptual import PerceptualConfig
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
-from sendvae_fast.models.precision import computes_bf16
 from sendvae_fast.sampling.generate import GenerateConfig
 from sendvae_fast.sampling.samplers import SamplerConfig
 
@@ -36,34 +37,37 @@ class DemoConfig:
     """The autoencoders: of plain, control, send, va, reals and e2e; more may be added later."""
     seed: int = 0
     """Seed of training and sampling; the rendered scenes stay the same."""
-    num_train_images: int = 3000
+    image_size: Literal[32, 64] = 32
+    """Side of the pictures in pixels; at 64 everything takes four times as long."""
+    num_train_images: int = 6000
     """Rendered scenes to train on."""
-    num_test_images: int = 600
+    num_test_images: int = 2000
     """Rendered scenes held out for evaluation."""
-    vae_steps: int = 500
+    vae_steps: int = 1500
     """Steps of the plain autoencoder."""
-    finetune_steps: int = 700
+    finetune_steps: int = 600
     """Steps of each fine-tuning."""
-    generator_steps: int = 600
+    generator_steps: int = 2000
     """Steps of each SiT."""
     foundation: FoundationConfig = field(default_factory=lambda: FoundationConfig(name="demo"))
-    """The frozen foundation model, for alignment, REPA and the Fréchet distances."""
+    """The frozen foundation model to align with."""
+    features: FeaturesConfig = field(default_factory=lambda: FeaturesConfig(name="judge"))
+    """The network of the Fréchet distances."""
     perceptual: PerceptualConfig | None = None
     """LPIPS network and weights, for the table; without it LPIPS is not measured."""
     generate: GenerateConfig = field(
         default_factory=lambda: GenerateConfig(
-            num_samples=2000,
-            batch_size=100,
-            precision="bf16" if computes_bf16() else "tf32",
-            guidance_scale=2.0,
-            guidance_interval=(0.0, 0.8),
+            num_samples=2400,
+            batch_size=240,
+            guidance_scale=1.0,
             labels="equal",
-            sampler=SamplerConfig(num_steps=20),
+            sampler=SamplerConfig(kind="heun", num_steps=8, dtype="float32"),
         )
     )
     """How pictures are drawn."""
 
     def __post_init__(self) -> None:
+        checks.choices(self)
         checks.weight_paths(self, "run")
         checks.seeds(self, "seed")
         checks.at_least(
@@ -82,6 +86,8 @@ def comparison_of(config: DemoConfig) -> Comparison:
         num_steps = config.finetune_steps if "start" in method else config.vae_steps
         method["settings"] = {"loop": {"num_steps": num_steps}}
     foundation = plain(config.foundation)
+    if config.foundation == FoundationConfig(name="demo"):
+        foundation["image_size"] = config.image_size
     settings = {
         "run": config.run,
         "title": "sendvae_fast demo",
@@ -89,15 +95,15 @@ def comparison_of(config: DemoConfig) -> Comparison:
         "seeds": [config.seed],
         "pictures": {
             "data": config.data,
+            "image_size": config.image_size,
             "num_train_images": config.num_train_images,
             "num_test_images": config.num_test_images,
         },
         "foundation": foundation,
-        "features": {"name": foundation["name"], "weights": foundation["weights"]},
+        "features": plain(config.features),
         "generator_settings": {"loop": {"num_steps": config.generator_steps}},
         "curve_every": None,
         "samples": plain(config.generate),
-        "metrics": ["frechet", "frechet_infinity", "precision_recall"],
         "perceptual": plain(config.perceptual),
     }
     return Comparison(

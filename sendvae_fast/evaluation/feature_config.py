@@ -12,7 +12,7 @@ import torch
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.dinov2 import NAMES as DINOV2
 from sendvae_fast.evaluation.dinov2 import DINOv2Features
-from sendvae_fast.evaluation.features import FeatureNetwork, FoundationFeatures
+from sendvae_fast.evaluation.features import PACKAGED, FeatureNetwork, FoundationFeatures
 from sendvae_fast.evaluation.inception_file import WHERE_FROM
 from sendvae_fast.models.foundation.recipes import recipe_of
 
@@ -26,18 +26,19 @@ class FeaturesConfig:
 
     name: str = "inception"
     """``inception`` (FID and its like), ``dinov2-vit-{s,b,l,g}`` (FD-DINOv2, whose published numbers are l's), ``demo``
-    (the package's own small ViT), or the name of another foundation model."""
+    (the package's own small ViT, which the demo aligns with), ``judge`` (another, with which nothing is aligned), or
+    the name of another foundation model."""
     weights: str | None = None
-    """Local weight file; only ``demo`` brings its own."""
+    """Local weight file; ``demo`` and ``judge`` bring their own."""
 
     @property
     def has_weights(self) -> bool:
         """Whether the weight file is given, or comes with the package."""
-        return self.weights is not None or self.name == "demo"
+        return self.weights is not None or self.name in PACKAGED
 
     def check(self) -> None:
         """Raise UserError if the name is unknown, or the weight file is not given or not there."""
-        if self.name == "demo":
+        if self.name in PACKAGED:
             return
         if difflib.get_close_matches(self.name, ["inception"]) and self.name != "inception":
             raise UserError(f"there are no features {self.name!r}: did you mean inception?")

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from sendvae_fast.evaluation.result import FeaturesOrigin
 from sendvae_fast.files import file_sha256
-from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS
+from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS, JUDGE_WEIGHTS
 from sendvae_fast.models.foundation.foundation import load_foundation
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
+
+PACKAGED = {"demo": DEMO_WEIGHTS, "judge": JUDGE_WEIGHTS}
+"""Networks whose weights come with the package, both of the demo foundation model's kind."""
 
 
 class Features(NamedTuple):
@@ -63,8 +66,8 @@ class FoundationFeatures(FeatureNetwork):
     """The mean of a foundation model's patch tokens: compares this project's runs with each other alone."""
 
     def __init__(self, name: str, weights: str | None) -> None:
-        foundation = load_foundation(FoundationConfig(name=name, weights=weights))
-        file = Path(weights) if weights is not None else DEMO_WEIGHTS
+        file = Path(PACKAGED[name] if weights is None else weights)
+        foundation = load_foundation(FoundationConfig(name="demo" if name in PACKAGED else name, weights=str(file)))
         own = FeaturesOrigin(
             name=name.replace("-vit-", "_").replace("-", "_"),
             dim=foundation.dim,

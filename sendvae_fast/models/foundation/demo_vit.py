@@ -22,6 +22,10 @@ from sendvae_fast.models.weights import load_weights, read_weights
 from sendvae_fast.reading import reading
 
 DEMO_WEIGHTS = Path(__file__).with_name("demo_vit.safetensors")
+DEMO_WEIGHTS_32 = Path(__file__).with_name("demo_vit_32.safetensors")
+"""Of pictures of 32 px: made by bench/evidence/networks.py, as is the judge."""
+JUDGE_WEIGHTS = Path(__file__).with_name("scene_judge.safetensors")
+"""Of a network of 32 px scenes that learnt their classes and attributes: what generated scenes are measured with."""
 _PREPROCESSING = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # x / 127.5 - 1
 STRIDE = 8
 # (in, out, kernel): even kernels where the stride is 2 keep the map's cells centred on the patches.
@@ -54,7 +58,7 @@ class ConvStem(nn.Module):
 
 
 class DemoViT(nn.Module):
-    """A timm ViT of 64 px pictures on a `ConvStem`, with mean pooling and a class head.
+    """A timm ViT of small pictures on a `ConvStem`, with mean pooling and a class head.
 
     LayerScale starts the transformer blocks near zero, so that training begins as a convolutional network's and
     attention joins in later. There is no last norm: it would scale tokens of empty background to the size of the
@@ -102,7 +106,7 @@ class DemoTokens(nn.Module):
 
 def load_demo_vit(config: FoundationConfig) -> Backbone:
     """The package's own small ViT; the file's metadata holds its sizes (key ``config``, JSON)."""
-    path = Path(config.weights or DEMO_WEIGHTS)
+    path = Path(config.weights or (DEMO_WEIGHTS_32 if config.image_size == 32 else DEMO_WEIGHTS))
     if not path.is_file():
         raise UserError(f"the demo foundation model's weights {path} are missing: install sendvae_fast again")
     with reading(path, "install sendvae_fast again, or train it again"), safe_open(path, framework="pt") as file:

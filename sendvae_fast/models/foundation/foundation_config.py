@@ -24,7 +24,7 @@ class FoundationConfig:
     """Local weight file: timm's .safetensors, or the original release's. Only ``demo`` brings its own."""
     image_size: int | None = None
     """Side in pixels to which images are resized; by default 224 for patches of 14, 256 for patches of 16, 64 for
-    ``demo``, 224 for ``squeezenet``."""
+    ``demo`` (which has another network for 32), 224 for ``squeezenet``."""
     grid_size: int | None = None
     """Patch tokens wanted per side, in place of `image_size`, which follows from it. Match it to the latents: 16 for
     images of 256 and f16 latents, 32 for 512."""
