@@ -32,8 +32,9 @@ METHODS = {"plain": "Plain VAE", "control": "Control", "send": "Send-VAE"}
 """The demo's default columns, by their folders."""
 METRICS = {
     "attribute_f1": ("attribute F1", 3),
-    "frechet_demo": ("generation distance", 1),
-    "rfrechet_demo": ("reconstruction distance", 1),
+    "frechet_judge": ("generation distance", 1),
+    "decoded_frechet_judge": ("generation distance from decoded pictures", 1),
+    "rfrechet_judge": ("reconstruction distance", 1),
     "psnr": ("PSNR, dB", 1),
 }
 """By the name in the results: its words, and digits."""

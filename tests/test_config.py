@@ -145,7 +145,7 @@ def test_a_packaged_config_is_found_by_name_from_anywhere(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     by_name = find_config("vae/f16d16")
     assert by_name == find_config("vae/f16d16.yaml") == packaged_configs()["vae/f16d16"] and by_name.is_absolute()
-    assert read_files([Path("demo/vae_send"), Path("demo/sit")])["data"]["global_batch"] == 16
+    assert read_files([Path("demo/vae_send"), Path("demo/sit")])["data"]["global_batch"] == 24
     (tmp_path / "own.yaml").write_text("base: vae/f16d16\nseed: 3\n")
     own = read_files([Path("own.yaml")])
     assert own["seed"] == 3 and own["init_from"] == read_config(by_name)["init_from"]

@@ -46,8 +46,8 @@ def test_the_results_compare_three_autoencoders(demo):
     assert [entry["name"] for entry in results["variants"]] == ["Plain VAE", "Control", "Send-VAE"]
     for entry in results["variants"]:
         measured = {result.metric: result for file in entry["evaluations"] for result in read_results(demo / file)}
-        assert {"rfrechet_demo", "psnr", "ssim", "attribute_f1", "frechet_demo", "precision_demo"} <= set(measured)
-        assert len(measured["attribute_f1"].details["f1"]) >= 12 and measured["frechet_demo"].counts["samples"] == 6
+        assert {"rfrechet_judge", "psnr", "ssim", "attribute_f1", "frechet_judge", "precision_judge"} <= set(measured)
+        assert len(measured["attribute_f1"].details["f1"]) >= 12 and measured["frechet_judge"].counts["samples"] == 6
         assert (demo / entry["samples"]).is_file() and (demo / entry["reconstructions"]).is_file()
 
 
@@ -103,7 +103,7 @@ def test_the_page_shows_what_is_there_and_what_is_to_come(demo, tmp_path):
     results.write()
     page = (root / "report.html").read_text()
     assert '<meta http-equiv="refresh"' in page and "Still to come" in page and "Not finished" in page
-    assert page.count('<td class="absent">to come</td>') == 2 * 10 and page.count("<img") == 4
+    assert page.count('<td class="absent">to come</td>') == 2 * 12 and page.count("<img") == 4
     progress = json.loads((root / "results.json").read_text())["progress"]
     states = {part["name"]: part["state"] for part in progress["parts"]}
     assert states["Plain VAE: measuring"] == "done" and states["Control: measuring"] == "to come"
@@ -118,7 +118,7 @@ def test_the_page_shows_what_is_there_and_what_is_to_come(demo, tmp_path):
 def test_the_folder_of_another_demo_is_refused(tmp_path):
     for methods in (["plain", "send"], ["plain", "control", "send"]):
         claim_folder(comparison_of(DemoConfig(run=str(tmp_path), methods=methods)), ("methods",))
-    with pytest.raises(UserError, match="finetune_steps was 700, now 9.*--run=FOLDER"):
+    with pytest.raises(UserError, match="finetune_steps was 1200, now 9.*--run=FOLDER"):
         claim_folder(comparison_of(DemoConfig(run=str(tmp_path), finetune_steps=9)), ("methods",))
 
 
@@ -236,7 +236,7 @@ def test_photographs_go_through_the_whole_demo(tmp_path, monkeypatch):
     variant = json.loads((root / "results.json").read_text())["variants"][0]
     results = [result for file in variant["evaluations"] for result in read_results(root / file)]
     measured = {result.metric: result.value for result in results}
-    assert measured["frechet_demo"] > 0 and "attribute_f1" not in measured
+    assert measured["frechet_judge"] > 0 and "attribute_f1" not in measured
     assert "photographs from" in (root / "report.html").read_text()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from bench.machine import ROOT
 from sendvae_fast.config import build_config, merge, read_config
 from sendvae_fast.engine.run import plain
+from sendvae_fast.engine.run_weights import PACKAGED
 from sendvae_fast.errors import UserError
 from sendvae_fast.train.cache_latents import CacheConfig
 from sendvae_fast.train.sit.settings import SiTTrainConfig
@@ -20,6 +21,8 @@ from sendvae_fast.train.vae.settings import VAETrainConfig
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 WEIGHTS = HERE / "weights"
+PUBLISHED = {"aa6f1e3176": WEIGHTS / "plain-aa6f1e3176", "47bd07307c": PACKAGED["demo"]}
+"""Plain autoencoders that come with the study, or with the package, by the hash of their settings."""
 """Networks that all points share."""
 SCALES = ("cpu", "gpu", "tiny", "tiny_gpu")
 PARTS = ("plain", "finetuning", "generator", "decoder", "samples", "guidance")
@@ -188,8 +191,7 @@ class Runs:
         """The plain autoencoder, where it comes with the study; None where it is trained."""
         scale = self.scale
         settings = [merge(scale.plain, self.point.variant.plain), scale.image_size, scale.num_train]
-        folder = WEIGHTS / f"plain-{short_hash(settings)}"
-        return folder if folder.is_dir() else None
+        return PUBLISHED.get(short_hash(settings))
 
     def autoencoder(self) -> Path:
         """The run of the autoencoder that the generator works with."""

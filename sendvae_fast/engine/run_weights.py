@@ -7,18 +7,24 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.files import AUTOENCODER_PART, CONFIG_FILE, GENERATOR_PART
 from sendvae_fast.hub import PREFIX, fetched_folder
 
+PACKAGED = {"demo": Path(__file__).parents[1] / "models" / "autoencoder" / "demo"}
+"""Weights that come with the package, by the name that stands for their path: the demo's plain autoencoder."""
+
 
 def resolve_weights(path: str | Path) -> Path:
     """The weights at `path`: itself, if it is a file or a folder of weights, or the newest checkpoint of the run there.
 
     A folder of weights has a config.json, or one in a folder of each network. "hf:USER/NAME" is that repository's
-    folder in the hub's cache (`hub.fetched_folder`).
+    folder in the hub's cache (`hub.fetched_folder`). ``demo``, where there is no such path, is the autoencoder that
+    comes with the package.
 
     Raises:
         UserError: it is neither.
     """
     path = fetched_folder(str(path)) if str(path).startswith(PREFIX) else Path(path)
     if not path.exists():
+        if str(path) in PACKAGED:
+            return PACKAGED[str(path)]
         raise UserError(
             f"{path} does not exist; give a weight file or folder, a checkpoint or a run directory, or hf:USER/NAME "
             "for a repository of the Hugging Face hub"

@@ -16,7 +16,6 @@ from bench.evidence.decoder_tuning import DecoderStage, is_of_decoder
 from bench.evidence.latent_measures import LatentSet
 from bench.evidence.point import PointJob
 from bench.evidence.study import Runs, read_points, read_scale, read_variants_file
-from bench.machine import ROOT
 from sendvae_fast.config import build_config
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.errors import UserError
@@ -166,13 +165,12 @@ def test_a_point_interrupted_anywhere_is_gone_on_with_and_is_the_same(tmp_path, 
     monkeypatch.setattr("bench.evidence.point.ERROR_LEVELS", (0.4,))
     monkeypatch.setattr(latent_measures, "NOISE_LEVELS", (0.3, 0.8))
     point = next(point for point in read_points() if point.name == "send-0")
-    weights = str(ROOT / "bench" / "evidence" / "weights" / "judge.safetensors")
     distributed = init_distributed("cpu")
 
     def job(name):
         runs = Runs(scale, point, tmp_path / name)
         pictures.prepare_pictures(runs, None)
-        judge = pictures.Judge.open(runs, FeaturesConfig(name="demo", weights=weights), distributed.device)
+        judge = pictures.Judge.open(runs, FeaturesConfig(name="judge"), distributed.device)
         return PointJob(runs, judge, distributed)
 
     for owner, method, step in ((VAEStage, "train_step", 2), (PointJob, "_measure_generator", 4)):

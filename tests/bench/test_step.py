@@ -33,7 +33,8 @@ VAE = StepCase("vae", "tiny", "demo/vae.yaml", {
     "discriminator": {"base_channels": 8, "num_layers": 2},
 }, 2)  # fmt: skip
 SIT = StepCase("sit", "tiny", "demo/sit.yaml", {
-    "generator": {"width": 32, "depth": 2, "num_heads": 2, "projector_width": 32}, "repa": {"block": 1},
+    "generator": {"width": 32, "depth": 2, "num_heads": 2, "projector_width": 32}, "data": {"image_size": 64},
+    "repa": {"weight": 0.5, "block": 1, "foundation": {"name": "demo", "image_size": 64}},
 }, 2, (4, 8, 8))  # fmt: skip
 
 E2E = StepCase("e2e", "tiny", "e2e/va_vae.yaml", {

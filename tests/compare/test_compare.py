@@ -32,8 +32,8 @@ E2E = {
 }  # fmt: skip
 CONTENT = {
     "methods": [PLAIN, SEND],
-    "pictures": {"num_train_images": 48, "num_test_images": 24},
-    "foundation": {"name": "demo"},
+    "pictures": {"image_size": 32, "num_train_images": 48, "num_test_images": 24},
+    "foundation": {"name": "demo", "image_size": 32},
     "features": {"name": "demo"},
     "metrics": ["frechet"],
     "protocol": "adm",
@@ -213,7 +213,7 @@ def test_end_to_end_training_and_curves_through_the_whole_comparison(tmp_path, m
     assert main(arguments) == 0 and logs == {path: path.read_text() for path in run.rglob("*.jsonl")}
     for key in ("plain", "e2e"):
         measured = {result.metric for result in read_results(run / "seed-0" / key / "evaluation.jsonl")}
-        assert {"rfrechet_demo", "psnr", "ssim", "attribute_f1", "frechet_demo"} <= measured
+        assert {"rfrechet_demo", "psnr", "ssim", "attribute_f1", "frechet_demo", "decoded_frechet_demo"} <= measured
         points = read_results(run / "seed-0" / key / "sit" / "evaluation.jsonl")
         assert [point.step for point in points if point.metric == "frechet_demo"] == [1, 2]
     page = (run / "report.html").read_text()

@@ -230,7 +230,8 @@ def test_a_fault_in_the_recordings_order_is_seen(cuda, monkeypatch):
 
 
 SIT = StepCase("sit", "tiny", "demo/sit.yaml", {
-    "generator": {"width": 16, "depth": 1, "num_heads": 2, "projector_width": 16}, "repa": {"block": 1},
+    "generator": {"width": 16, "depth": 1, "num_heads": 2, "projector_width": 16}, "data": {"image_size": 64},
+    "repa": {"weight": 0.5, "block": 1, "foundation": {"name": "demo", "image_size": 64}},
 }, 2, (4, 8, 8))  # fmt: skip
 VAE = StepCase("vae", "tiny", "demo/vae.yaml", {
     "data": {"image_size": 16},

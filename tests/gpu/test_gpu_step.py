@@ -10,10 +10,12 @@ from sendvae_fast.engine.distributed import init_distributed
 # With Adam's usual eps a gradient that is all rounding moves its weight by a whole learning rate.
 OPTIMIZER = {"eps": 1e-3, "learning_rate": 2e-3}
 SIT = StepCase("sit", "small", "demo/sit.yaml", {
-    "generator": {"width": 64, "depth": 2, "num_heads": 2, "projector_width": 64}, "repa": {"block": 1},
+    "generator": {"width": 64, "depth": 2, "num_heads": 2, "projector_width": 64}, "data": {"image_size": 64},
+    "repa": {"weight": 0.5, "block": 1, "foundation": {"name": "demo", "image_size": 64}},
     "flow": {"noise_level": "logit_normal", "logit_normal_steps": 3}, "optimizer": OPTIMIZER,
 }, 8, (4, 8, 8))  # fmt: skip
 VAE = StepCase("vae", "small", "demo/vae.yaml", {
+    "data": {"image_size": 64},
     "alignment": {"method": "send", "foundation": {"name": "demo"}, "send": {"width": 64, "depth": 1, "num_heads": 2}},
     "discriminator": {"base_channels": 16, "num_layers": 2},
     "loss": {
