@@ -94,7 +94,12 @@ class ReconstructedPictures(Pictures):
     """What an autoencoder makes of pictures, rounded, when they are asked for: what a perfect generator's are like."""
 
     def __init__(
-        self, autoencoder: ImageAutoencoder, weights: WeightsOrigin, pictures: Pictures, protocol: Protocol, seed: int = 0
+        self,
+        autoencoder: ImageAutoencoder,
+        weights: WeightsOrigin,
+        pictures: Pictures,
+        protocol: Protocol,
+        seed: int = 0,
     ) -> None:
         """Arguments are those of `reconstruct`; `weights` are the autoencoder's."""
         self._autoencoder, self._protocol, self._seed = autoencoder, protocol, seed
