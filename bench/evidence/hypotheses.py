@@ -152,7 +152,8 @@ def size(variants: Variants) -> str:
     }
     if len(variants.get("send_fine", {})) <= NUM_PLANNED_FINE:
         return text
-    return f"{text} Of the {NUM_PLANNED_FINE} seeds that were planned: send_fine {told(paired('frechet', planned, *planned))}."
+    of_planned = told(paired("frechet", planned, *planned))
+    return f"{text} Of the {NUM_PLANNED_FINE} seeds that were planned: `send_fine` {of_planned}."
 
 
 def predicts(results: Sequence[Result]) -> str:
