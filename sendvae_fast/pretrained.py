@@ -138,12 +138,12 @@ def load_autoencoder(
     ``demo``, where there is no such path, is the small one of 32 px scenes that comes with the package. The result is
     on the CPU, in float32 and in evaluation mode.
 
-        Args:
+    Args:
             path: what to load.
             stats: a file with the mean and deviation of the latents, in place of those found there.
             scaling_factor: one number for all channels in place of the statistics, such as SD-VAE's 0.18215.
 
-        Raises:
+    Raises:
             UserError: nothing of the kind is there, it is broken or not finite, or there are no statistics.
     """
     saved = autoencoder_storage.load_autoencoder(resolve_weights(path), stats, scaling_factor)
