@@ -140,11 +140,11 @@ def load_autoencoder(
 
     Args:
             path: what to load.
-            stats: a file with the mean and deviation of the latents, in place of those found there.
-            scaling_factor: one number for all channels in place of the statistics, such as SD-VAE's 0.18215.
+        stats: a file with the mean and deviation of the latents, in place of those found there.
+        scaling_factor: one number for all channels in place of the statistics, such as SD-VAE's 0.18215.
 
     Raises:
-            UserError: nothing of the kind is there, it is broken or not finite, or there are no statistics.
+        UserError: nothing of the kind is there, it is broken or not finite, or there are no statistics.
     """
     saved = autoencoder_storage.load_autoencoder(resolve_weights(path), stats, scaling_factor)
     return PretrainedAutoencoder(saved.autoencoder, saved.latent_mean, saved.latent_std).eval()
