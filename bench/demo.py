@@ -1,22 +1,20 @@
-"""README's table of the demo, made from finished demos.
+"""README's table of methods, made from a finished comparison or demo.
 
-    python -m bench demo runs/demo [FOLDER ...]
+    python -m bench demo runs/compare
 
-Takes what each folder measured into bench/results/demo.json, in place of an earlier demo of the same settings and seed,
-and rewrites the table between two marks in README.md. Of one seed it has the intervals over pictures that the demo
-gives; of several, means over seeds, and differences from the control seed by seed with their intervals.
+Takes what the folder measured into bench/results/demo.json, in place of what was there, and rewrites the table between two
+marks in README.md: a row for each method, means over seeds, and differences from the control seed by seed with their
+intervals. Of one seed it has the intervals over pictures. Without a folder the table is made again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.command_line import Parser
 from bench.evidence.analysis import mean_over_seeds
-from bench.evidence.study import short_hash
 from bench.machine import ROOT
 from bench.markdown import interval_text, line
 from bench.table import with_tables
@@ -28,101 +26,96 @@ from sendvae_fast.reading import read_json
 PAGE = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results" / "demo.json"
 BEGIN, END = "<!-- made by `python -m bench demo`: begin -->", "<!-- made by `python -m bench demo`: end -->"
-METHODS = {"plain": "Plain VAE", "control": "Control", "send": "Send-VAE"}
-"""The demo's default columns, by their folders."""
 METRICS = {
+    "frechet_judge": ("generation distance", 2),
+    "decoded_frechet_judge": ("generator's part", 2),
     "attribute_f1": ("attribute F1", 3),
-    "frechet_judge": ("generation distance", 1),
-    "decoded_frechet_judge": ("generation distance from decoded pictures", 1),
-    "rfrechet_judge": ("reconstruction distance", 1),
-    "psnr": ("PSNR, dB", 1),
+    "psnr": ("PSNR, dB", 2),
 }
-"""By the name in the results: its words, and digits."""
-
-Row = dict[str, Any]
+"""The columns, by the name in the results: words, and digits."""
+COMPARED = "frechet_judge"
+"""The metric whose difference from the control has a column of its own."""
 
 
 def main(arguments: list[str]) -> int:
     """The verb."""
     parser = Parser("demo", __doc__)
-    parser.add_argument("folders", nargs="*", type=Path, help="finished demos")
+    parser.add_argument("folder", nargs="?", type=Path, help="a finished comparison or demo of scenes")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    rows = json.loads(options.results.read_text()) if options.results.is_file() else []
-    new = [row_of(folder) for folder in options.folders]
-    rows = [row for row in rows if identity(row) not in set(map(identity, new))] + new
-    write_atomic(options.results, "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
-    write_atomic(options.page, with_tables(options.page.read_text(encoding="utf-8"), text(rows), BEGIN, END))
+    if options.folder is not None:
+        write_atomic(options.results, json.dumps(measured_in(options.folder), indent=1) + "\n")
+    found = read_json(options.results, "give the folder of a finished comparison")
+    write_atomic(options.page, with_tables(options.page.read_text(encoding="utf-8"), table(found), BEGIN, END))
     print("written:", options.results, options.page)
     return 0
 
 
-def row_of(folder: Path) -> Row:
-    """What a finished demo measured.
+def measured_in(folder: Path) -> dict[str, Any]:
+    """What a finished comparison measured: of every method and metric the values and intervals, seed by seed.
 
     Raises:
-        UserError: it is not finished, or no demo.
+        UserError: it is not finished, or no comparison of scenes.
     """
-    found = read_json(folder / "results.json", "give the folder of a finished demo")
+    found = read_json(folder / "results.json", "give the folder of a finished comparison or demo")
     if "progress" in found:
-        raise UserError(f"the demo in {folder} is not finished: run `sendvae demo --run={folder}` again")
-    settings = {key: value for key, value in found["settings"].items() if key not in ("run", "seed", "methods")}
-    measured = {}
-    for method in METHODS:
-        results = read_results(folder / method / "evaluation.jsonl")
-        values = {result.metric: (result.value, result.interval) for result in results if result.metric in METRICS}
-        if missing := METRICS.keys() - values.keys():
-            raise UserError(f"{folder}/{method} has no {', '.join(sorted(missing))}: the table is of demos of scenes")
-        measured[method] = values
-    commit = found["environment"]["git_commit"]
-    return {"settings": settings, "seed": found["settings"]["seed"], "commit": commit, "measured": measured}
+        raise UserError(f"the comparison in {folder} is not finished: run the same command again")
+    measured: dict[str, dict[str, list]] = {}
+    for entry in found["variants"]:
+        columns: dict[str, list] = {metric: [] for metric in METRICS}
+        for file in entry["evaluations"]:
+            for result in read_results(folder / file):
+                if result.metric in METRICS:
+                    columns[result.metric].append([result.value, result.interval])
+        if missing := [metric for metric, values in columns.items() if len(values) != len(entry["evaluations"])]:
+            raise UserError(f"{entry['name']} in {folder} has no {', '.join(missing)}: the table is of scenes")
+        measured[entry["name"]] = columns
+    settings = found["settings"]
+    return {
+        "seeds": settings.get("seeds") or [settings["seed"]],
+        "control": found["control"],
+        "pictures": found["subtitle"],
+        "steps": [note for note in found["notes"] if note.endswith(" steps.")],
+        "commit": found["environment"]["git_commit"],
+        "measured": measured,
+    }
 
 
-def identity(row: Row) -> tuple[str, int]:
-    """The settings and the seed."""
-    return short_hash(row["settings"]), row["seed"]
-
-
-def text(rows: Sequence[Row]) -> str:
-    """A table for each settings that a demo was run with."""
-    by_settings: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row["seed"]):
-        by_settings.setdefault(identity(row)[0], []).append(row)
-    return "\n".join(table(group) for group in by_settings.values())
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Of demos of the same settings and different seeds."""
-    keys = list(METHODS)
-    several = len(rows) > 1
-    head = ["", *METHODS.values(), *(["Send-VAE - control"] if several else [])]
+def table(found: dict[str, Any]) -> str:
+    """The table in Markdown, and what it is of."""
+    several = len(found["seeds"]) > 1
+    head = ["", *(title for title, _ in METRICS.values())]
+    if several:
+        head.insert(2, f"minus {found['control']}")
     lines = [line(head), line(["---"] * len(head))]
-    for metric, (title, digits) in METRICS.items():
-        values = {key: [row["measured"][key][metric][0] for row in rows] for key in keys}
-        if several:
-            cells = [f"{mean_over_seeds(values[key]).value:.{digits}f}" for key in keys]
-            pairs = [ours - theirs for ours, theirs in zip(values["send"], values["control"], strict=True)]
-            gain = mean_over_seeds(pairs)
-            cells.append(interval_text(gain.value, gain.interval, digits, "+"))
-        else:
-            found = [rows[0]["measured"][key][metric] for key in keys]
-            cells = [interval_text(value, interval, digits) for value, interval in found]
-        lines.append(line([title, *cells]))
-    return "\n".join([*lines, "", remark(rows), ""])
+    for method, columns in found["measured"].items():
+        cells = [method]
+        for metric, (_, digits) in METRICS.items():
+            values, intervals = zip(*columns[metric], strict=True)
+            if not several:
+                cells.append(interval_text(values[0], intervals[0], digits))
+                continue
+            mean = mean_over_seeds(values)
+            cells.append(interval_text(mean.value, mean.interval, digits))
+            if metric == COMPARED:
+                cells.append(_difference(columns[metric], found["measured"][found["control"]][metric], digits))
+        lines.append(line(cells))
+    return "\n".join([*lines, "", _remark(found), ""])
 
 
-def remark(rows: Sequence[Row]) -> str:
-    """What the numbers are of."""
-    settings, commits = rows[0]["settings"], ", ".join(sorted({str(row["commit"])[:7] for row in rows}))
-    seeds = ", ".join(str(row["seed"]) for row in rows)
+def _difference(ours: list, theirs: list, digits: int) -> str:
+    """The mean of the differences seed by seed, with its interval; nothing beside itself."""
+    if ours is theirs:
+        return ""
+    gain = mean_over_seeds([a - b for (a, _), (b, _) in zip(ours, theirs, strict=True)])
+    return interval_text(gain.value, gain.interval, digits, "+")
+
+
+def _remark(found: dict[str, Any]) -> str:
     of = (
-        f"Means over seeds {seeds}; in brackets 95 % over seeds"
-        if len(rows) > 1
-        else f"Seed {seeds}; in brackets 95 % over pictures, which say nothing of other seeds"
+        "Means over seeds; in brackets 95 % over seeds, of differences seed by seed"
+        if len(found["seeds"]) > 1
+        else "In brackets 95 % over pictures, which say nothing of other seeds"
     )
-    return (
-        f"{of}. Commit {commits}; {settings['vae_steps']:,} steps of the plain VAE, {settings['finetune_steps']:,} of "
-        f"each fine-tuning, {settings['generator_steps']:,} of each generator, "
-        f"{settings['generate']['num_samples']:,} pictures."
-    )
+    return f"{of}. Commit {found['commit'][:7]}; {found['pictures']}. {' '.join(found['steps'])}"
