@@ -66,13 +66,17 @@ def order_of(name: str) -> tuple[int, str]:
     return (found[-1] if found else len(words), name)
 
 
+def family_of(name: str) -> str:
+    """What a metric is whatever network it is of: ``frechet`` for ``frechet_dinov2_l``; its name where it has none."""
+    return next((family for family in FAMILIES if name == family or name.startswith(f"{family}_")), name)
+
+
 def metric_of(name: str) -> Metric:
     """The words for a metric; its bare name where there are none."""
     if name in EXACT:
         return EXACT[name]
-    for family, metric in FAMILIES.items():
-        if name == family:
-            return metric
-        if name.startswith(f"{family}_"):
-            return replace(metric, label=f"{metric.label}, {name.removeprefix(f'{family}_').replace('_', ' ')}")
-    return Metric(name, "", None, 4)
+    family = family_of(name)
+    if family not in FAMILIES:
+        return Metric(name, "", None, 4)
+    metric, network = FAMILIES[family], name.removeprefix(family).replace("_", " ").strip()
+    return replace(metric, label=f"{metric.label}, {network}") if network else metric

@@ -6,10 +6,12 @@ from statistics import fmean
 
 from sendvae_fast.evaluation.result import Result
 from sendvae_fast.report.contents import RunRecord, Tile, Variant
-from sendvae_fast.report.metric_names import metric_of
+from sendvae_fast.report.metric_names import family_of, metric_of
 
 HEADLINE_METRICS = 4
 """Tiles of a comparison at most."""
+FIRST = ("fid", "frechet", "decoded_frechet", "attribute_f1", "psnr", "rfid", "rfrechet")
+"""The families of metrics that get tiles before others do."""
 
 
 def comparison_headline(variants: Sequence[Variant]) -> str:
@@ -31,8 +33,9 @@ def comparison_sentences(candidate: Variant, control: Variant) -> list[str]:
 
 def comparison_tiles(candidate: Variant, control: Variant) -> list[Tile]:
     """Numbers of the candidate beside the control's."""
-    tiles = []
-    for name in [name for name in candidate.metrics if name in control.metrics][:HEADLINE_METRICS]:
+    tiles, names = [], [name for name in candidate.metrics if name in control.metrics]
+    names.sort(key=lambda name: FIRST.index(family) if (family := family_of(name)) in FIRST else len(FIRST))
+    for name in names[:HEADLINE_METRICS]:
         metric = metric_of(name)
         ours, theirs = (mean_value(variant.metrics[name]) for variant in (candidate, control))
         tiles.append(

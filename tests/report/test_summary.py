@@ -41,6 +41,15 @@ def test_what_one_of_them_lacks_is_not_compared():
     assert comparison_sentences(ours, Variant(name="Control")) == comparison_tiles(ours, Variant(name="Control")) == []
 
 
+def test_generation_attributes_and_pixels_get_tiles_first():
+    names = ("ssim", "kid_demo", "psnr", "attribute_f1", "frechet_infinity_demo", "decoded_frechet_demo", "frechet_demo")
+    one = Variant(name="Send-VAE", seeds=[[result(name, 1.0) for name in names]])
+    labels = [tile.label for tile in comparison_tiles(one, one)]
+    assert [label.split(":")[0] for label in labels] == [
+        "Fréchet distance, demo", "Fréchet distance from decoded, demo", "Attribute F1", "PSNR, dB",
+    ]  # fmt: skip
+
+
 def test_one_seed_is_called_one():
     assert "one seed each" in comparison_headline(pair((90, 100)))
     assert comparison_headline(pair((90, 100), (91, 100))) == "2 variants, 2 seeds each."
