@@ -2,9 +2,9 @@
 
     python -m bench demo runs/compare
 
-Takes what the folder measured into bench/results/demo.json, in place of what was there, and rewrites the table between two
-marks in README.md: a row for each method, means over seeds, and differences from the control seed by seed with their
-intervals. Of one seed it has the intervals over pictures. Without a folder the table is made again.
+Takes what the folder measured into bench/results/demo.json, in place of what was there, and rewrites the table between
+two marks in README.md: a row for each method, means over seeds, and differences from the control seed by seed with
+their intervals. Of one seed it has the intervals over pictures. Without a folder the table is made again.
 """
 
 from __future__ import annotations
