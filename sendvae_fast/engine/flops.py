@@ -56,11 +56,22 @@ def forward_flops(call: Callable[[], object]) -> int:
         return count_flops(call)
 
 
-def flops_by_part(count: Callable[[], Mapping[str, int]]) -> dict[str, int] | None:
-    """What `count` gives, or None where a network cannot be pretended: numbers for people, which end no run."""
-    with suppress(Exception):
-        return dict(count())
-    return None
+_counted: dict[str, dict[str, int]] = {}
+
+
+def flops_by_part(count: Callable[[], Mapping[str, int]], *settings: object) -> dict[str, int] | None:
+    """What `count` gives, or None where a network cannot be pretended: numbers for people, which end no run.
+
+    Args:
+        count: FLOPs of one image by part of a step.
+        settings: all that they depend on. What has been counted in this process for settings of the same `repr` is not
+            counted again, which would take as long as several steps of a small network.
+    """
+    key = repr(settings)
+    if key not in _counted:
+        with suppress(Exception):
+            _counted[key] = dict(count())
+    return dict(_counted[key]) if key in _counted else None
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -74,7 +74,16 @@ def test_the_arithmetic_of_a_sit_is_that_of_its_matrices():
 
 
 def test_arithmetic_that_cannot_be_counted_ends_nothing():
-    assert flops.flops_by_part(lambda: {"nothing": 1 // 0}) is None
+    assert flops.flops_by_part(lambda: {"nothing": 1 // 0}, "a network") is None
+    assert flops.flops_by_part(lambda: {"something": 1}, "a network") == {"something": 1}
+
+
+def test_arithmetic_is_counted_once_for_the_same_settings():
+    first, again, other = (
+        flops.flops_by_part(lambda number=number: {"part": number}, "a SiT", width)
+        for number, width in ((1, 32), (2, 32), (3, 48))
+    )
+    assert (first, again, other) == ({"part": 1}, {"part": 1}, {"part": 3})
 
 
 def test_the_peak_is_known_for_named_gpus_in_bf16_alone(monkeypatch):

@@ -90,7 +90,9 @@ class E2EStage:
         self.flops_by_part = flops_by_part(
             lambda: step_flops(
                 self.model.autoencoder, self.sit, foundation, perceptual, critic, config.data.image_size, self.device
-            )
+            ),
+            *("e2e", self.model.autoencoder.config, self.sit.config, self.num_parameters, config.repa),
+            *(config.loss.perceptual, critic, config.data.image_size),
         )
         self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
         self.generator = build_engine(self.sit, config.generator_optimizer, config.engine, distributed)

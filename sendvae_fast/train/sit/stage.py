@@ -71,7 +71,8 @@ class SiTStage:
         self.dtype, self.learning_rate = config.engine.dtype, config.optimizer.learning_rate
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.flops_by_part = flops_by_part(
-            lambda: step_flops(self.model, self.foundation, config.data.image_size, self.device)
+            lambda: step_flops(self.model, self.foundation, config.data.image_size, self.device),
+            *("sit", self.model.config, self.num_parameters, config.repa, config.data.image_size),
         )
         recorder = build_recorder(config.engine, distributed)
         with nullcontext() if recorder is None else recorder.active():

@@ -74,7 +74,9 @@ class VAEStage:
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         critic = config.discriminator if loss.gan_weight > 0 else None
         self.flops_by_part = flops_by_part(
-            lambda: step_flops(self.model, foundation, perceptual, critic, config.data.image_size, self.device)
+            lambda: step_flops(self.model, foundation, perceptual, critic, config.data.image_size, self.device),
+            *("vae", self.model.autoencoder.config, self.num_parameters, alignment, loss.perceptual, critic),
+            config.data.image_size,
         )
         recorder = build_recorder(config.engine, distributed)
         with nullcontext() if recorder is None else recorder.active():
