@@ -5,6 +5,7 @@ import functools
 import gc
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from reliability_page import named_tests
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# Containers often ask Python for no bytecode. Each worker and each program that a test starts would then compile the
+# package anew, and each worker rewrite the assertions of all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # torch.compile would start processes that import torch, to compile a few small kernels.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -49,23 +54,35 @@ def pytest_configure() -> None:
 # The files that take longest, the longest first: were one of them the last to start, the other workers would wait.
 LONGEST = (
     "cuda_on_cpu/test_kernels.py",
-    "test_demo.py",
-    "bench/test_step.py",
-    "engine/test_engine.py",
-    "train/test_two_ranks.py",
     "ops/test_contract.py",
-    "compare/test_compare.py",
-    "cli/test_main.py",
-    "train/test_train_sit.py",
+    "test_demo.py",
+    "train/test_two_ranks.py",
+    "bench/test_step.py",
+    "fake_cuda/test_paths.py",
+    "engine/test_engine.py",
     "train/test_train_vae.py",
-    "ops/test_triton_build.py",
-    "bench/test_evidence.py",
-    "train/test_replayed_step.py",
-    "bench/test_kernels.py",
-    "ops/test_attention.py",
-    "cuda_on_cpu/test_traffic.py",
+    "plan/test_plan_verb.py",
     "train/test_alignment_methods.py",
+    "train/test_train_sit.py",
+    "test_dependencies.py",
+    "cli/test_main.py",
+    "plan/test_fake_step.py",
+    "compare/test_compare.py",
+    "train/test_data_under_fire.py",
+    "test_site.py",
+    "train/test_replayed_step.py",
+    "bench/test_evidence.py",
+    "engine/test_rendezvous.py",
+    "ops/test_attention.py",
+    "sampling/test_sample_to_folder.py",
+    "bench/test_kernels.py",
+    "test_packaging.py",
     "train/test_backends.py",
+    "cuda_on_cpu/test_traffic.py",
+    "train/test_e2e.py",
+    "train/test_soak.py",
+    "train/test_vae_bad_input.py",
+    "ops/test_triton_build.py",
 )
 
 
