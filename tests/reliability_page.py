@@ -136,7 +136,8 @@ PROMISES = {
                 "train/test_data_under_fire.py::test_a_thread_of_the_loader_that_dies_ends_the_run_which_goes_on",
                 "train/test_data_under_fire.py::test_a_thread_of_the_loader_that_hangs_is_named_and_the_run_goes_on",
                 "train/test_data_under_fire.py::test_a_dead_pipeline_of_dali_changes_nothing",
-                "train/test_data_under_fire.py::test_a_decoder_that_dies_on_one_of_two_ranks",
+                "train/test_data_under_fire.py::test_a_dead_thread_on_one_of_two_ranks_ends_both_and_the_run_goes_on",
+                "train/test_data_under_fire.py::test_a_dead_pipeline_on_one_of_two_ranks_changes_nothing",
             ),
         ),
         Promise(

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from dying_decoders import HARMS, dead_pipeline, dead_thread, train
-from reliability_counts import counting, full_counts
+from dying_decoders import dead_pipeline, dead_thread, train
+from reliability_counts import full_counts
 from tiny_runs import checkpoint_tensors
 from two_ranks import run_on_two_ranks
 
@@ -33,6 +33,7 @@ from sendvae_fast.errors import UserError
 pytestmark = pytest.mark.slow
 
 STEPS = 6
+ON_TWO_RANKS = Path(__file__).with_name("dying_decoders.py")
 
 
 @pytest.fixture(scope="module")
@@ -165,21 +166,27 @@ def test_a_dead_pipeline_of_dali_changes_nothing(undisturbed, catalog, tmp_path,
     assert equal(checkpoint_tensors(tmp_path / "dali", STEPS), undisturbed)
 
 
+@pytest.fixture(scope="module")
+def undisturbed_pair(shards, tmp_path_factory):
+    """As `undisturbed`, of two ranks."""
+    run = tmp_path_factory.mktemp("pairs") / "undisturbed"
+    assert run_on_two_ranks(ON_TWO_RANKS, run, shards, STEPS, "nothing", 0).returncode == 0
+    return checkpoint_tensors(run, STEPS)
+
+
 @pytest.mark.skipif(not full_counts(), reason="make reliability")
-def test_a_decoder_that_dies_on_one_of_two_ranks(shards, catalog, tmp_path):
-    """A dead thread ends both ranks, and the same command goes on; a dead pipeline ends nothing."""
-    script, truth = Path(__file__).with_name("dying_decoders.py"), tmp_path / "truth"
-    assert run_on_two_ranks(script, truth, shards, STEPS, "nothing", 0).returncode == 0
-    without = checkpoint_tensors(truth, STEPS)
-    harms = [harm for harm in HARMS if harm != "nothing" and (harm != "a dead pipeline" or import_dali() is not None)]
-    with counting("decoder", "a decoder that dies on the first or last of two ranks, to the same weights") as trials:
-        for harm, victim in itertools.product(harms, (0, 1)):
-            run, pictures = tmp_path / f"{harm} {victim}", catalog if harm == "a dead pipeline" else shards
-            with trials.trial((harm, victim)):
-                done = run_on_two_ranks(script, run, pictures, STEPS, harm, victim)
-                assert "planted" in done.stderr + done.stdout, done.stderr[-2000:]
-                assert (done.returncode != 0) == (harm == "a dead thread"), done.stderr[-2000:]
-                if done.returncode:
-                    assert checkpoint_tensors(run, 2)
-                    assert run_on_two_ranks(script, run, pictures, STEPS, "nothing", 0).returncode == 0
-                assert equal(checkpoint_tensors(run, STEPS), without)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_thread_on_one_of_two_ranks_ends_both_and_the_run_goes_on(undisturbed_pair, shards, tmp_path, victim):
+    done = run_on_two_ranks(ON_TWO_RANKS, tmp_path / "run", shards, STEPS, "a dead thread", victim)
+    assert done.returncode != 0 and "planted" in done.stderr, done.stderr[-2000:]
+    assert checkpoint_tensors(tmp_path / "run", 2)
+    assert run_on_two_ranks(ON_TWO_RANKS, tmp_path / "run", shards, STEPS, "nothing", 0).returncode == 0
+    assert equal(checkpoint_tensors(tmp_path / "run", STEPS), undisturbed_pair)
+
+
+@pytest.mark.skipif(not full_counts() or import_dali() is None, reason="make reliability, where DALI is installed")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_pipeline_on_one_of_two_ranks_changes_nothing(undisturbed_pair, catalog, tmp_path, victim):
+    done = run_on_two_ranks(ON_TWO_RANKS, tmp_path / "run", catalog, STEPS, "a dead pipeline", victim)
+    assert done.returncode == 0 and "(planted)" in done.stderr + done.stdout, done.stderr[-2000:]
+    assert equal(checkpoint_tensors(tmp_path / "run", STEPS), undisturbed_pair)
