@@ -6,6 +6,7 @@ The run is an autoencoder (`--autoencoder=runs/e2e`) and a generator (`--generat
 Running the same command again resumes it. On SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2 it saves and exits with 75.
 """
 
+from sendvae_fast.cli.training import train_or_look
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
 from sendvae_fast.train.e2e.stage import train_e2e
 
@@ -33,8 +34,4 @@ MAIN_OPTIONS = (
 
 def run(config: E2ETrainConfig) -> int:
     """Train, or with --dry_run look at what training would need; returns the exit code."""
-    if not config.dry_run:
-        return train_e2e(config)
-    from sendvae_fast.plan.dry_run import dry_run  # it imports every stage
-
-    return dry_run(config)
+    return train_or_look(train_e2e, config)

@@ -6,6 +6,7 @@ Running the same command again resumes the run. On SIGTERM, SIGINT, SIGHUP, SIGU
 exits with 75.
 """
 
+from sendvae_fast.cli.training import train_or_look
 from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.sit.stage import train_sit
 
@@ -33,8 +34,4 @@ MAIN_OPTIONS = (
 
 def run(config: SiTTrainConfig) -> int:
     """Train, or with --dry_run look at what training would need; returns the exit code."""
-    if not config.dry_run:
-        return train_sit(config)
-    from sendvae_fast.plan.dry_run import dry_run  # it imports every stage
-
-    return dry_run(config)
+    return train_or_look(train_sit, config)

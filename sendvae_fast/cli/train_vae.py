@@ -6,6 +6,7 @@ Running the same command again resumes the run. On SIGTERM, SIGINT, SIGHUP, SIGU
 exits with 75.
 """
 
+from sendvae_fast.cli.training import train_or_look
 from sendvae_fast.train.vae.settings import VAETrainConfig
 from sendvae_fast.train.vae.stage import train_vae
 
@@ -35,8 +36,4 @@ MAIN_OPTIONS = (
 
 def run(config: VAETrainConfig) -> int:
     """Train, or with --dry_run look at what training would need; returns the exit code."""
-    if not config.dry_run:
-        return train_vae(config)
-    from sendvae_fast.plan.dry_run import dry_run  # it imports every stage
-
-    return dry_run(config)
+    return train_or_look(train_vae, config)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-
-import torch
 
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.distributed import Distributed
@@ -19,9 +15,8 @@ from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.foundation.foundation import load_foundation
 from sendvae_fast.models.latent_statistics import statistics_of_file
 from sendvae_fast.plan.fake_step import TrainConfig
-from sendvae_fast.plan.gpus import gpu_in
+from sendvae_fast.plan.machines import machines_here
 from sendvae_fast.plan.plan import Planner
-from sendvae_fast.plan.settings import PlanConfig
 from sendvae_fast.plan.words import plan_words
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
 from sendvae_fast.train.evaluation_settings import steps_between
@@ -51,7 +46,7 @@ def dry_run(config: TrainConfig) -> int:
             look()
         except UserError as error:
             problems.append(f"{what}: {error}")
-    machines = _machines(place.world_size)
+    machines = machines_here(place.world_size)
     try:
         print(f"{plan_words(Planner(config, machines).one(), machines)}\n")
     except UserError as error:
@@ -64,13 +59,6 @@ def dry_run(config: TrainConfig) -> int:
         )
     print(f"all {seen} things that the run needs are there; nothing was trained or written")
     return 0
-
-
-def _machines(num_ranks: int) -> PlanConfig:
-    """The GPUs that this process has been started for: as many as ranks, of the kind that is here if there is one."""
-    kind = gpu_in(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    machines = PlanConfig(gpus=num_ranks, gpus_per_node=math.gcd(num_ranks, PlanConfig.gpus_per_node))
-    return machines if kind is None else replace(machines, gpu=kind.name)
 
 
 def looks(config: TrainConfig) -> Iterator[Look]:

@@ -116,6 +116,17 @@ class Planner:
 
     def one(self) -> Plan:
         """The plan on the GPUs that are given."""
+        engine, accumulates, share = self.config.engine, self.config.engine.accumulation_steps > 1, self._share()
+        fits = self._search(lambda size: self._step(size, accumulates), share)
+        return self._plan(self._step(share, accumulates), self.plan, engine.accumulation_steps, fits)
+
+    def memory(self) -> Memory:
+        """That plan's memory alone: one pretended step."""
+        step = self._step(self._share(), self.config.engine.accumulation_steps > 1)
+        return memory_of(step, self.config.engine, self.plan.gpus)
+
+    def _share(self) -> int:
+        """Pictures of a micro-batch on a GPU."""
         engine, batch = self.config.engine, self.config.data.global_batch
         share, rest = divmod(batch, self.plan.gpus * engine.accumulation_steps)
         if rest or not share:
@@ -123,9 +134,7 @@ class Planner:
                 f"data.global_batch={batch} must be a multiple of GPUs x accumulation steps = {self.plan.gpus} x "
                 f"{engine.accumulation_steps}"
             )
-        accumulates = engine.accumulation_steps > 1
-        fits = self._search(lambda size: self._step(size, accumulates), share)
-        return self._plan(self._step(share, accumulates), self.plan, engine.accumulation_steps, fits)
+        return share
 
     def sweep(self) -> list[Plan]:
         """Plans of 1, 2, 4 ... 1,024 GPUs, as many as the batch divides among, with as few micro-batches as fit.

@@ -37,7 +37,7 @@ def plan_words(plan: Plan, config: PlanConfig) -> str:
         "",
         f"memory of a GPU: {_gib(plan.memory.total)} of {_gib(plan.gpu_bytes)}{'' if plan.fits else ': DOES NOT FIT'}",
         *_rows((words, _gib(getattr(plan.memory, name))) for name, words in PARTS.items()),
-        *_rows([("at most", _largest(plan))]),
+        *_rows([("at most", largest_words(plan))]),
     ]
     if plan.flops_per_image is not None:
         total = sum(plan.flops_per_image.values())
@@ -83,7 +83,8 @@ def _length(plan: Plan, steps: int) -> str:
     return words if cost is None else f"{words}, {cost:,.0f} at {plan.price:g} a GPU-hour"
 
 
-def _largest(plan: Plan) -> str:
+def largest_words(plan: Plan) -> str:
+    """How many pictures at once fit."""
     if plan.largest_at_once is None:
         return "not one picture at once fits"
     return f"{plan.largest_at_once:,} pictures at once fit"

@@ -16,7 +16,7 @@ from sendvae_fast.engine.signals import EXIT_REQUEUE, StopOnSignal
 from sendvae_fast.engine.watchdog import Watchdog
 from sendvae_fast.errors import UserError
 from sendvae_fast.train.loss_spikes import LeftOutSteps, LossSpikes, Returns, ReturnToCheckpoint
-from sendvae_fast.train.memory_advice import advising_on_memory
+from sendvae_fast.train.memory_advice import PlannedMemory, advising_on_memory
 from sendvae_fast.train.profiling import profiling
 from sendvae_fast.train.reporter import Reporter
 from sendvae_fast.train.skipped_steps import SkippedSteps
@@ -83,6 +83,7 @@ def fit(
     distributed: Distributed,
     logging: LoggingConfig | None = None,
     evaluator: StageEvaluator | None = None,
+    planned: PlannedMemory | None = None,
 ) -> int:
     """Train `stage` from the run's newest checkpoint to the last step.
 
@@ -98,7 +99,7 @@ def fit(
         while True:
             reporter = Reporter(stage, run, config.num_steps, global_batch, distributed, logging)
             with suppress(ReturnToCheckpoint):
-                return _train(stage, config, run, checkpointer, returns, reporter, distributed, evaluator)
+                return _train(stage, config, run, checkpointer, returns, reporter, distributed, evaluator, planned)
 
 
 def _train(
@@ -110,6 +111,7 @@ def _train(
     reporter: Reporter,
     distributed: Distributed,
     evaluator: StageEvaluator | None,
+    planned: PlannedMemory | None,
 ) -> int:
     """`fit`, from the newest checkpoint up to the end or to a spike that the run is to go back from."""
     step = resume(stage, checkpointer)
@@ -125,7 +127,7 @@ def _train(
         StopOnSignal(distributed) as stop,
         reporter.following(step) as progress,
         profiling(config.profile_steps, run.path / "profile", distributed) as profiled,
-        advising_on_memory(run, distributed),
+        advising_on_memory(run, distributed, planned),
     ):
 
         def evaluate() -> None:

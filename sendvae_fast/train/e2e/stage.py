@@ -44,6 +44,7 @@ from sendvae_fast.train.e2e.networks import NoisedReconstruction, build_networks
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
 from sendvae_fast.train.frozen_networks import build_foundation, build_perceptual
 from sendvae_fast.train.loop import fit
+from sendvae_fast.train.memory_advice import PlannedMemory
 from sendvae_fast.train.replay import replay
 from sendvae_fast.train.run_words import count_words
 from sendvae_fast.train.sit.flow_losses import draw_noise_levels, flow_losses
@@ -265,8 +266,11 @@ def without_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith(_NORM)}
 
 
-def train_e2e(config: E2ETrainConfig) -> int:
-    """Run or resume an end-to-end run; returns the exit code (see `train.loop.fit`). Collective."""
+def train_e2e(config: E2ETrainConfig, planned: PlannedMemory | None = None) -> int:
+    """Run or resume an end-to-end run; returns the exit code (see `train.loop.fit`). Collective.
+
+    planned: what a plan says of its memory, for the advice where a device has none left.
+    """
     distributed = init_distributed(timeout_s=config.loop.start_timeout_s, records=config.run)
     with distributed.all_or_none():
         images = TrainingImages(config.data, config.seed, config.engine.accumulation_steps, distributed)
@@ -295,4 +299,4 @@ def train_e2e(config: E2ETrainConfig) -> int:
     stage = E2EStage(config, images, distributed)
     if config.replay is not None:
         return replay(stage, run, config.replay, distributed)
-    return fit(stage, config.loop, run, config.data.global_batch, distributed, config.logging)
+    return fit(stage, config.loop, run, config.data.global_batch, distributed, config.logging, planned=planned)

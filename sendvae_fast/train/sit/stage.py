@@ -38,6 +38,7 @@ from sendvae_fast.train.evaluation_settings import steps_between
 from sendvae_fast.train.evaluator import Evaluator
 from sendvae_fast.train.frozen_networks import build_foundation
 from sendvae_fast.train.loop import fit
+from sendvae_fast.train.memory_advice import PlannedMemory
 from sendvae_fast.train.replay import replay
 from sendvae_fast.train.run_words import count_words
 from sendvae_fast.train.sit.arithmetic import step_flops
@@ -212,8 +213,11 @@ class SiTStage:
         save_grid(directory / f"samples_{step:08d}.png", pictures, columns=math.isqrt(len(pictures)))
 
 
-def train_sit(config: SiTTrainConfig) -> int:
-    """Run or resume stage 2; returns the exit code (see `train.loop.fit`). Collective."""
+def train_sit(config: SiTTrainConfig, planned: PlannedMemory | None = None) -> int:
+    """Run or resume stage 2; returns the exit code (see `train.loop.fit`). Collective.
+
+    planned: what a plan says of its memory, for the advice where a device has none left.
+    """
     distributed = init_distributed(
         timeout_s=config.loop.start_timeout_s, cuda_graph=config.engine.cuda_graph, records=config.run
     )
@@ -254,7 +258,9 @@ def train_sit(config: SiTTrainConfig) -> int:
     stage = SiTStage(config, latents, distributed)
     if config.replay is not None:
         return replay(stage, run, config.replay, distributed)
-    return fit(stage, config.loop, run, config.data.global_batch, distributed, config.logging, evaluator)
+    return fit(
+        stage, config.loop, run, config.data.global_batch, distributed, config.logging, evaluator, planned=planned
+    )
 
 
 def open_evaluator(config: SiTTrainConfig, latents: TrainingLatents, distributed: Distributed) -> Evaluator | None:

@@ -36,6 +36,7 @@ from sendvae_fast.train.evaluation_settings import steps_between
 from sendvae_fast.train.evaluator import Evaluator
 from sendvae_fast.train.frozen_networks import build_foundation, build_perceptual
 from sendvae_fast.train.loop import fit
+from sendvae_fast.train.memory_advice import PlannedMemory
 from sendvae_fast.train.replay import replay
 from sendvae_fast.train.run_words import count_words
 from sendvae_fast.train.training_images import HOW_IMAGES_ARE_READ, TrainingImages
@@ -203,8 +204,11 @@ def _autoencoder_of(config: AutoencoderConfig, state: dict[str, Tensor]) -> Auto
     return autoencoder
 
 
-def train_vae(config: VAETrainConfig) -> int:
-    """Run or resume stage 1; returns the exit code (see `train.loop.fit`). Collective."""
+def train_vae(config: VAETrainConfig, planned: PlannedMemory | None = None) -> int:
+    """Run or resume stage 1; returns the exit code (see `train.loop.fit`). Collective.
+
+    planned: what a plan says of its memory, for the advice where a device has none left.
+    """
     distributed = init_distributed(
         timeout_s=config.loop.start_timeout_s, cuda_graph=config.engine.cuda_graph, records=config.run
     )
@@ -236,7 +240,9 @@ def train_vae(config: VAETrainConfig) -> int:
     stage = VAEStage(config, images, distributed)
     if config.replay is not None:
         return replay(stage, run, config.replay, distributed)
-    return fit(stage, config.loop, run, config.data.global_batch, distributed, config.logging, evaluator)
+    return fit(
+        stage, config.loop, run, config.data.global_batch, distributed, config.logging, evaluator, planned=planned
+    )
 
 
 def open_evaluator(config: VAETrainConfig, images: TrainingImages, distributed: Distributed) -> Evaluator | None:
