@@ -61,8 +61,9 @@ cluster: env  ## jobs on two hosts (network namespaces): Slurm, torchrun, DeepSp
 cuda-on-cpu: env  ## the CUDA kernels on the CPU under checks: every case, in several orders of threads
 	SENDVAE_CUDA_ON_CPU=all $(BIN)/python -m pytest tests/cuda_on_cpu $(ARGS)
 
-triton-build: env  ## the Triton kernels compiled for every GPU, with every set of constants
-	SENDVAE_TRITON_BUILD=all $(BIN)/python -m pytest tests/ops/test_triton_build.py $(ARGS)
+triton-build: env  ## the Triton kernels compiled for every GPU, with every set of constants, and traced with gradients
+	SENDVAE_TRITON_BUILD=all $(BIN)/python -m pytest tests/ops/test_triton_build.py \
+		"tests/ops/test_contract.py::test_opcheck" $(ARGS)
 
 planted-bugs: env  ## every bug planted in a CUDA kernel is noticed by the checks
 	SENDVAE_CUDA_ON_CPU=bugs $(BIN)/python -m pytest tests/cuda_on_cpu/test_kernels.py -k planted $(ARGS)

@@ -6,6 +6,7 @@ import threading
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from typing import Self
 from unittest.mock import patch
 
@@ -215,12 +216,13 @@ class FakeCuda:
 
     def run(self, function, args, kwargs):
         """Compute an operator on the inner tensors, and note what it reads and writes on its line."""
-        if torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd"):
+        if _is_composite(function):
             with _Mode(self):  # in inference mode they come undivided
                 parts = function.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tracked)]
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        inputs = [x for x in tensors if isinstance(x, Tracked)]
         device, pinned = kwargs.get("device"), kwargs.get("pin_memory", False)
         on_device = any(x.memory.owner is not None for x in inputs)
         to_device = on_device if device is None else torch.device(device).type == "cuda"
@@ -242,7 +244,7 @@ class FakeCuda:
             to_device = False
         nonblocking = kwargs.get("non_blocking", False) or (name == "aten::copy_" and args[2:] == (True,))
         is_device_work = on_device or to_device
-        places = {x.device.type for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        places = {x.device.type for x in tensors}
         moves = name in ("aten::_to_copy", "aten::copy_") and (len(places) == 2 or places == {"cpu"} or not to_device)
         waits = is_device_work and (
             (moves and not nonblocking)
@@ -287,12 +289,25 @@ class FakeCuda:
 
     def _written(self, function, args, kwargs) -> list[Tracked]:
         """The arguments that an operator writes into."""
-        names = [argument.name for argument in function._schema.arguments]
+        names, marked = _arguments(function)
+        if not marked:
+            return []
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        marked = [a.name for a in function._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        marked += UNMARKED.get(function._schema.name, ())
         return [x for name in marked for x in tree_leaves(given.get(name)) if isinstance(x, Tracked)]
 
     def _check_recording(self, memory: Memory) -> None:
         if isinstance(memory.graph, CUDAGraph) and memory.graph.is_overwritten:
             self.problem("read from a recording's memory after another recording of its pool has run")
+
+
+@cache
+def _is_composite(function) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")
+
+
+@cache
+def _arguments(function) -> tuple[list[str], list[str]]:
+    """The names of an operator's arguments, and of those that it writes into."""
+    arguments = function._schema.arguments
+    marked = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [a.name for a in arguments], [*marked, *UNMARKED.get(function._schema.name, ())]

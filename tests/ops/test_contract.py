@@ -1,5 +1,7 @@
 """What holds for every op on the CPU, compiled and in Triton's interpreter. Cases and truth are in tests/op_cases."""
 
+import os
+
 import pytest
 import torch
 from op_cases import ALL
@@ -11,6 +13,7 @@ from sendvae_fast.ops.registration import op_of
 pytestmark = pytest.mark.slow
 
 BACKENDS = ("cpu", "triton")
+OPCHECKS = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
 OPS_AND_BACKENDS = [(tests, backend) for tests in ALL for backend in BACKENDS if backend in dispatch.OPS[tests.op]]
 
 
@@ -103,6 +106,12 @@ def test_compiles_into_one_graph(op_and_backend, dtype):
 
 
 def test_opcheck(op_and_backend):
+    """Tracing a gradient takes most of the time in the interpreter, and is registered for both namespaces in one place:
+    of Triton's it is tried on one op, on all by `make triton-build`.
+    """
     tests, backend = op_and_backend
+    checks = OPCHECKS
+    if backend == "triton" and tests.op != "cosine_align" and os.environ.get("SENDVAE_TRITON_BUILD") != "all":
+        checks = [check for check in OPCHECKS if check != "test_aot_dispatch_dynamic"]
     for name, arguments in tests.raw_calls(backend, "cpu"):
-        torch.library.opcheck(op_of(name, backend), arguments)
+        torch.library.opcheck(op_of(name, backend), arguments, test_utils=checks)
