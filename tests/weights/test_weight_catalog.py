@@ -1,6 +1,7 @@
 """The list of published files: all that configs name, hashes and licences only where they are published."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,20 @@ def test_the_commands_end_at_the_path_that_configs_name():
         "to": "sendvae",
         "out": "pretrained/vavae-f16d32",
     }
+
+
+def test_the_page_on_stage_1_gives_the_commands_that_fetch_prints():
+    page = (Path(__file__).parents[2] / "docs" / "stage1.md").read_text()
+    section = page.partition("## 2. Weights")[2].partition("## 3.")[0].replace("\\\n", "")
+    shown = {
+        " ".join(line.split())
+        for line in section.splitlines()
+        if re.match("    (hf|curl|mkdir|cp|sendvae convert) ", line)
+    }
+    printed = {" ".join(line.split()) for file in catalog().values() for line in commands(file)}
+    assert shown <= printed, shown - printed
+    needed = {line for file in files_of(["vae/send_vae_f16d32"]) for line in commands(file)}
+    assert needed <= shown, needed - shown
 
 
 def test_another_file_than_the_published_one_is_refused(tmp_path):
