@@ -31,8 +31,10 @@ from sendvae_fast.models.autoencoder.export import Card, write_diffusers, write_
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.maetok import MAETokConfig
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, load_autoencoder, save_autoencoder
+from sendvae_fast.models.sit.model_card import write_card
 from sendvae_fast.models.sit.storage import load_sit, save_sit, write_published
 from sendvae_fast.models.weights import read_weights
+from sendvae_fast.train.sit.model_card import facts_of_generator
 from sendvae_fast.train.vae.model_card import (
     began_with,
     facts_of_checkpoint,
@@ -64,7 +66,7 @@ class Config:
     dit: bool = False
     """SOURCE is a checkpoint of DiT. Its weights look like SiT's and mean something else; with --to=generator."""
     licence: str = "unknown"
-    """Licence of the weights, for the model card of --to=diffusers: one of the hub's identifiers, as cc-by-nc-4.0."""
+    """Licence of the weights, for the model card of --to=diffusers or generator: an identifier of the hub's, as mit."""
     push: str | None = None
     """Repository USER/NAME of the Hugging Face hub to upload OUT to, with --to=diffusers. A new one is private until
     you open it on its page. Needs `hf auth login`; without this option nothing leaves the machine."""
@@ -142,6 +144,13 @@ def _convert_generator(config: Config, source: Path, folder: Path) -> tuple[str,
     sizes = ema.sit.config
     if config.to == "generator":
         save_sit(folder, sizes, raw.sit.state_dict(), ema.sit.state_dict(), ema.latent_mean, ema.latent_std)
+        card = Card(
+            facts=facts_of_generator(source),
+            licence=config.licence,
+            measured=measured_of_checkpoint(source, "generator"),
+            picture=picture_of_checkpoint(source, "samples"),
+        )
+        write_card(folder, ema.sit, Path(config.source).name, card)
     else:
         write_published(folder, raw, ema, config.to, _networks_beside(source) if config.to == "repa-e" else None)
     latents = f"{' x '.join(map(str, sizes.latent_shape))} latents"

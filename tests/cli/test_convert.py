@@ -18,6 +18,9 @@ from sendvae_fast.cli.main import main
 from sendvae_fast.evaluation.result import Result, WeightsOrigin, append_results
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
+from sendvae_fast.models.sit.sit import SiT
+from sendvae_fast.models.sit.sizes import SiTConfig
+from sendvae_fast.models.sit.storage import load_sit, save_sit
 
 pytestmark = pytest.mark.slow
 
@@ -203,6 +206,46 @@ def test_the_card_has_licence_base_model_metrics_picture_and_citation(folder, tm
     with Image.open(tmp_path / "hf" / "reconstructions.png") as picture:
         assert picture.getpixel((0, 0)) == (20, 0, 0)
     assert convert(capsys, checkpoint, "diffusers", tmp_path / "other", "--licence=a b")[0] == 2
+
+
+def test_the_card_of_a_generator(tmp_path, capsys):
+    run = tmp_path / "runs" / "xl"
+    checkpoint = run / "checkpoints" / "step_00000020"
+    sizes = SiTConfig(patch_size=1, width=32, depth=2, num_heads=2, latent_size=8, latent_channels=3, num_classes=7)
+    state = SiT(sizes).state_dict()
+    save_sit(checkpoint, sizes, state, state, MEAN, STD)
+    (run / "config.yaml").write_text(
+        "init_from: null\nlatents: /secret/latents/send\ndata: {global_batch: 256}\noptimizer: {ema_decay: 0.9999}\n"
+        "repa: {weight: 0.5, block: 8, foundation: {name: dinov2-vit-b}}\n"
+    )
+    (run / "samples").mkdir()
+    for step in (10, 20, 30):
+        Image.new("RGB", (4, 4), (step, 0, 0)).save(run / "samples" / f"samples_{step:08d}.png")
+    weights = {
+        step: {name: WeightsOrigin(path="x", sha256="y", step=step) for name in ("generator", "autoencoder")}
+        for step in (20, 30)
+    }
+    decoder = {"autoencoder": WeightsOrigin(path="x", sha256="y", step=20)}
+    results = [
+        Result(metric=metric, value=value, protocol="adm", counts={"samples": 50}, weights=origins)
+        for metric, value, origins in (("fid", 8.5, weights[20]), ("fid", 99.0, weights[30]), ("psnr", 1.0, decoder))
+    ]
+    append_results(run / "evaluation.jsonl", results)
+    code, _, err = convert(capsys, checkpoint, "generator", tmp_path / "out", "--licence=mit")
+    assert code == 0, err
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: mit\n" in card and "# Generator of 2 blocks of width 32, 7 classes\n" in card
+    parameters = sum(value.numel() for value in SiT(sizes).parameters()) / 1e6
+    assert f"A flow transformer of {parameters:.1f}M parameters in float32 on latents of 3 x 8 x 8" in card
+    assert "20 steps of 256 latents\n- latents: send\n- started from: random weights\n" in card
+    assert "- aligned with: dinov2-vit-b after block 8 (REPA), weight 0.5\n" in card
+    assert "| fid | 8.5 | adm; 50 samples |" in card and "| 99" not in card and "psnr" not in card
+    assert "](samples.png)" in card and "@article{sendvae," in card and "secret" not in card
+    with Image.open(tmp_path / "out" / "samples.png") as picture:
+        assert picture.getpixel((0, 0)) == (20, 0, 0)
+    assert load_sit(tmp_path / "out").sit.config == sizes
+    assert convert(capsys, tmp_path / "out", "generator", tmp_path / "again")[0] == 0  # weights of no run
+    assert "trained by" not in (tmp_path / "again" / "README.md").read_text()
 
 
 def test_statistics_by_option(folder, tmp_path, capsys):

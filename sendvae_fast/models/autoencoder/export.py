@@ -38,6 +38,21 @@ class Card:
     """PNG of originals over reconstructions."""
 
 
+CITATION = """
+## Citation
+
+Send-VAE's method is that of
+
+```bibtex
+@article{sendvae,
+  title = {Boosting Latent Diffusion Models via Semantic-Disentangled VAE},
+  author = {Page, John and Niu, Xuesong and Wu, Kai and Gai, Kun},
+  url = {https://github.com/Kwai-Kolors/Send-VAE}
+}
+```
+"""
+"""The last part of every card."""
+
 _CARD = """---
 library_name: diffusers
 license: {licence}
@@ -64,19 +79,7 @@ images = vae.decode(latents * std + mean).sample
 Height and width of images must be multiples of {downsampling}. `latents_mean` and `latents_std` are per channel, of
 samples of the posterior: generators see latents normalised by them. `scaling_factor` is 1 and not needed.
 The weights' license is that of what they were made from.
-
-## Citation
-
-Send-VAE's method is that of
-
-```bibtex
-@article{{sendvae,
-  title = {{Boosting Latent Diffusion Models via Semantic-Disentangled VAE}},
-  author = {{Page, John and Niu, Xuesong and Wu, Kai and Gai, Kun}},
-  url = {{https://github.com/Kwai-Kolors/Send-VAE}}
-}}
-```
-"""
+{citation}"""
 
 
 _PICTURE = f"""
@@ -109,18 +112,19 @@ def write_diffusers(
         licence=card.licence,
         base_model="" if card.base_model is None else f"base_model: {card.base_model}\n",
         picture=_PICTURE if card.picture is not None else "",
-        measured=_measured(card.measured),
+        measured=measured_table(card.measured),
         downsampling=config.downsampling,
         channels=config.latent_channels,
         source=source,
         name=name,
+        citation=CITATION,
         facts="\n" * bool(card.facts) + "".join(f"- {what}: {value}\n" for what, value in card.facts.items()),
         parameters=sum(weight.numel() for weight in autoencoder.parameters()) / 1e6,
     )
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 
-def _measured(rows: Sequence[tuple[str, str, str]]) -> str:
+def measured_table(rows: Sequence[tuple[str, str, str]]) -> str:
     """The measurements as a table."""
     if not rows:
         return ""

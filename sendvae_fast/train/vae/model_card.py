@@ -34,15 +34,18 @@ def facts_of_checkpoint(checkpoint: Path) -> dict[str, object]:
     return facts
 
 
-def measured_of_checkpoint(checkpoint: Path) -> list[tuple[str, str, str]]:
-    """What `sendvae evaluate` has measured of the autoencoder of a checkpoint: metric, value, protocol.
+def measured_of_checkpoint(checkpoint: Path, role: str = "autoencoder") -> list[tuple[str, str, str]]:
+    """What `sendvae evaluate` has measured of the network of a checkpoint: metric, value, protocol.
 
     The newest of each metric and protocol, a value with its 95 % interval and the number of pictures.
+
+    role: "autoencoder", alone, or "generator", with whatever decoded its latents.
     """
     found = {}
     for result in read_results(checkpoint.parent.parent / RESULTS_FILE):
-        origin = result.weights.get("autoencoder")
-        if origin is not None and "generator" not in result.weights and origin.step == step_of(checkpoint):
+        origin = result.weights.get(role)
+        is_its_own = role == "generator" or "generator" not in result.weights
+        if origin is not None and is_its_own and origin.step == step_of(checkpoint):
             interval = "" if result.interval is None else " [{:.4g}, {:.4g}]".format(*result.interval)
             counts = ", ".join(f"{count:,} {what}" for what, count in result.counts.items())
             row = (result.metric, f"{result.value:.4g}{interval}", f"{result.protocol}; {counts}")
@@ -50,11 +53,11 @@ def measured_of_checkpoint(checkpoint: Path) -> list[tuple[str, str, str]]:
     return list(found.values())
 
 
-def picture_of_checkpoint(checkpoint: Path) -> Path | None:
-    """The newest picture of reconstructions that the run drew up to a checkpoint; None where there is none."""
+def picture_of_checkpoint(checkpoint: Path, kind: str = "reconstruction") -> Path | None:
+    """The newest picture, "reconstruction" or "samples", that the run drew up to a checkpoint; None without any."""
     step = step_of(checkpoint) or 0
     found = {}
-    for path in (checkpoint.parent.parent / "samples").glob("reconstruction_*.png"):
+    for path in (checkpoint.parent.parent / "samples").glob(f"{kind}_*.png"):
         number = path.stem.rpartition("_")[2]
         if number.isdecimal() and int(number) <= step:
             found[int(number)] = path
