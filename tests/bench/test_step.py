@@ -60,9 +60,11 @@ def tiny(monkeypatch):
 @pytest.mark.parametrize("stage", CASES)
 def test_rows_their_table_and_goals(tiny, stage, tmp_path, capsys):
     arguments = ["--stage", stage, "--quick", "--seconds", "0.01", "--threads", "1", "--out", str(tmp_path)]
-    assert step.main(arguments) == 0 and step.main(arguments) == 0
+    assert step.main(arguments) == 0
+    if stage == "sit":  # the quickest; what a file holds of rows is the same code for all
+        assert step.main(arguments) == 0
     (file,) = tmp_path.glob("step_*.json")
-    (row,) = json.loads(file.read_text())  # the second run's row stands in place of the first one's
+    (row,) = json.loads(file.read_text())  # a second run's row stands in place of the first one's
     assert list(row["forms"]) == [step_names.EAGER, step_names.OURS]
     assert row["flops_per_image"] > 1e6 and row["gemm_flops_per_s"] > 1e6
     for form in row["forms"].values():
