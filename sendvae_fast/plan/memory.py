@@ -6,8 +6,10 @@ What ZeRO splits is a share of counted bytes; its buffers are DeepSpeed's, read 
     ddp, N > 1   buckets of DDP: 4 P, beside the gradients
     ZeRO 1, 2    a float32 copy of this rank's weights 4 P / N, and in the backward pass a bucket 4 B
     ZeRO 1       all gradients until the backward pass is over, then this rank's share of them twice more
-    ZeRO 2       gradients in the bucket, and this rank's share of them
-    ZeRO 3       weights 4 P / N and their copy, and at most 10^9 gathered ones, which smaller networks keep throughout
+    ZeRO 2       gradients in the bucket; this rank's share of them once they are reduced
+    ZeRO 3       weights 4 P / N and their copy, this rank's share of gradients throughout, and at most 10^9 gathered
+                 weights, which smaller networks keep from the forward pass on; beside them the buffer that a group of
+                 weights was gathered into, until the last of the group is used; at the end a copy of the bucket
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ BYTES = 4
 """Of a parameter, a gradient and each number of optimizer state."""
 MAX_GATHERED_ELEMENTS = 1_000_000_000
 """DeepSpeed's defaults of stage3_max_live_parameters and stage3_max_reuse_distance."""
+
+MAX_PREFETCHED_ELEMENTS = 50_000_000
+"""DeepSpeed's default of stage3_prefetch_bucket_size: weights that are gathered as one group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +91,20 @@ def tensor_memory(
     largest = BYTES * max(step.num_parameters.values())
     bucket = min(largest, BYTES * bucket_elements) if stage > 0 else 0
     own = all_weights * share
-    backward = (
-        {"activations": step.activations_at_peak, "gradients": step.gradients_at_peak, "buffers": buffers + bucket}
-        if stage < 2
-        else {"activations": step.peak_activations, "gradients": own, "buffers": buffers + bucket}
-    )
-    gradients = {0: all_weights, 1: all_weights + 2 * own, 2: 3 * own, 3: 2 * own}[stage]
-    update = {"activations": 0.0, "gradients": gradients, "buffers": buffers}
-    return state | max(backward, update, key=lambda parts: sum(parts.values()))
+    if stage < 2:
+        gradients, activations = step.gradients_at_peak, step.activations_at_peak
+    else:  # at the peak none of a first micro-batch's is reduced yet; ZeRO 3 has the place of its share all the time
+        gradients = own if stage == 3 or engine.accumulation_steps > 1 else 0
+        activations = step.peak_activations
+    prefetched = min(all_weights, BYTES * MAX_PREFETCHED_ELEMENTS) if stage == 3 else 0
+    moments = [
+        {"activations": activations, "gradients": gradients, "buffers": buffers + bucket + prefetched},
+        {
+            "activations": 0.0,
+            "gradients": {0: all_weights, 1: all_weights + 2 * own, 2: 3 * own, 3: 2 * own}[stage],
+            "buffers": buffers,
+        },
+    ]
+    if stage > 1:  # the last bucket is reduced
+        moments.append({"activations": 0.0, "gradients": own, "buffers": buffers + bucket * (2 if stage == 3 else 1)})
+    return state | max(moments, key=lambda parts: sum(parts.values()))

@@ -22,9 +22,6 @@ PARTS = {
 }
 
 
-ZERO_3 = "- ZeRO 3: a real step needed a fifth more memory than such a plan says (docs/planning.md)"
-
-
 def plan_words(plan: Plan, config: PlanConfig) -> str:
     """One plan, and its assumptions."""
     batch = f"{plan.global_batch:,} pictures a step = {plan.gpus:,} GPUs x {plan.pictures_at_once:,} at once"
@@ -45,8 +42,7 @@ def plan_words(plan: Plan, config: PlanConfig) -> str:
         lines += _rows(
             (name, f"{count_words(count)}FLOP ({count / total:.0%})") for name, count in plan.flops_per_image.items()
         )
-    doubts = [ZERO_3] if plan.engine == "ZeRO 3" else []
-    return "\n".join([*lines, *_time_words(plan), "", *assumptions(config), *doubts])
+    return "\n".join([*lines, *_time_words(plan), "", *assumptions(config)])
 
 
 def _time_words(plan: Plan) -> list[str]:

@@ -38,12 +38,28 @@ def test_ddp_has_buckets_beside_gradients():
     [
         (0, 4 + 7 + 12 + 91),
         (1, 4 + 7 + 12 / 4 + 1 + 91 + 4),  # the copy of a quarter; the bucket holds all gradients
-        (2, 4 + 7 + 12 / 4 + 1 + 90 + 1 + 4),
-        (3, 1 + 7 + 12 / 4 + 1 + 4 + 90 + 1 + 4),  # the weights are gathered
+        (2, 4 + 7 + 12 / 4 + 1 + 90 + 4),  # of a first micro-batch nothing is reduced yet
+        (3, 1 + 7 + 12 / 4 + 1 + 4 + 4 + 90 + 1 + 4),  # the weights are gathered, and so is the group they came in
     ],
 )
 def test_zero_splits(stage, expected):
     assert total(BIG, 4, zero_stage=stage) == pytest.approx(expected)
+
+
+def test_gradients_that_wait_for_later_micro_batches_count():
+    """ZeRO 2 keeps a rank's share of the first micro-batch's while the second is at its peak."""
+    at_once, accumulated = (total(BIG, 4, zero_stage=2, accumulation_steps=steps) for steps in (1, 2))
+    assert accumulated == pytest.approx(at_once + 1)
+
+
+def test_the_last_reduction_counts_where_activations_are_few():
+    """The bucket, at ZeRO 3 with a copy of it, beside a rank's share of the gradients."""
+    few = dataclasses.replace(BIG, peak_activations=P // 2)
+    assert total(few, 4, zero_stage=2) == pytest.approx(4 + 7 + 12 / 4 + 1 + 4 + 1)
+    big = dataclasses.replace(few, state=STATE | {WEIGHTS: 4 * 60 * P}, num_parameters={"sit": 60 * P})
+    weights, group = 240, 200  # of 60 M parameters, 50 M gathered at once
+    shares = weights / 4 * 2 + 7 + 12 / 4 + weights / 4  # weights and their copy, frozen, moments and EMA, gradients
+    assert total(big, 4, zero_stage=3) == pytest.approx(shares + weights + max(group + 0.5 + weights, 2 * weights))
 
 
 def test_the_update_counts_where_activations_are_few():
