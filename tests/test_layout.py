@@ -14,7 +14,7 @@ FLOORS = [
     {"models", "losses", "data"},
     {"sampling", "evaluation", "train", "nn"},
     {"report", "pretrained", "plan", "weights"},
-    {"compare", "demo", "play"},
+    {"compare", "demo", "downstream", "play"},
     {"cli", "__main__"},
     {"__init__"},
 ]

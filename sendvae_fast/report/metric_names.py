@@ -54,6 +54,8 @@ FAMILIES = {
     "precision": Metric("Precision", "generated pictures that are among real ones", "higher", 3),
     "recall": Metric("Recall", "real pictures that are among generated ones", "higher", 3),
     "gmm_nll": Metric("Discrimination", "negative log-likelihood of a mixture of Gaussians", "lower", 2),
+    "segmentation_miou": Metric("Segmentation mIoU", "of linear heads on patch tokens", "higher", 3),
+    "depth_abs_rel": Metric("Depth abs-rel", "relative error of linear heads on patch tokens", "lower", 3),
     "lpips": Metric("LPIPS", "perceptual distance of reconstructions", "lower", 3),
 }
 """By the beginning of a name, whose rest is the network's: ``frechet_dinov2_l``, ``lpips_vgg``."""

@@ -9,7 +9,9 @@ Shapes are signed distance fields evaluated on a pixel grid of twice the final s
 drawn in OKLCH, where equal lightness looks equally light whatever the hue.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -70,6 +72,24 @@ class Scene:
     @property
     def texture(self) -> str:
         return TEXTURES[self.label % len(TEXTURES)]
+
+
+class Neighbour(NamedTuple):
+    """A small disc or lozenge beside the main object, in the units of `Scene`."""
+
+    centre: tuple[float, float]
+    radius: float
+    is_disc: bool
+    colour: tuple[float, float, float]
+
+    def coordinates(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Points of the picture in units of the radius, from the centre."""
+        centre_x, centre_y, radius = (np.float32(value) for value in (*self.centre, self.radius))
+        return (x - centre_x) / radius, (y - centre_y) / radius
+
+    def distance(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """0 at the centre, 1 at the outline."""
+        return np.hypot(u, v) if self.is_disc else np.abs(u) + np.abs(v)
 
 
 def draw_scene(seed: int, scene_id: int) -> Scene:
@@ -220,7 +240,15 @@ def _add_ripples(image: np.ndarray, scene: Scene, x: np.ndarray, y: np.ndarray, 
     _blend(image, shade, 0.8 * waves)
 
 
-def _add_neighbours(image: np.ndarray, scene: Scene, x: np.ndarray, y: np.ndarray, rng: Generator) -> None:
+def neighbours_of(scene: Scene) -> list[Neighbour]:
+    """The neighbours that `render_scene` draws, in its order, at any size of the picture."""
+    rng = np.random.default_rng(scene.details_seed)
+    y, x = np.meshgrid(*[np.array([0.25, 0.75], np.float32)] * 2, indexing="ij")
+    _background(scene, x, y, rng)  # draws its numbers before the neighbours do
+    return list(_draw_neighbours(scene, rng))
+
+
+def _draw_neighbours(scene: Scene, rng: Generator) -> Iterator[Neighbour]:
     """Small untextured discs and lozenges around the main object: three to six when crowded, at most one otherwise."""
     wanted = rng.integers(3, MAX_NEIGHBOURS + 1) if scene.attributes["crowded"] else rng.integers(2)
     placed = 0
@@ -231,15 +259,19 @@ def _add_neighbours(image: np.ndarray, scene: Scene, x: np.ndarray, y: np.ndarra
         if np.hypot(centre_x - scene.centre[0], centre_y - scene.centre[1]) < scene.radius + 0.7 * radius:
             continue
         placed += 1
-        rows, columns = _window(image.shape[0], centre_x, centre_y, radius * 1.3)
-        u = (x[rows, columns] - np.float32(centre_x)) / np.float32(radius)
-        v = (y[rows, columns] - np.float32(centre_y)) / np.float32(radius)
-        distance = np.hypot(u, v) if rng.random() < 0.5 else np.abs(u) + np.abs(v)
+        is_disc = rng.random() < 0.5
         lightness = scene.background[0] + rng.choice((-1, 1)) * rng.uniform(0.15, 0.3)
-        colour = oklch_to_srgb(lightness, rng.uniform(0.06, 0.16), rng.uniform(0, 2 * np.pi))
+        colour = (lightness, rng.uniform(0.06, 0.16), rng.uniform(0, 2 * np.pi))
+        yield Neighbour((centre_x, centre_y), radius, is_disc, colour)
+
+
+def _add_neighbours(image: np.ndarray, scene: Scene, x: np.ndarray, y: np.ndarray, rng: Generator) -> None:
+    for neighbour in _draw_neighbours(scene, rng):
+        rows, columns = _window(image.shape[0], *neighbour.centre, neighbour.radius * 1.3)
+        u, v = neighbour.coordinates(x[rows, columns], y[rows, columns])
         toward_light = u * np.float32(np.cos(scene.light_angle)) + v * np.float32(np.sin(scene.light_angle))
-        lit = np.clip(colour * (1.0 + 0.25 * toward_light[..., None]), 0.0, 1.0)
-        _blend(image[rows, columns], lit, 1 - _smoothstep(0.9, 1.1, distance))
+        lit = np.clip(oklch_to_srgb(*neighbour.colour) * (1.0 + 0.25 * toward_light[..., None]), 0.0, 1.0)
+        _blend(image[rows, columns], lit, 1 - _smoothstep(0.9, 1.1, neighbour.distance(u, v)))
 
 
 def _add_object(image: np.ndarray, scene: Scene, x: np.ndarray, y: np.ndarray) -> None:
@@ -253,10 +285,10 @@ def _add_object(image: np.ndarray, scene: Scene, x: np.ndarray, y: np.ndarray) -
     pixel = 1.0 / (num * radius)
 
     if scene.attributes["shadowed"]:
-        shifted = sdf.distance(scene.shape, *_rotate(u + 0.3 * light_x, v + 0.3 * light_y - 0.12, scene.rotation))
+        shifted = sdf.distance(scene.shape, *rotate(u + 0.3 * light_x, v + 0.3 * light_y - 0.12, scene.rotation))
         canvas *= (1.0 - 0.5 * (1 - _smoothstep(-0.28, 0.3, shifted)))[..., None]
 
-    object_u, object_v = _rotate(u, v, scene.rotation)
+    object_u, object_v = rotate(u, v, scene.rotation)
     distance = sdf.distance(scene.shape, object_u, object_v)
     weight = 0.5 + 0.5 * np.tanh(1.3 * _texture_wave(scene.texture, object_u, object_v))
     first, second = oklch_to_srgb(*scene.colour), oklch_to_srgb(*scene.colour_2)
@@ -298,7 +330,8 @@ def _texture_wave(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return 2.5 * (wave - 0.6)
 
 
-def _rotate(u: np.ndarray, v: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+def rotate(u: np.ndarray, v: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """The points (u, v) as seen from axes turned by `angle`, in radians."""
     cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return u * cosine + v * sine, v * cosine - u * sine
 
