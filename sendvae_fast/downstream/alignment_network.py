@@ -16,6 +16,7 @@ from sendvae_fast.config import build_config
 from sendvae_fast.engine.run_weights import run_of
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.foundation.foundation import Foundation, load_foundation
 from sendvae_fast.models.mappers.latent_mapper import LatentMapper
 from sendvae_fast.models.weights import load_weights, read_weights
@@ -64,7 +65,7 @@ def patches(z: Tensor, patch_size: int) -> Tensor:
 
 
 def load_alignment_network(
-    weights: Path, autoencoder: Autoencoder, image_size: int, foundation_weights: str | None = None
+    weights: Path, autoencoder: ImageAutoencoder, image_size: int, foundation_weights: str | None = None
 ) -> AlignmentNetwork:
     """The alignment network beside an autoencoder's weights, on the CPU, in evaluation mode.
 
@@ -79,7 +80,7 @@ def load_alignment_network(
             does not fit.
     """
     run, file = run_of(weights), weights / MAPPER_FILE
-    if run is None or not file.is_file():
+    if run is None or not file.is_file() or not isinstance(autoencoder, Autoencoder):
         raise UserError(
             f"{weights} has no alignment network ({MAPPER_FILE} in a checkpoint of `sendvae train vae`): give a run of "
             "stage 1, or a checkpoint in one"

@@ -12,7 +12,7 @@ from sendvae_fast.engine.run_weights import resolve_weights, run_of
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.origins import weights_origin
 from sendvae_fast.evaluation.result import WeightsOrigin
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.pixels import to_uint8
 from sendvae_fast.models.sit.storage import load_sit
@@ -27,7 +27,7 @@ class DrawnLatents(NamedTuple):
 
     z: Tensor
     """[n, C, H, W], as the decoder takes them."""
-    autoencoder: Autoencoder
+    autoencoder: ImageAutoencoder
     weights: dict[str, WeightsOrigin]
     """Of the generator, by its role."""
 
@@ -37,7 +37,7 @@ class DrawnLatents(NamedTuple):
 
 
 def draw_latents(
-    generator: str, weights: Path, autoencoder: Autoencoder, config: GenerateConfig, device: torch.device
+    generator: str, weights: Path, autoencoder: ImageAutoencoder, config: GenerateConfig, device: torch.device
 ) -> DrawnLatents:
     """Draw `config.num_samples` latents of a generator on a device, where the autoencoder is moved, too.
 
@@ -66,7 +66,7 @@ def draw_latents(
     return DrawnLatents(torch.cat(parts), autoencoder.to(device), {"generator": origin})
 
 
-def _check_autoencoder(generator: Path, weights: Path, autoencoder: Autoencoder) -> None:
+def _check_autoencoder(generator: Path, weights: Path, autoencoder: ImageAutoencoder) -> None:
     """Raise UserError if the generator's run names an autoencoder of other weights; one that is gone is not asked."""
     run = run_of(generator)
     named = None if run is None else read_yaml(run / "config.yaml", "give another generator").get("autoencoder")
