@@ -15,7 +15,7 @@ from sklearn.metrics import jaccard_score
 
 from sendvae_fast.cli.main import main
 from sendvae_fast.data.scenes.ground_truth import SEGMENT_NAMES, WALL_DISTANCE, scene_truth
-from sendvae_fast.data.scenes.scene import draw_scene, neighbours_of
+from sendvae_fast.data.scenes.scene import draw_scene, neighbours_of, oklch_to_srgb, render_scene
 from sendvae_fast.data.scenes.scene_folder import synth_scenes
 from sendvae_fast.downstream.alignment_network import load_alignment_network
 from sendvae_fast.downstream.dense_data import VOID, open_dense
@@ -61,6 +61,20 @@ def test_truth_is_of_the_scene():
             place = tuple(int(c * 256) for c in reversed(neighbour.centre))
             assert SEGMENT_NAMES[segments[place]] == "neighbour" and distances[place] <= 1 / 0.035
         assert (distances[segments == 0] == WALL_DISTANCE).all()
+
+
+def test_neighbours_are_where_the_picture_has_them():
+    """Their middles have their colour, but for light, vignette, white balance and grain."""
+    scenes = [scene for scene in (draw_scene(0, i) for i in range(12)) if scene.attributes["crowded"]]
+    assert any(scene.attributes["busy_background"] for scene in scenes)
+    for scene in scenes:
+        picture, (segments, _) = render_scene(scene, 128) / 255, scene_truth(scene, 128)
+        drawn = neighbours_of(scene)
+        assert len(drawn) >= 3
+        for neighbour in drawn[-1:]:  # none is painted over the last
+            place = tuple(int(c * 128) for c in reversed(neighbour.centre))
+            if segments[place] == SEGMENT_NAMES.index("neighbour"):
+                np.testing.assert_allclose(picture[place], oklch_to_srgb(*neighbour.colour), atol=0.1)
 
 
 def test_scores_are_scikit_learns_and_the_formula():
