@@ -15,6 +15,7 @@ from typing import Any
 import timm
 
 from sendvae_fast.config import packaged_configs, read_config
+from sendvae_fast.engine.run_weights import PACKAGED
 from sendvae_fast.evaluation.inception_file import FILE, SHA256
 from sendvae_fast.models.foundation.recipes import RECIPES
 
@@ -179,11 +180,11 @@ def needed_by() -> dict[str, tuple[str, ...]]:
 
 
 def weights_in(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """The files and folders of weights that settings name, by dotted key."""
+    """The files and folders of weights that settings name, by dotted key; not those that come with the package."""
     found: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
             found |= weights_in(value, f"{prefix}{key}.")
-        elif key in KEYS and isinstance(value, str) and value != "null":
+        elif key in KEYS and isinstance(value, str) and value not in ("null", *PACKAGED):
             found[prefix + key] = value
     return found
