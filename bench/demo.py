@@ -28,7 +28,7 @@ RESULTS = ROOT / "bench" / "results" / "demo.json"
 BEGIN, END = "<!-- made by `python -m bench demo`: begin -->", "<!-- made by `python -m bench demo`: end -->"
 METRICS = {
     "frechet_judge": ("generation distance", 2),
-    "decoded_frechet_judge": ("generator's part", 2),
+    "decoded_frechet_judge": ("from decoded pictures", 2),
     "attribute_f1": ("attribute F1", 3),
     "psnr": ("PSNR, dB", 2),
 }

@@ -47,7 +47,7 @@ FAMILIES = {
     "frechet_infinity": Metric("Fréchet distance∞", "extrapolated to any number of pictures", "lower", 2),
     "rfrechet": Metric("Reconstruction Fréchet distance", "reconstructions from originals", "lower", 2),
     "decoded_frechet": Metric(
-        "Fréchet distance from decoded", "generated pictures from decoded real ones: the generator's part", "lower", 2
+        "Fréchet distance from decoded", "generated pictures from decoded real ones, a perfect generator's", "lower", 2
     ),
     "frechet": Metric("Fréchet distance", "generated pictures from real ones", "lower", 2),
     "kid": Metric("KID", "generated pictures from real ones, by a kernel", "lower", 4),
