@@ -39,7 +39,7 @@ class DemoConfig:
     seed: int = 0
     """Seed of training and sampling; the rendered scenes stay the same."""
     image_size: Literal[32, 64] = 32
-    """Side of the pictures in pixels; at 64 everything takes four times as long."""
+    """Side of the pictures in pixels; at 64 there are four times as many pixels, and latents, to work on."""
     num_train_images: int = 6000
     """Rendered scenes to train on."""
     num_test_images: int = 2000
