@@ -12,8 +12,17 @@ from bench.evidence.analysis import MEASURES, Result, by_variant, difference
 from bench.evidence.study import read_variants_file
 from sendvae_fast.files import staged_output
 
-COLOURS = {"control": "#888888", "send": "#2a6f97", "control_repa": "#c8a13a", "send_repa": "#b5483a"}
-MAIN = ("control", "send", "control_repa", "send_repa")
+COLOURS = {
+    "control": "#888888",
+    "send": "#2a6f97",
+    "control_repa": "#c8a13a",
+    "send_repa": "#b5483a",
+    "control_fine": "#888888",
+    "send_fine": "#2a6f97",
+}
+FINER = ("control_fine", "send_fine")
+STARTS = {"": ("control", "send", "control_repa", "send_repa"), ", finer autoencoder": FINER}
+"""The variants that are drawn together, by what their panels' titles add: those of one plain autoencoder."""
 PREFIX = "evidence_"
 PLOTS = {
     "curves": "Distance and class accuracy over the generator's steps; dotted: the floor",
@@ -52,30 +61,36 @@ def _save(figure: Any, path: Path, fingerprint: str) -> Path:
     return path
 
 
-def _figure(columns: int, width: float = 4.2, height: float = 3.2) -> tuple[Any, Any]:
+def _figure(columns: int, width: float = 4.2, height: float = 3.2, rows: int = 1) -> tuple[Any, Any]:
+    """A figure and its panels [rows * columns], row by row; width and height are a panel's, in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    panels = figure.subplots(1, columns, squeeze=False)[0]
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel in panels:
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     return figure, panels
 
 
+def _drawn(variants: Variants) -> list[tuple[str, dict[str, list[Result]]]]:
+    """Of each start that has results: what titles add, and its variants' results."""
+    found = [
+        (title, {name: list(variants[name].values()) for name in names if variants.get(name)})
+        for title, names in STARTS.items()
+    ]
+    return [(title, results) for title, results in found if results]
+
+
 def curves(variants: Variants) -> Any:
     """Distance and class accuracy over the generator's steps: a thin line for each seed, a thick one for the mean."""
-    figure, panels = _figure(2)
-    for panel, key, title in zip(
-        panels, ("frechet", "class_accuracy"), ("Fréchet distance", "class accuracy"), strict=True
-    ):
-        for name in MAIN:
-            seeds = variants.get(name, {})
-            if not seeds:
-                continue
+    drawn, titles = _drawn(variants), {"frechet": "Fréchet distance", "class_accuracy": "class accuracy"}
+    figure, panels = _figure(len(titles), rows=len(drawn))
+    cells = [(start, results, key) for start, results in drawn for key in titles]
+    for panel, (start, variants_of, key) in zip(panels, cells, strict=True):
+        for name, results in variants_of.items():
             curves_of = [
-                {at["step"]: at["unguided"]["decoders"]["own"][key] for at in result["curve"]}
-                for result in seeds.values()
+                {at["step"]: at["unguided"]["decoders"]["own"][key] for at in result["curve"]} for result in results
             ]
             # A run that was interrupted before this was known was measured where it stopped, too.
             steps = sorted(set.intersection(*map(set, curves_of)))
@@ -84,29 +99,30 @@ def curves(variants: Variants) -> Any:
                 panel.plot(steps, line, color=COLOURS[name], linewidth=0.6, alpha=0.5)
             panel.plot(steps, np.mean(lines, axis=0), color=COLOURS[name], linewidth=2, marker="o", label=name)
             if key == "frechet":
-                floor = np.mean([result["autoencoder"]["floor"]["frechet"] for result in seeds.values()])
+                floor = np.mean([result["autoencoder"]["floor"]["frechet"] for result in results])
                 panel.axhline(floor, color=COLOURS[name], linewidth=0.8, linestyle=":")
+        panel.set_ylim(bottom=0)
         panel.set_xlabel("steps of the generator", fontsize=8)
-        panel.set_title(f"{title}, without guidance", fontsize=9)
+        panel.set_title(f"{titles[key]}, without guidance{start}", fontsize=9)
         panel.legend(fontsize=7, frameon=False)
-    panels[0].set_ylim(bottom=0)
     return figure
 
 
 def noise_levels(variants: Variants) -> Any:
     """The velocity's loss by noise level, over the best linear estimate's and as an error of the latent."""
-    figure, panels = _figure(2)
     titles = {"of_gaussian": "velocity loss over the linear estimate's", "denoising_error": "error, share of variance"}
-    for panel, (key, title) in zip(panels, titles.items(), strict=True):
-        for name in MAIN:
-            found = [result["curve"][-1][key] for result in variants.get(name, {}).values()]
-            if found:
-                levels = [float(level) for level in found[0]]
-                values = np.array([list(one.values()) for one in found])
-                panel.plot(levels, values.mean(axis=0), color=COLOURS[name], marker="o", markersize=3, label=name)
-                panel.fill_between(levels, values.min(axis=0), values.max(axis=0), color=COLOURS[name], alpha=0.2)
+    drawn = _drawn(variants)
+    figure, panels = _figure(len(titles), rows=len(drawn))
+    cells = [(start, results, key) for start, results in drawn for key in titles]
+    for panel, (start, variants_of, key) in zip(panels, cells, strict=True):
+        for name, results in variants_of.items():
+            found = [result["curve"][-1][key] for result in results]
+            levels = [float(level) for level in found[0]]
+            values = np.array([list(one.values()) for one in found])
+            panel.plot(levels, values.mean(axis=0), color=COLOURS[name], marker="o", markersize=3, label=name)
+            panel.fill_between(levels, values.min(axis=0), values.max(axis=0), color=COLOURS[name], alpha=0.2)
         panel.set_xlabel("noise level t", fontsize=8)
-        panel.set_title(title, fontsize=9)
+        panel.set_title(f"{titles[key]}{start}", fontsize=9)
         panel.legend(fontsize=7, frameon=False)
     return figure
 
@@ -162,7 +178,7 @@ def f1(variants: Variants) -> Any:
     for name, seeds in variants.items():
         found = [(MEASURES["f1"].of(result), MEASURES["frechet"].of(result)) for result in seeds.values()]
         x, y = zip(*found, strict=True)
-        panel.scatter(x, y, s=22, label=name, color=COLOURS.get(name))
+        panel.scatter(x, y, s=22, label=name, color=COLOURS.get(name), marker="s" if name in FINER else "o")
     panel.set_xlabel("attribute F1 of a linear probe", fontsize=8)
     panel.set_ylabel("Fréchet distance", fontsize=8)
     panel.legend(fontsize=6, frameon=False, ncols=2)
