@@ -4,7 +4,7 @@
     sendvae compare my.yaml --run=runs/photos --pictures.data=FOLDER --seeds="[0, 1, 2]"
 
 The same command goes on in the folder. Several may run at once, on machines that share it or as tasks of a Slurm array:
-each takes what nobody else does. RUN/report.html fills as parts finish; docs/compare.md says how to write FILE.yaml.
+each takes what nobody else does. RUN/report.html fills as parts finish; docs/compare.md says how to write my.yaml.
 """
 
 from sendvae_fast.compare.compare import run_compare

@@ -64,7 +64,9 @@ def run_comparison(comparison: Comparison, may_change: Collection[str]) -> int:
             say(f"all of it takes {in_words(timeline.total_range_s())} on this machine ({timeline.cores} cores), less")
             say(f"what is there already; {root / 'report.html'} can be opened after part 2 and fills as parts finish")
         code = run_parts(comparison, results, ranks)
-    if code == 0 and ranks.is_main:
+    if ranks.is_main and code:
+        say(f"stopped; what is done is kept in {root}; the same command goes on")
+    elif ranks.is_main:
         results.write()
         print_summary(comparison)
         print(f"report: {root / 'report.html'}")

@@ -21,6 +21,7 @@ from sendvae_fast.compare.settings import CompareConfig, MethodConfig
 from sendvae_fast.compare.trial import is_trained
 from sendvae_fast.config import build_config
 from sendvae_fast.engine.run import plain
+from sendvae_fast.engine.signals import EXIT_REQUEUE
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.result import Result, append_results, read_results
 
@@ -198,6 +199,14 @@ class InThisProcess:
         codes = [work(job) for job in jobs]
         watch()
         return codes
+
+
+def test_a_comparison_that_is_stopped_says_that_it_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "run_parts", lambda *arguments: EXIT_REQUEUE)
+    run = tmp_path / "run"
+    assert main(["compare", str(written(tmp_path)), f"--run={run}", "--debug"]) == EXIT_REQUEUE
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"stopped; what is done is kept in {run}; the same command goes on"
 
 
 @pytest.mark.slow
