@@ -3,10 +3,9 @@
 import os
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
-from sendvae_fast.files import staged_output
+from sendvae_fast.png import write_png
 
 GRID_GAP_PX = 2
 
@@ -25,5 +24,4 @@ def image_grid(images: Tensor, columns: int) -> np.ndarray:
 
 def save_grid(path: str | os.PathLike[str], images: Tensor, columns: int) -> None:
     """Write `image_grid` of uint8 [N, 3, H, W] as a PNG, making its folder."""
-    with staged_output(path) as unfinished:
-        Image.fromarray(image_grid(images, columns)).save(unfinished, format="PNG")
+    write_png(path, image_grid(images, columns))

@@ -1,11 +1,21 @@
-"""PNG files of this package, read without Pillow trying other formats: some of its plugins run programs."""
+"""PNG files of this package: written whole or not at all, read by no other of Pillow's plugins.
+
+Some of those run programs.
+"""
 
 import os
 
 import numpy as np
 from PIL import Image
 
+from sendvae_fast.files import staged_output
 from sendvae_fast.reading import open_regular
+
+
+def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Write a picture, uint8 [H, W, 3], making its folder. UserError where the disk is full."""
+    with staged_output(path) as unfinished:
+        Image.fromarray(image).save(unfinished, format="PNG")
 
 
 def read_png(path: str | os.PathLike[str]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -17,11 +18,22 @@ from sendvae_fast.engine.run_weights import resolve_weights, run_of
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.intervals import interval_over_runs
 from sendvae_fast.evaluation.job import Evaluation, EvaluationConfig, Say
+from sendvae_fast.evaluation.latent_space.clusters import has_clusters
 from sendvae_fast.evaluation.latent_space.discrimination import DiscriminationConfig, discrimination, sizes_for
 from sendvae_fast.evaluation.latent_space.learnability import LearnabilityConfig, velocity_loss_of_small_sit
 from sendvae_fast.evaluation.latent_space.sensitivity import decoder_sensitivity
 from sendvae_fast.evaluation.latent_space.spectrum import NUM_BANDS, band_powers
 from sendvae_fast.evaluation.latent_space.uniformity import UniformityConfig, check_number, uniformity
+from sendvae_fast.evaluation.latent_space.view import VIEW_FOLDER, write_view
+from sendvae_fast.evaluation.latent_views import (
+    SIGHTS,
+    FoundationTokens,
+    Sight,
+    ViewsConfig,
+    foundation_tokens,
+    pictures_to_view,
+    view_latents,
+)
 from sendvae_fast.evaluation.origins import crop_size, weights_origin
 from sendvae_fast.evaluation.pictures import CatalogPictures
 from sendvae_fast.evaluation.probing.encoding import encoded_rows, feature_folder, posterior_means
@@ -31,10 +43,14 @@ from sendvae_fast.evaluation.probing.scores import mean_with_interval
 from sendvae_fast.evaluation.result import Measurement, Result
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
+from sendvae_fast.models.foundation.foundation import load_foundation
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.sit.sizes import is_sequence
 from sendvae_fast.progress import Progress
 
-Measure = Literal["classes", "uniformity", "discrimination", "spectrum", "sensitivity", "learnability"]
+Measure = Literal[
+    "classes", "uniformity", "discrimination", "spectrum", "sensitivity", "learnability", "clusters", "patches"
+]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
@@ -62,6 +78,12 @@ class LatentsConfig(EvaluationConfig):
     """Discrimination, and its mixtures."""
     learnability: LearnabilityConfig = field(default_factory=LearnabilityConfig)
     """The small SiT."""
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    """Which held-out pictures `clusters` (t-SNE and silhouette) and `patches` (similarity maps) are of."""
+    foundation: FoundationConfig | None = None
+    """Foundation model that patch similarities are compared with; without it there are maps and no number."""
+    view: str | None = None
+    """Folder of what `clusters` and `patches` draw; by default `latent_space` in the run, where `report` looks."""
     cache: str | None = None
     """Folder that latents are kept in, as of `evaluate attributes`; by default a temporary one."""
     seed: int = 0
@@ -71,7 +93,7 @@ class LatentsConfig(EvaluationConfig):
         super().__post_init__()
         checks.at_least(1, self, "image_size", "num_decoded")
         checks.seeds(self, "seed")
-        checks.weight_paths(self, "cache")
+        checks.weight_paths(self, "cache", "view")
         if unknown := [name for name in self.measures if name not in MEASURES]:
             raise UserError(f"measures has {unknown[0]!r}: it may name {', '.join(MEASURES)}")
 
@@ -123,13 +145,26 @@ def evaluate_latents(config: LatentsConfig, say: Say = print) -> list[Result]:
         check_number(len(train))
     if "discrimination" in config.measures:
         sizes_for(min(len(train), config.discrimination.num_pictures), config.discrimination)
-    out, distributed = config.results_file(run_of(weights)), init_distributed()
+    ids, viewed = pictures_to_view(test, config.views)
+    if "clusters" in config.measures and not has_clusters(viewed.catalog.labels):
+        raise UserError(
+            f"clusters needs pictures of two classes, several of one, and those in {config.data} are not; leave it out "
+            "of measures"
+        )
+    foundation = None
+    if config.foundation is not None and "patches" in config.measures:
+        foundation = load_foundation(config.foundation)
+    run, distributed = run_of(weights), init_distributed()
+    out = config.results_file(run)
     autoencoder = load_autoencoder(weights).autoencoder.to(distributed.device)
     origin = weights_origin(weights, autoencoder)
     evaluation = Evaluation(weights={"autoencoder": origin}, pictures={"train": train.origin, "test": test.origin})
     shape = autoencoder.latent_shape(size)
-    if "spectrum" in config.measures and is_sequence(shape):
-        raise UserError("spectrum is of latents that are a grid, and these are a sequence; leave it out of measures")
+    for measure in {"spectrum", "patches"} & set(config.measures):
+        if is_sequence(shape):
+            raise UserError(
+                f"{measure} is of latents that are a grid, and these are a sequence; leave it out of measures"
+            )
     with feature_folder(config.cache, distributed) as folder:
         latents, held_out = (
             Latents(
@@ -142,24 +177,38 @@ def evaluate_latents(config: LatentsConfig, say: Say = print) -> list[Result]:
             for pictures in (train, test)
         )
         measured = [_class_probe(latents, held_out, config, distributed)] if "classes" in config.measures else []
+        tokens = None
+        if foundation is not None and config.foundation is not None:
+            tokens = foundation_tokens(foundation, config.foundation, viewed, folder, config.batch_size, distributed)
     if not distributed.is_main:
         return []  # the rest is for one rank; files stay readable, being mapped, though their folder is gone
-    return evaluation.finish(measured + measure_latents(autoencoder, latents, held_out, config), out, say)
+    mean, std = latents.statistics()
+    if not (std > 0).all():
+        raise UserError("a channel of the latents is constant; the autoencoder's checkpoint is broken")
+    measured += measure_latents(autoencoder, latents, held_out, mean, std, config)
+    if set(SIGHTS) & set(config.measures):
+        to_see = Latents(held_out.rows.take(ids), shape, viewed.catalog.labels).normalised(mean, std)
+        measured += _views(to_see, viewed, tokens, config, None if run is None else run / VIEW_FOLDER)
+    return evaluation.finish(measured, out, say)
 
 
 def measure_latents(
-    autoencoder: ImageAutoencoder, train: Latents, test: Latents, config: LatentsConfig
-) -> list[Measurement]:
-    """The measures that are asked for, but for the class probe, which ranks share.
+    autoencoder: ImageAutoencoder, train: Latents, test: Latents, mean: np.ndarray, std: np.ndarray,
+    config: LatentsConfig,
+) -> list[Measurement]:  # fmt: skip
+    """The measures that are asked for, but for the class probe, which ranks share, and for what there is to see.
 
-    Latents are normalised by the training ones' mean and deviation by channel.
+    Args:
+        autoencoder: whose decoder is measured, too.
+        train: latents.
+        test: held-out latents.
+        mean: of the training latents' channels [C], which latents are normalised by.
+        std: their deviation.
+        config: what to measure.
 
     Raises:
         UserError: there are too few pictures for a measure.
     """
-    mean, std = train.statistics()
-    if not (std > 0).all():
-        raise UserError("a channel of the latents is constant; the autoencoder's checkpoint is broken")
     measured: list[Measurement] = []
     normalised = train.normalised(mean, std)
     if "uniformity" in config.measures:
@@ -274,6 +323,21 @@ def _learnability(
         f"normalised latents, seed {config.seed}; white noise gives π/2 at best"
     )
     return [_mean_of("small_sit_velocity_loss", losses, counts, protocol, {})]
+
+
+def _views(
+    normalised: np.ndarray,
+    viewed: CatalogPictures,
+    tokens: FoundationTokens | None,
+    config: LatentsConfig,
+    in_run: Path | None,
+) -> list[Measurement]:
+    sights: list[Sight] = [sight for sight in SIGHTS if sight in config.measures]
+    view, measured = view_latents(normalised, viewed, tokens, config.views, sights)
+    folder = in_run if config.view is None else Path(config.view)
+    if folder is not None:
+        write_view(folder, view)
+    return measured
 
 
 def _mean_of(

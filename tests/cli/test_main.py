@@ -61,7 +61,9 @@ TINY_SIT = [
 ]
 
 ATTRIBUTE_METRICS = ["attribute_f1", "attribute_f1_micro", "attribute_f1_tuned", "attribute_f1_tuned_micro"]
-LATENT_METRICS = ["class_probe_accuracy", "latent_high_frequency", "decoder_sensitivity"]
+LATENT_METRICS = [
+    "class_probe_accuracy", "latent_high_frequency", "decoder_sensitivity", "patch_similarity_demo",
+]  # fmt: skip
 TRAVERSAL_METRICS = ["traversal_selectivity", "traversal_effect"]
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
@@ -110,7 +112,9 @@ def house(tmp_path_factory):
             f"--autoencoder={vae}",
             f"--data={images}",
             f"--train_data={images}",
-            "--measures=[classes,spectrum,sensitivity]",
+            "--measures=[classes,spectrum,sensitivity,patches]",
+            "--foundation.name=demo",
+            "--foundation.image_size=32",
         ],
         [
             "evaluate",
@@ -136,6 +140,8 @@ def test_every_verb_leaves_what_it_promises(house):
     assert (house / "sit" / "checkpoints" / "step_00000002" / "ema.safetensors").is_file()
     assert (house / "latents" / "cache.json").is_file()
     assert len(list((house / "samples").glob("*.png"))) == 6
+    for name in ("view.json", "pictures.png", "latents.png", "foundation.png"):
+        assert (house / "vae" / "latent_space" / name).is_file()
     assert np.load(house / "samples.npz")["arr_0"].shape == (6, 32, 32, 3)
     drawn = ["frechet_demo", "precision_demo", "recall_demo", "kid_demo", "mind_demo"]
     assert sorted(path.name for path in (house / "traversals").iterdir()) == ["matrices.png", "strips_0.png"]
@@ -181,12 +187,20 @@ def test_two_ranks_measure_latents_as_one_does(house, tmp_path):
     """They share encoding, probes and traversals; one of them writes."""
     data = [f"--{key}={house / 'images'}" for key in ("data", "train_data")]
     commands = [
-        ["latents", f"--autoencoder={house / 'vae'}", "--measures=[classes,spectrum,sensitivity]"],
+        [
+            "latents",
+            f"--autoencoder={house / 'vae'}",
+            "--measures=[classes,spectrum,sensitivity,patches]",
+            "--foundation={name: demo, image_size: 32}",
+        ],
         ["traversals", f"--autoencoders=[{house / 'vae'}]", "--num_pictures=3", "--num_shown=2"],
     ]
     found = {}
     for ranks in ("one", "two"):
-        places = {"latents": [], "traversals": [f"--folder={tmp_path / ranks / 'figures'}"]}
+        places = {
+            "latents": [f"--view={tmp_path / ranks / 'view'}"],
+            "traversals": [f"--folder={tmp_path / ranks / 'figures'}"],
+        }
         results = tmp_path / ranks / "results.jsonl"
         complete = [["evaluate", *line, *data, *places[line[0]], f"--out={results}"] for line in commands]
         if ranks == "one":
@@ -200,8 +214,8 @@ def test_two_ranks_measure_latents_as_one_does(house, tmp_path):
     for one, two in zip(found["one"], found["two"], strict=True):
         assert (one.metric, one.counts) == (two.metric, two.counts)
         assert two.value == pytest.approx(one.value, rel=1e-3, abs=1e-4)  # probes are fitted by sums in another order
-    for name in ("strips_0.png", "strips_1.png"):
-        one, two = (np.asarray(Image.open(tmp_path / ranks / "figures" / name), int) for ranks in ("one", "two"))
+    for name in ("figures/strips_0.png", "figures/strips_1.png", "view/latents.png", "view/foundation.png"):
+        one, two = (np.asarray(Image.open(tmp_path / ranks / name), int) for ranks in ("one", "two"))
         assert np.abs(one - two).mean() < 1
 
 
