@@ -19,6 +19,7 @@ from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.errors import UserError
 from sendvae_fast.image_grid import save_grid
+from sendvae_fast.report.read_run import read_run
 
 
 @pytest.fixture
@@ -155,18 +156,44 @@ def log_twice(run, config):
         logger.close()
 
 
+def shown_by_tensorboard(run):
+    """Numbers by tag, (step, float32) each."""
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def shown_by_report(run):
+    """Numbers by tag, (step, float32) each, as the report's charts have them."""
+    series = read_run(run, "run").series
+    tags = tagged(dict.fromkeys(series, 0.0))
+    return {
+        tag: [(int(step), float(np.float32(value))) for step, value in zip(*series[name], strict=True)]
+        for tag, name in zip(tags, series, strict=True)
+    }
+
+
+def test_tensorboard_and_the_report_show_the_same_run(run):
+    log_twice(run, LoggingConfig())
+    shown = shown_by_tensorboard(run.path)
+    assert shown == shown_by_report(run.path) and shown.keys() == {"loss/loss", "speed/img_per_s"}
+    assert [step for step, _ in shown["loss/loss"]] == [1, 2, 3, 4, 5]
+
+
 def test_trackio_keeps_the_run(tmp_path):
-    """In a process of its own: trackio finds its folder when it is imported."""
+    """What TensorBoard and the report show, too. In a process of its own: trackio finds its folder when imported."""
     pytest.importorskip("trackio", reason="trackio is not installed")
     environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, __file__, str(tmp_path / "run")]
     done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True, timeout=HANG_S)
     config, logs = json.loads(done.stdout.splitlines()[0])  # trackio says goodbye behind it
     assert config["learning_rate"] == 1e-4
+    run = tmp_path / "run"
+    for tag, shown in shown_by_report(run).items():  # a step that a resumed run repeats is in trackio's twice
+        kept = {entry["step"]: float(np.float32(entry[tag])) for entry in logs if tag in entry}
+        assert [*kept.items()] == shown == shown_by_tensorboard(run)[tag]
     losses = [(entry["step"], entry["loss/loss"]) for entry in logs if "loss/loss" in entry]
     assert losses == [(step, 1 / step) for step in (1, 2, 3)] + [(step, 1 / step + 2) for step in (3, 4, 5)]
     assert [entry["step"] for entry in logs if "pictures/samples" in entry] == [3, 5]
-
 
 def test_wandb_offline_keeps_the_run(run):
     pytest.importorskip("wandb", reason="wandb is not installed")
@@ -178,7 +205,7 @@ if __name__ == "__main__":
     from trackio import Api
     from trackio.sqlite_storage import SQLiteStorage
 
-    log_twice(RunDirectory(sys.argv[1], OptimizerConfig(), Distributed()), LoggingConfig(to=["trackio"], project="a"))
+    log_twice(RunDirectory(sys.argv[1], OptimizerConfig(), Distributed()), LoggingConfig(to=["trackio", "tensorboard"], project="a"))
     (kept,) = Api().runs("a")
     logs = SQLiteStorage.get_logs("a", kept.name)
     print(json.dumps([kept.config, [{key: value for key, value in log.items() if key != "timestamp"} for log in logs]]))
