@@ -105,7 +105,7 @@ $(VENV)/.docs: requirements-docs.txt
 	@touch $@
 
 $(VENV)/.play: requirements-play.txt $(VENV)/.dependencies
-	$(call install,installing what `sendvae play` needs,--no-deps -r requirements-play.txt)
+	$(call install,installing what sendvae play needs,--no-deps -r requirements-play.txt)
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.dependencies $(SOURCES)
