@@ -20,7 +20,8 @@ class Stage(Protocol):
     """In which the networks compute."""
     learning_rate: float
     flops_by_part: dict[str, int] | None
-    """Floating-point operations of a training step per image, by part; None where they are not known."""
+    """Floating-point operations of a training step per image, by part; None where they are not known, or nobody reads
+    them."""
 
     def facts(self) -> dict[str, str]:
         """What is trained on what, for the header: "pictures", "parameters"."""

@@ -9,16 +9,21 @@ import torch
 from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sendvae_fast import ops
 from sendvae_fast import progress as progress_module
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine import flops
+from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.progress import Progress
 from sendvae_fast.train.run_words import count_words, picture_words, step_line
 from sendvae_fast.train.sit.arithmetic import step_flops
 from sendvae_fast.train.step_clock import StepClock
+from sendvae_fast.train.vae.arithmetic import autoencoder_flops
 
 
 def test_a_line_has_speed_losses_and_the_date_of_the_end():
@@ -84,6 +89,29 @@ def test_arithmetic_is_counted_once_for_the_same_settings():
         for number, width in ((1, 32), (2, 32), (3, 48))
     )
     assert (first, again, other) == ({"part": 1}, {"part": 1}, {"part": 3})
+
+
+def test_the_arithmetic_of_an_autoencoder_is_that_of_a_real_pass():
+    config = AutoencoderConfig(
+        channel_multipliers=(1, 2), base_channels=8, num_res_blocks=1, num_groups=4, attention_resolutions=(128,)
+    )
+    network, x = Autoencoder(config), torch.zeros(1, 3, 16, 16)
+    with ops.use_attention("math"), torch.no_grad():
+        real = flops.count_flops(lambda: network.decode(network.encode(x).chunk(2, dim=1)[0]))
+    assert autoencoder_flops(network, 16, torch.device("cpu")) == real > 1e5
+
+
+def test_arithmetic_that_nobody_reads_is_not_counted(monkeypatch):
+    main, other = Distributed(), Distributed(rank=1, world_size=2)
+    assert flops.flops_are_read(main, torch.float32)
+    assert not flops.flops_are_read(other, torch.float32)
+    with Progress.silenced():
+        assert not flops.flops_are_read(main, torch.float32)
+    with FakeTensorMode():  # `plan`
+        assert flops.flops_are_read(other, torch.float32)
+    monkeypatch.setattr(flops, "peak_flops", lambda device, dtype: 1e15)
+    assert flops.flops_are_read(other, torch.bfloat16)
+    assert flops.flops_by_part(pytest.fail, "anything", are_read=False) is None
 
 
 def test_the_peak_is_known_for_named_gpus_in_bf16_alone(monkeypatch):

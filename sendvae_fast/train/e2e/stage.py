@@ -22,7 +22,7 @@ from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.engine import Engine
-from sendvae_fast.engine.flops import flops_by_part
+from sendvae_fast.engine.flops import flops_are_read, flops_by_part
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.files import AUTOENCODER_PART, GENERATOR_PART, save_tensors
@@ -94,6 +94,7 @@ class E2EStage:
             ),
             *("e2e", self.model.autoencoder.config, self.sit.config, self.num_parameters, config.repa),
             *(config.loss.perceptual, critic, config.data.image_size),
+            are_read=flops_are_read(distributed, self.dtype),
         )
         self.engine = build_engine(self.model, config.optimizer, config.engine, distributed)
         self.generator = build_engine(self.sit, config.generator_optimizer, config.engine, distributed)

@@ -18,7 +18,7 @@ from torch import Tensor
 from sendvae_fast.engine.build import build_engine, build_recorder, replayed_step
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.engine import Engine
-from sendvae_fast.engine.flops import flops_by_part
+from sendvae_fast.engine.flops import flops_are_read, flops_by_part
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.engine.snapshot import Snapshot, Write
@@ -74,6 +74,7 @@ class SiTStage:
         self.flops_by_part = flops_by_part(
             lambda: step_flops(self.model, self.foundation, config.data.image_size, self.device),
             *("sit", self.model.config, self.num_parameters, config.repa, config.data.image_size),
+            are_read=flops_are_read(distributed, self.dtype),
         )
         recorder = build_recorder(config.engine, distributed)
         with nullcontext() if recorder is None else recorder.active():

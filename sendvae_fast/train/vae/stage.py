@@ -18,7 +18,7 @@ from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.build import build_engine, build_recorder, replayed_step
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.engine import Engine
-from sendvae_fast.engine.flops import flops_by_part
+from sendvae_fast.engine.flops import flops_are_read, flops_by_part
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.errors import needs_extra
@@ -78,6 +78,7 @@ class VAEStage:
             lambda: step_flops(self.model, foundation, perceptual, critic, config.data.image_size, self.device),
             *("vae", self.model.autoencoder.config, self.num_parameters, alignment, loss.perceptual, critic),
             config.data.image_size,
+            are_read=flops_are_read(distributed, self.dtype),
         )
         recorder = build_recorder(config.engine, distributed)
         with nullcontext() if recorder is None else recorder.active():
