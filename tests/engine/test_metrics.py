@@ -195,6 +195,7 @@ def test_trackio_keeps_the_run(tmp_path):
     assert losses == [(step, 1 / step) for step in (1, 2, 3)] + [(step, 1 / step + 2) for step in (3, 4, 5)]
     assert [entry["step"] for entry in logs if "pictures/samples" in entry] == [3, 5]
 
+
 def test_wandb_offline_keeps_the_run(run):
     pytest.importorskip("wandb", reason="wandb is not installed")
     log_twice(run, LoggingConfig(to=["wandb"], wandb_mode="offline"))
@@ -205,7 +206,8 @@ if __name__ == "__main__":
     from trackio import Api
     from trackio.sqlite_storage import SQLiteStorage
 
-    log_twice(RunDirectory(sys.argv[1], OptimizerConfig(), Distributed()), LoggingConfig(to=["trackio", "tensorboard"], project="a"))
+    logging = LoggingConfig(to=["trackio", "tensorboard"], project="a")
+    log_twice(RunDirectory(sys.argv[1], OptimizerConfig(), Distributed()), logging)
     (kept,) = Api().runs("a")
     logs = SQLiteStorage.get_logs("a", kept.name)
     print(json.dumps([kept.config, [{key: value for key, value in log.items() if key != "timestamp"} for log in logs]]))
