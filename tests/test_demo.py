@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import forks
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sendvae_fast.cli.main import main
@@ -144,6 +145,11 @@ def test_times_follow_how_fast_the_work_goes(monkeypatch):
     guess.begin({("a", "x"): 0.75})
     clock[0] += 100  # for a quarter of x
     assert guess.remaining_s({("a", "x"): 1.0}) == pytest.approx({("a", "y"): 400})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's work is measured by the clock")
+def test_a_busy_machine_does_not_make_the_guess_longer():
+    assert timeline._seconds(lambda: time.sleep(0.05)) < 0.02
 
 
 def test_the_guess_is_of_minutes_in_words():
