@@ -8,6 +8,7 @@
     demo      note what finished demos measured; writes bench/results/demo.json and README's table
     evidence  run the study of alignment and generation; writes bench/evidence/results and docs/evidence.md
     step      time a training step against plain PyTorch; writes bench/results/step_<stage>_<machine>.json
+    saving    time checkpoints that are written beside the steps; writes bench/results/saving_<machine>.json
     memory    compare what `sendvae plan` counts with real steps; writes bench/results/memory_<machine>.json
     table     rewrite the tables of docs/performance.md from bench/results
 
@@ -19,7 +20,7 @@ import sys
 
 from sendvae_fast.errors import UserError
 
-VERBS = ("kernels", "sass", "data", "sampling", "evaluate", "demo", "evidence", "step", "memory", "table")
+VERBS = ("kernels", "sass", "data", "sampling", "evaluate", "demo", "evidence", "step", "saving", "memory", "table")
 
 
 def main(arguments: list[str]) -> int:

@@ -18,6 +18,7 @@ from bench.markdown import duration, line, percent, times
 from bench.predicted_table import BEGIN as PREDICTED_BEGIN
 from bench.predicted_table import END as PREDICTED_END
 from bench.predicted_table import predicted_tables
+from bench.saving import ratios
 from bench.step_names import OURS
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops.dispatch import BACKENDS
@@ -35,6 +36,8 @@ EVALUATION_BEGIN = "<!-- evaluation, made by `python -m bench table`: begin -->"
 EVALUATION_END = "<!-- evaluation, made by `python -m bench table`: end -->"
 STEP_BEGIN = "<!-- steps, made by `python -m bench table`: begin -->"
 STEP_END = "<!-- steps, made by `python -m bench table`: end -->"
+SAVING_BEGIN = "<!-- saving, made by `python -m bench table`: begin -->"
+SAVING_END = "<!-- saving, made by `python -m bench table`: end -->"
 COLUMNS = (EAGER, COMPILED, *(name for name in BACKENDS if name != "reference"), COPY)
 
 
@@ -49,6 +52,7 @@ def main(arguments: list[str]) -> int:
     page = with_tables(page, host_tables(options.results), HOST_BEGIN, HOST_END)
     page = with_tables(page, data_tables(options.results), DATA_BEGIN, DATA_END)
     page = with_tables(page, sampling_tables(options.results), SAMPLING_BEGIN, SAMPLING_END)
+    page = with_tables(page, saving_tables(options.results), SAVING_BEGIN, SAVING_END)
     page = with_tables(page, evaluation_tables(options.results), EVALUATION_BEGIN, EVALUATION_END)
     options.page.write_text(with_tables(page, step_tables(options.results), STEP_BEGIN, STEP_END))
     print("written:", options.page)
@@ -137,6 +141,36 @@ def evaluation_tables(results: Path) -> str:
                 goal = evaluation_verdict(row) if name == "sendvae evaluate" else ""
                 lines.append(line((row["case"], name, *times_s, f"{result['features_per_cpu_s']:.1f}", peak, goal)))
         lines += ["", *(f"Failed: {row['case']}: {row['error']}" for row in rows if "error" in row)]
+    return "\n".join(lines)
+
+
+def saving_tables(results: Path) -> str:
+    """The tables of checkpoints beside the steps, one per machine."""
+    lines = []
+    for file in sorted(results.glob("saving_*.json")):
+        rows = json.loads(file.read_text())
+        lines += [f"### {rows[0]['machine']['name']}", "", *provenance(rows), ""]
+        heads = (
+            "case",
+            "size",
+            "waited for",
+            "blocks the steps",
+            "of it",
+            "there after",
+            "step",
+            "step beside",
+            "ratio",
+        )
+        lines += [line(heads), line(["---"] * len(heads))]
+        for row in rows:
+            share, slower = ratios(row)
+            times_s = ("waited_for", "blocked", "written", "step", "step_beside")
+            waited_for, blocked, written, step, beside = (duration(1e6 * row[f"{name}_s"]) for name in times_s)
+            size = f"{row['bytes'] / 1e6:,.0f} MB"
+            lines.append(
+                line((row["case"], size, waited_for, blocked, percent(share), written, step, beside, times(slower)))
+            )
+        lines.append("")
     return "\n".join(lines)
 
 

@@ -74,7 +74,7 @@ def test_every_commit_is_named():
 
 def test_only_the_text_between_the_markers_changes(tmp_path):
     page = tmp_path / "page.md"
-    names = ("PREDICTED", "HOST", "DATA", "SAMPLING", "EVALUATION", "STEP")
+    names = ("PREDICTED", "HOST", "DATA", "SAMPLING", "EVALUATION", "SAVING", "STEP")
     data = "\n".join(f"{getattr(table, f'{name}_BEGIN')}\nold\n{getattr(table, f'{name}_END')}" for name in names)
     page.write_text(f"above\n{table.BEGIN}\nold\n{table.END}\n{data}\nbelow\n")
     (tmp_path / "kernels_some_cpu.json").write_text(json.dumps([row()]))
