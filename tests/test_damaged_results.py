@@ -20,6 +20,7 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.correlation import PAPER_TABLE, read_table
 from sendvae_fast.evaluation.drawn import sampling_settings
 from sendvae_fast.evaluation.frechet import load_moments
+from sendvae_fast.evaluation.latent_space.view import LatentView, read_view, write_view
 from sendvae_fast.evaluation.origins import crop_size
 from sendvae_fast.evaluation.pictures import open_pictures
 from sendvae_fast.evaluation.probing.attribute_tables import read_celeba_attributes
@@ -51,6 +52,7 @@ def folder(tmp_path_factory):
     (folder / "demo/control/parts.json").write_text(json.dumps({"fine-tuning": 2.0, "latents": 3.0}))
     shutil.copytree(OLD_RUNS / "sit", folder / "demo/control/sit")
     append_results(folder / "evaluation.jsonl", [Result(metric="psnr", value=20.0, protocol="adm")])
+    write_view(folder / "view", LatentView(classes={"a": np.ones((2, 2))}, numbers={"class_silhouette": 0.5}))
     np.savez(folder / "pictures.npz", arr_0=np.zeros((3, 8, 8, 3), np.uint8))
     np.savez(folder / "moments.npz", mu=np.zeros(3), sigma=np.eye(3))
     (folder / "celeba.txt").write_text("2\nRound Red\na.jpg 1 -1\nb.jpg -1  1\n")
@@ -122,6 +124,7 @@ READERS = {
     "demo's metrics": Reader("demo/control/sit/metrics.jsonl", damaged_content, read_demo),
     "attention table": Reader("attention.json", damaged_text, read_attention_table),
     "results": Reader("evaluation.jsonl", damaged_content, append_and_read),
+    "view of latents": Reader("view/view.json", damaged_text, lambda folder: read_view(folder / "view")),
     "npz of pictures": Reader("pictures.npz", damaged_content, read_pictures),
     "npz of moments": Reader("moments.npz", damaged_content, lambda folder: load_moments(folder / "moments.npz")),
     "attributes of CelebA": Reader(

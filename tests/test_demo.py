@@ -20,6 +20,7 @@ from sendvae_fast.compare.timeline import Speed, Timeline, costs, finish_times, 
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.demo.demo import DemoConfig, comparison_of
 from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.latent_space.view import read_view
 from sendvae_fast.evaluation.result import read_results
 
 pytestmark = pytest.mark.slow
@@ -49,6 +50,10 @@ def test_the_results_compare_three_autoencoders(demo):
         measured = {result.metric: result for file in entry["evaluations"] for result in read_results(demo / file)}
         assert {"rfrechet_judge", "psnr", "ssim", "attribute_f1", "frechet_judge", "precision_judge"} <= set(measured)
         assert len(measured["attribute_f1"].details["f1"]) >= 12 and measured["frechet_judge"].counts["samples"] == 6
+        assert -1 <= measured["class_silhouette"].value <= 1 and measured["class_silhouette"].counts["pictures"] == 20
+        assert -1 <= measured["patch_similarity_demo"].value <= 1
+        view = read_view(demo / entry["latent_space"])
+        assert sum(map(len, view.classes.values())) == 20 and set(view.sheets) == {"pictures", "foundation", "latents"}
         assert (demo / entry["samples"]).is_file() and (demo / entry["reconstructions"]).is_file()
 
 
@@ -104,7 +109,7 @@ def test_the_page_shows_what_is_there_and_what_is_to_come(demo, tmp_path):
     results.write()
     page = (root / "report.html").read_text()
     assert '<meta http-equiv="refresh"' in page and "Still to come" in page and "Not finished" in page
-    assert page.count('<td class="absent">to come</td>') == 2 * 12 and page.count("<img") == 4
+    assert page.count('<td class="absent">to come</td>') == 2 * 14 and page.count("<img") == 7
     progress = json.loads((root / "results.json").read_text())["progress"]
     states = {part["name"]: part["state"] for part in progress["parts"]}
     assert states["Plain VAE: measuring"] == "done" and states["Control: measuring"] == "to come"
@@ -113,7 +118,7 @@ def test_the_page_shows_what_is_there_and_what_is_to_come(demo, tmp_path):
         (root / plan).unlink()
     results.write()
     page = (root / "report.html").read_text()
-    assert "Attribute F1" not in page and page.count("<img") == 3 and "Reconstructions" in page
+    assert "Attribute F1" not in page and page.count("<img") == 6 and "Reconstructions" in page
 
 
 def test_the_folder_of_another_demo_is_refused(tmp_path):

@@ -31,6 +31,8 @@ from sendvae_fast.reading import read_yaml, reading
 SETTINGS_FILE = "settings.yaml"
 MAY_CHANGE = ("title", "only", "seeds", "control", "candidate", "batch_size")
 """Of a comparison that is begun: what adds to it, or changes the page alone."""
+ADDED_LATER = ("views",)
+"""Settings that the folders of earlier versions do not have."""
 NUM_PARTS = 3
 
 
@@ -117,7 +119,8 @@ def claim_folder(comparison: Comparison, may_change: Collection[str]) -> None:
             remedy = "repair it, or give another folder with --run=FOLDER"
             before = read_yaml(path, remedy)
             with reading(path, remedy):
-                changes = describe_changes(before, settings, (*may_change, *_new_methods(before, settings)))
+                added = [key for key in ADDED_LATER if key not in before]
+                changes = describe_changes(before, settings, (*may_change, *added, *_new_methods(before, settings)))
             if changes:
                 raise UserError(
                     f"{root} was started with other settings ({changes}): repeat those in {path}, or give another "

@@ -15,8 +15,10 @@ from sendvae_fast.engine.run import plain
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.generation import open_reference
+from sendvae_fast.evaluation.latent_space.view import VIEW_FOLDER
 from sendvae_fast.evaluation.result import RESULTS_FILE
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
+from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.sampling.sample_to_folder import SampleConfig
 from sendvae_fast.train.cache_latents import CacheConfig
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
@@ -75,6 +77,11 @@ class Trial:
         """File of what was measured of it."""
         return self.folder / RESULTS_FILE
 
+    @property
+    def view(self) -> Path:
+        """Folder of what there is to see of its latents."""
+        return self.folder / VIEW_FOLDER
+
     def picture(self, what: str) -> Path:
         """File of its ``reconstructions`` or ``samples``, for the page."""
         return self.place / f"{self.method.key}_{what}.png"
@@ -124,6 +131,12 @@ class Trial:
         path = find_config(self.method.generator or config.generator)
         content = merge(merge(read_config(path), config.generator_settings), settings)
         return build_config(SiTTrainConfig, content, f"the generator of {self.method.key}: {path}")
+
+    @property
+    def foundation(self) -> FoundationConfig | None:
+        """The model whose patch similarities the latents' are put beside: the comparison's, else that of REPA."""
+        repa = self.generator_config.repa
+        return self.config.foundation or (repa.foundation if repa.weight else None)
 
     def sample_config(self) -> SampleConfig:
         """Of the pictures that its finished generator draws."""
@@ -194,6 +207,7 @@ class Comparison:
             if trial.method.weights is not None:
                 load_autoencoder(resolve_weights(trial.method.weights))
             models = [generator.repa.foundation] if generator.repa.weight else []
+            models += [] if trial.foundation is None else [trial.foundation]
             if isinstance(first, VAETrainConfig) and first.alignment.lambda_align:
                 models.append(first.alignment.foundation)
             elif isinstance(first, E2ETrainConfig):

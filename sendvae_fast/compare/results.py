@@ -25,6 +25,7 @@ from sendvae_fast.compare.timeline import PICTURES, Part, Timeline, clock
 from sendvae_fast.compare.trial import ORIGINALS
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.run import environment
+from sendvae_fast.evaluation.latent_space.view import VIEW_FILE
 from sendvae_fast.evaluation.result import read_results
 from sendvae_fast.files import write_atomic
 from sendvae_fast.reading import count_in, last_json_line, reading
@@ -158,6 +159,8 @@ class Results:
         for what in ("reconstructions", "samples"):
             if first.picture(what).is_file():
                 entry[what] = self._inside(first.picture(what))
+        if (first.view / VIEW_FILE).is_file():
+            entry["latent_space"] = self._inside(first.view)
         entry["runs"] = [self._inside(run) for run in self._runs(first)]
         if self.comparison.config.curve_every is not None:
             entry["seeds"] = [

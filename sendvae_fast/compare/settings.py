@@ -12,6 +12,7 @@ from sendvae_fast import checks
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.distribution_metrics import METRICS, MetricName
 from sendvae_fast.evaluation.feature_config import FeaturesConfig
+from sendvae_fast.evaluation.latent_views import ViewsConfig
 from sendvae_fast.evaluation.reconstruction_protocols import Name as ProtocolName
 from sendvae_fast.losses.perceptual import PerceptualConfig
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
@@ -126,6 +127,8 @@ class CompareConfig:
     """How reconstructions of the held-out pictures are compared, as `evaluate reconstruction --protocol`."""
     perceptual: PerceptualConfig | None = None
     """LPIPS network and weights, for the table; without it LPIPS is not measured."""
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    """Which held-out pictures the page shows the latents of: t-SNE by class, maps of patches that are alike."""
     batch_size: int = 100
     """Pictures measured at once."""
 

@@ -10,29 +10,36 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from sendvae_fast.compare.parts import noting, seconds_of_parts
 from sendvae_fast.compare.pictures import spread
 from sendvae_fast.compare.plan import EVALUATION, GENERATOR, LATENTS, SAMPLES, Trial
 from sendvae_fast.data.catalog import Catalog
+from sendvae_fast.data.latents.latent_cache import LatentCache
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.evaluation.attributes import measure_attributes
 from sendvae_fast.evaluation.generation import measure_generation, moments_origin, open_reference
 from sendvae_fast.evaluation.job import Evaluation
+from sendvae_fast.evaluation.latent_space.view import write_view
+from sendvae_fast.evaluation.latent_views import foundation_tokens, pictures_to_view, sights_of, view_latents
 from sendvae_fast.evaluation.origins import weights_origin
 from sendvae_fast.evaluation.pictures import CatalogPictures, open_pictures
 from sendvae_fast.evaluation.probing.benchmarks import csv_data
-from sendvae_fast.evaluation.probing.encoding import posterior_means
+from sendvae_fast.evaluation.probing.encoding import encoded_rows, posterior_means
 from sendvae_fast.evaluation.probing.linear_fit import ProbeConfig
 from sendvae_fast.evaluation.reconstruction import ReconstructionJob
 from sendvae_fast.evaluation.reconstruction_protocols import PROTOCOLS, ReconstructedPictures
 from sendvae_fast.evaluation.result import Measurement
 from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.perceptual import Perceptual
+from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
+from sendvae_fast.models.foundation.foundation import load_foundation
 from sendvae_fast.models.pixels import to_model_range, to_uint8
 from sendvae_fast.sampling.sample_to_folder import sample_to_folder
 from sendvae_fast.sampling.writer import PngFolder
@@ -168,6 +175,7 @@ def measure(trial: Trial, ranks: Distributed) -> None:
         identity = evaluation.weights["autoencoder"].sha256
         encode, features = posterior_means(autoencoder), trial.folder / "features"
         measured += measure_attributes(encode, identity, data, config.batch_size, features, ranks, ProbeConfig())
+    measured += look_at_latents(trial, autoencoder, evaluation.weights["autoencoder"].sha256, test, folder, ranks)
     network = config.features.load(ranks.device)
     measured += measure_generation(
         samples, reference, network, config.batch_size, moments, ranks, folder, config.metrics
@@ -183,3 +191,40 @@ def measure(trial: Trial, ranks: Distributed) -> None:
         evaluation.finish(measured, trial.results, say=lambda line: None)
         shutil.rmtree(folder, ignore_errors=True)
     ranks.barrier()
+
+
+def look_at_latents(
+    trial: Trial,
+    autoencoder: ImageAutoencoder,
+    identity: str,
+    test: CatalogPictures,
+    folder: Path,
+    ranks: Distributed,
+) -> list[Measurement]:
+    """Draw what there is to see of a trial's latents, and measure it, on the first rank. Collective.
+
+    Args:
+        trial: whose latents, normalised as its generator has them.
+        autoencoder: its own.
+        identity: hash of its weights.
+        test: the held-out pictures, some of which are looked at.
+        folder: where ranks share the work.
+        ranks: which they are.
+    """
+    config, (_, pictures) = trial.config, pictures_to_view(test, trial.config.views)
+    shape = autoencoder.latent_shape(config.pictures.image_size)
+    sights = sights_of(pictures.catalog.labels, shape)
+    rows = encoded_rows(posterior_means(autoencoder), identity, pictures, folder, config.batch_size, ranks)
+    tokens = None
+    if "patches" in sights and trial.foundation is not None:
+        model = load_foundation(trial.foundation)
+        tokens = foundation_tokens(model, trial.foundation, pictures, folder, config.batch_size, ranks)
+    measured: list[Measurement] = []
+    with ranks.all_or_none():
+        if ranks.is_main:
+            cache = LatentCache.open(trial.folder / "latents")
+            mean, std = (values.numpy()[:, None, None] for values in (cache.latent_mean, cache.latent_std))
+            latents = (np.array(rows.features).reshape(-1, *shape) - mean) / std
+            view, measured = view_latents(latents, pictures, tokens, config.views, sights)
+            write_view(trial.view, view)
+    return measured

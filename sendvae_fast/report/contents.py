@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sendvae_fast.evaluation.latent_space.view import LatentView
 from sendvae_fast.evaluation.result import Result
 
 
@@ -153,6 +154,8 @@ class ReportData:
     reconstructions: Sequence[Picture] = ()
     """For a comparison: a strip of originals, then one strip per autoencoder, columns aligned."""
     samples: Sequence[Picture] = ()
+    latent_views: Sequence[tuple[str, LatentView]] = ()
+    """Name of each autoencoder, and what there is to see of its latents."""
     runs: Sequence[RunRecord] = ()
     """In a comparison those of its variants, else the ones that the page is about."""
     to_come: Sequence[Step] = ()

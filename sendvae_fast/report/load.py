@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.latent_space.view import VIEW_FOLDER, LatentView, read_view
 from sendvae_fast.evaluation.result import read_results
 from sendvae_fast.reading import read_json, reading
 from sendvae_fast.report.contents import Picture, ReportData, RunRecord, Step, Variant
@@ -42,13 +43,15 @@ def load_runs(*paths: str | os.PathLike[str]) -> ReportData:
         UserError: one is not a run, has logged nothing yet or is given twice.
     """
     folders = [Path(path) for path in paths]
-    runs, reconstructions, samples = [], [], []
+    runs, reconstructions, samples, views = [], [], [], []
     for folder, name in zip(folders, names_of(folders), strict=True):
         with reading(folder, "make it again, or repair what is in it"):
             runs.append(read_run(folder, name))
             whose = name if len(folders) > 1 else ""
             reconstructions += previews(folder / "samples", "reconstruction", whose)
             samples += previews(folder / "samples", "samples", whose)
+            if (view := read_view(folder / VIEW_FOLDER)) is not None:
+                views.append((name, view))
     stages = list(dict.fromkeys(STAGE_WORDS[run.stage] for run in runs))
     alone = len(runs) == 1
     return ReportData(
@@ -59,6 +62,7 @@ def load_runs(*paths: str | os.PathLike[str]) -> ReportData:
         tiles=run_tiles(runs[0]) if alone else [],
         reconstructions=reconstructions,
         samples=samples,
+        latent_views=views,
         runs=runs,
     )
 
@@ -72,6 +76,7 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
          "originals": "originals.png",
          "variants": [{"name": "Control", "description": ..., "evaluations": ["control/evaluation.jsonl"],
                        "reconstructions": "control.png", "samples": "control_samples.png",
+                       "latent_space": "control/latent_space",
                        "runs": ["control/vae", "control/sit"]}, ...]}
 
     While the work goes on, a key `progress` says how far it is, and the page has a section for that:
@@ -82,8 +87,8 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
     `evaluations` are files of `sendvae evaluate`, one per seed, which need not be there yet. Where generators measured
     themselves, `"seeds": [{"seed": 0, "runs": ["control/vae", "control/sit"]}, ...]` gives the runs of each seed;
     `runs` are those whose logs the page shows. `originals` and `reconstructions` are strips of the
-    same pictures in the same order. Sentences put `candidate` beside `control`. Raises UserError naming the file or
-    the key that is wrong.
+    same pictures in the same order; `latent_space` is a folder of `evaluation.latent_space.view`. Sentences put
+    `candidate` beside `control`. Raises UserError naming the file or the key that is wrong.
     """
     path = Path(path)
     results = _read_results(path / RESULTS_FILE)
@@ -108,6 +113,7 @@ def load_comparison(path: str | os.PathLike[str]) -> ReportData:
         summary=results.get("notes", []),
         reconstructions=_reconstruction_strips(path, results),
         samples=_sample_sheets(path, entries),
+        latent_views=_latent_views(path, entries),
         runs=[_read_run(_inside(path, run), entry["name"]) for entry in entries for run in entry.get("runs", [])],
         control=results.get("control", ""),
     )
@@ -178,6 +184,17 @@ def _sample_sheets(path: Path, entries: list[Mapping[str, Any]]) -> list[Picture
         for entry in entries
         if entry.get("samples")
     ]
+
+
+def _latent_views(path: Path, entries: list[Mapping[str, Any]]) -> list[tuple[str, LatentView]]:
+    found = []
+    for entry in entries:
+        if folder := entry.get("latent_space"):
+            for file in _inside(path, folder).glob("*"):
+                _inside(path, str(file.relative_to(path)))
+            if (view := read_view(_inside(path, folder))) is not None:
+                found.append((entry["name"], view))
+    return found
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -24,6 +24,7 @@ from sendvae_fast.files import write_atomic
 from sendvae_fast.reading import reading
 from sendvae_fast.report.charts import line_chart
 from sendvae_fast.report.contents import ReportData, RunRecord, Variant
+from sendvae_fast.report.latent_spaces import latent_section
 from sendvae_fast.report.learning import learning
 from sendvae_fast.report.metric_names import metric_of, order_of
 from sendvae_fast.report.paper import guidance_of
@@ -95,6 +96,7 @@ def build_report(data: ReportData) -> str:
         epochs_to_fid=None if data.variants else epochs_to_fid(generators),
         generators=named(generators, data.runs),
         refresh_s=REFRESH_S,
+        latent_section=latent_section(data.latent_views),
         attribute_table=attribute_table(data.variants),
         stages=training_stages(data.runs, [variant.name for variant in data.variants]),
         throughput=throughput_table(data.runs),

@@ -96,6 +96,17 @@ def test_a_comparison_may_grow_and_not_change(tmp_path):
         claim_folder(comparison(tmp_path, methods=changed), MAY_CHANGE)
 
 
+def test_a_folder_of_before_there_were_views_goes_on(tmp_path):
+    before = comparison(tmp_path)
+    claim_folder(before, MAY_CHANGE)
+    note = before.root / "settings.yaml"
+    note.write_text(yaml.safe_dump({key: value for key, value in before.settings.items() if key != "views"}))
+    fewer = comparison(tmp_path, views={"num_shown": 2})
+    claim_folder(fewer, MAY_CHANGE)
+    with pytest.raises(UserError, match="views.num_shown was 2, now 6"):
+        claim_folder(before, MAY_CHANGE)
+
+
 def test_a_method_is_taken_with_what_it_starts_from(tmp_path):
     methods = [PLAIN, SEND, SEND | {"key": "further", "start": "send"}, PLAIN | {"key": "other", "name": "Other"}]
     trials = comparison(tmp_path, methods=methods, only=["further"], seeds=[3, 5]).trials
@@ -223,6 +234,7 @@ def test_end_to_end_training_and_curves_through_the_whole_comparison(tmp_path, m
     for key in ("plain", "e2e"):
         measured = {result.metric for result in read_results(run / "seed-0" / key / "evaluation.jsonl")}
         assert {"rfrechet_demo", "psnr", "ssim", "attribute_f1", "frechet_demo", "decoded_frechet_demo"} <= measured
+        assert "patch_similarity_demo" in measured and "class_silhouette" not in measured  # a picture of each class
         points = read_results(run / "seed-0" / key / "sit" / "evaluation.jsonl")
         assert [point.step for point in points if point.metric == "frechet_demo"] == [1, 2]
     page = (run / "report.html").read_text()

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.latent_space.view import LatentView, write_view
 from sendvae_fast.evaluation.result import PicturesOrigin, Result, WeightsOrigin, append_results
 from sendvae_fast.report.load import load_report
 from sendvae_fast.report.page import write_report
@@ -60,10 +61,15 @@ def folder(tmp_path):
         for index, attack in enumerate(ATTACKS)
     ]
     append_results(run / "evaluation.jsonl", results)
-    variants = [
-        {"name": attack, "description": attack, "runs": ["run"], "evaluations": ["run/evaluation.jsonl"]}
-        for attack in ATTACKS
-    ]
+    view = LatentView(
+        classes={attack: np.full((2, 2), number) for number, attack in enumerate(ATTACKS)},
+        numbers=dict.fromkeys(ATTACKS, 0.5),
+        foundation=ATTACKS[0],
+        sheets={name: np.zeros((4, 4, 3), np.uint8) for name in ("pictures", "foundation", "latents")},
+    )
+    write_view(run / "latent_space", view)
+    of_run = {"runs": ["run"], "evaluations": ["run/evaluation.jsonl"], "latent_space": "run/latent_space"}
+    variants = [{"name": attack, "description": attack} | of_run for attack in ATTACKS]
     progress = {
         "written": ATTACKS[0],
         "ready": ATTACKS[1],
@@ -101,6 +107,7 @@ def test_no_word_of_a_run_is_obeyed(folder, what, tmp_path):
     page = write_report(folder / "report.html", load_report(*(folder / name for name in what)))
     assert Obeyed(page.read_text()).found == []
     assert "document.documentElement.dataset.owned" in page.read_text(), "the words themselves are shown"
+    assert 'id="latent-space"' in page.read_text()
     if CHROMIUM is None:
         pytest.skip("no chromium binary found: apt-get install chromium")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
@@ -114,4 +121,12 @@ def test_a_page_shows_only_what_lies_in_its_folder(folder, outside, tmp_path_fac
     results = json.loads((folder / "results.json").read_text()) | {"originals": outside}
     (folder / "results.json").write_text(json.dumps(results))
     with pytest.raises(UserError, match="outside of its folder"):
+        load_report(folder)
+
+
+def test_nor_does_it_follow_a_link_out_of_its_folder(folder, tmp_path_factory):
+    secret = tmp_path_factory.mktemp("elsewhere") / "secret.png"
+    (folder / "run" / "latent_space" / "latents.png").rename(secret)
+    (folder / "run" / "latent_space" / "latents.png").symlink_to(secret)
+    with pytest.raises(UserError, match=r"latents\.png, which is outside of its folder"):
         load_report(folder)
