@@ -12,6 +12,9 @@ import pytest
 from tiny_jobs import NUM_STEPS, PYTHON, last_checkpoint, marks, steps_of, text_of, train, wait_for
 from two_hosts import missing
 
+from sendvae_fast.data.scenes.scene_folder import synth_scenes
+from sendvae_fast.evaluation.result import read_results
+
 needs_slurm = pytest.mark.skipif((lacking := missing(slurm=True)) is not None, reason=lacking or "")
 pytestmark = [*marks, needs_slurm]
 
@@ -34,6 +37,29 @@ def test_a_job_that_is_preempted_goes_on_to_the_same_weights(slurm, photos, tmp_
     assert last_checkpoint(tmp_path / "stopped") == last_checkpoint(tmp_path / "straight") != {}
     facts = json.loads((tmp_path / "stopped" / "environment.json").read_text())
     assert facts["world_size"] == 2 and len(facts["earlier_starts"]) == 1
+
+
+def test_the_chain_of_all_verbs_ends_with_a_measurement(slurm, tmp_path):
+    """scripts/slurm/chain.sh with the demo's networks, both stages on two hosts."""
+    for name, seed in (("train", 0), ("val", 1)):
+        synth_scenes(tmp_path / "scenes" / name, 64, size=32, seed=seed)
+    out = tmp_path / "chain"
+    chain = ("scripts/slurm/chain.sh", tmp_path / "scenes", "demo", out, "--ntasks-per-node=1")
+    submitted = slurm.run("node-a", *chain, env={"NODES": "2"})
+    assert submitted.returncode == 0, submitted.stderr
+    *_, last = [line.rpartition(" ")[2] for line in submitted.stdout.splitlines()]
+
+    def state():
+        return slurm.run("node-a", "squeue", "--noheader", "--states=all", f"--job={last}", "--format=%T %r").stdout
+
+    wait_for(lambda: state().startswith(("COMPLETED", "FAILED")) or "NeverSatisfied" in state(), "the chain is stuck")
+    logs = {path.name: path.read_text() for path in out.glob("*.log")}
+    assert state().startswith("COMPLETED") and len(logs) == 5, logs
+    for run in ("vae", "sit"):
+        assert json.loads((out / run / "environment.json").read_text())["world_size"] == 2
+        assert steps_of(out / run)[-1] == 10
+    (result,) = [result for result in read_results(out / "evaluation.jsonl") if result.metric.startswith("frechet")]
+    assert result.value > 0 and result.counts == {}
 
 
 def test_another_job_in_the_run_is_refused_and_every_task_ends(slurm, photos, tmp_path):
