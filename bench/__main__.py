@@ -9,6 +9,7 @@
     evidence  run the study of alignment and generation; writes bench/evidence/results and docs/evidence.md
     step      time a training step against plain PyTorch; writes bench/results/step_<stage>_<machine>.json
     saving    time checkpoints that are written beside the steps; writes bench/results/saving_<machine>.json
+    peers     time peers' own training steps from checkouts of theirs; writes bench/results/peers_<machine>.json
     memory    compare what `sendvae plan` counts with real steps; writes bench/results/memory_<machine>.json
     table     rewrite the tables of docs/performance.md from bench/results
 
@@ -20,7 +21,9 @@ import sys
 
 from sendvae_fast.errors import UserError
 
-VERBS = ("kernels", "sass", "data", "sampling", "evaluate", "demo", "evidence", "step", "saving", "memory", "table")
+VERBS = (
+    "kernels", "sass", "data", "sampling", "evaluate", "demo", "evidence", "step", "saving", "peers", "memory", "table",
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

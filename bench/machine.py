@@ -49,11 +49,20 @@ def source_facts() -> dict[str, Any]:
 
     A copy without its git directory takes the commit from the environment variable SENDVAE_COMMIT.
     """
-    commit = _git("rev-parse", "HEAD")
-    if commit is None:
-        return {"commit": os.environ.get(COMMIT_VARIABLE), "clean": None, "date": _today()}
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in GENERATED))
-    return {"commit": commit, "clean": changes == "", "date": _today()}
+    commit, clean = commit_of(ROOT, *(f":!{path}" for path in GENERATED))
+    return {"commit": commit or os.environ.get(COMMIT_VARIABLE), "clean": clean, "date": _today()}
+
+
+def commit_of(folder: Path, *but: str) -> tuple[str | None, bool | None]:
+    """The commit of the git checkout that `folder` is, and whether tracked files are as in it; None for no checkout.
+
+    but: what is left out of the comparison, as git's pathspecs.
+    """
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    commit = _git(folder, "rev-parse", "HEAD")
+    if top is None or commit is None or Path(top).resolve() != folder.resolve():
+        return None, None
+    return commit, _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", *but) == ""
 
 
 def slug(name: str) -> str:
@@ -81,9 +90,9 @@ def _cache_bytes(path: Path) -> int:
     return int(text.rstrip("KMG")) * {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1], 1)
 
 
-def _git(*arguments: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        result = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+        result = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
     except OSError:
         return None
     return result.stdout.strip() if result.returncode == 0 else None

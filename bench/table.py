@@ -15,6 +15,7 @@ from bench.kernel_rows import COMPILED, COPY, EAGER
 from bench.kernels import errors_of
 from bench.machine import ROOT
 from bench.markdown import duration, line, percent, times
+from bench.peers.table import peers_tables
 from bench.predicted_table import BEGIN as PREDICTED_BEGIN
 from bench.predicted_table import END as PREDICTED_END
 from bench.predicted_table import predicted_tables
@@ -38,6 +39,8 @@ STEP_BEGIN = "<!-- steps, made by `python -m bench table`: begin -->"
 STEP_END = "<!-- steps, made by `python -m bench table`: end -->"
 SAVING_BEGIN = "<!-- saving, made by `python -m bench table`: begin -->"
 SAVING_END = "<!-- saving, made by `python -m bench table`: end -->"
+PEERS_BEGIN = "<!-- peers, made by `python -m bench table`: begin -->"
+PEERS_END = "<!-- peers, made by `python -m bench table`: end -->"
 COLUMNS = (EAGER, COMPILED, *(name for name in BACKENDS if name != "reference"), COPY)
 
 
@@ -54,6 +57,7 @@ def main(arguments: list[str]) -> int:
     page = with_tables(page, sampling_tables(options.results), SAMPLING_BEGIN, SAMPLING_END)
     page = with_tables(page, saving_tables(options.results), SAVING_BEGIN, SAVING_END)
     page = with_tables(page, evaluation_tables(options.results), EVALUATION_BEGIN, EVALUATION_END)
+    page = with_tables(page, peers_tables(options.results), PEERS_BEGIN, PEERS_END)
     options.page.write_text(with_tables(page, step_tables(options.results), STEP_BEGIN, STEP_END))
     print("written:", options.page)
     return 0

@@ -74,7 +74,7 @@ def test_every_commit_is_named():
 
 def test_only_the_text_between_the_markers_changes(tmp_path):
     page = tmp_path / "page.md"
-    names = ("PREDICTED", "HOST", "DATA", "SAMPLING", "EVALUATION", "SAVING", "STEP")
+    names = ("PREDICTED", "HOST", "DATA", "SAMPLING", "EVALUATION", "SAVING", "STEP", "PEERS")
     data = "\n".join(f"{getattr(table, f'{name}_BEGIN')}\nold\n{getattr(table, f'{name}_END')}" for name in names)
     page.write_text(f"above\n{table.BEGIN}\nold\n{table.END}\n{data}\nbelow\n")
     (tmp_path / "kernels_some_cpu.json").write_text(json.dumps([row()]))
@@ -101,6 +101,7 @@ def test_page_is_generated_from_the_results():
     evaluation = table.evaluation_tables(table.RESULTS)
     assert page == table.with_tables(page, evaluation, table.EVALUATION_BEGIN, table.EVALUATION_END)
     assert page == table.with_tables(page, table.step_tables(table.RESULTS), table.STEP_BEGIN, table.STEP_END)
+    assert page == table.with_tables(page, table.peers_tables(table.RESULTS), table.PEERS_BEGIN, table.PEERS_END)
 
 
 def test_an_op_without_a_goal_of_its_own_must_not_be_slower():
