@@ -11,7 +11,7 @@ whole networks too, unless that is shipped; ours; ours with `engine.compile`. We
 importers of published checkpoints.
 
 Before anything is timed, every column makes its first step on the same random numbers, and losses and gradients are
-compared with the peer's own in float32 (`bench/peers/first_step.py`): a difference beyond rounding ends the run. Then
+compared with the peer's own in float32: a difference beyond rounding ends the run (`bench/peers/first_step.py`). Then
 each column is timed in a process of its own, as often as --repeats says, the columns in turn. On a GPU the sizes are
 the papers', on a CPU reduced ones. A row per case goes into <out>/peers_<machine>.json.
 """
@@ -21,7 +21,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +31,8 @@ import torch
 from bench.bandwidth import copy_bytes_per_s
 from bench.command_line import Parser, chosen_cases, positive
 from bench.machine import ROOT, machine_facts, source_facts, version_facts
-from bench.peers.case import COLUMNS, OURS_IN_FP32, TRUTH, Column, PeerCase
-from bench.peers.first_step import Difference, FirstStep, check
+from bench.peers.case import COLUMNS, HALF, OURS_IN_FP32, ROUNDED, TRUTH, Column, PeerCase
+from bench.peers.first_step import Difference, FirstStep, bounds_of, check
 from bench.peers.units import PEERS, Unit, first_step, read_first_step, step_times
 from bench.result_file import write_rows
 from bench.timing import rotations
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     for peer, folder, case in asked:
         units = [
             Unit(peer, folder, case, column, device.type, threads)
-            for column in (TRUTH, OURS_IN_FP32, *chosen(PEERS[peer].columns(case, device), options.columns))
+            for column in chosen(PEERS[peer].columns(case, device), options.columns)
         ]
         print(f"{peer}: {case.label}", flush=True)
         differences = compare_first_steps(units)
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         row = {"peer": peer, "case": case.name, "batch_size": case.ours.batch_size, **peer_facts(peer, folder)}
         row |= {"equal_mathematics": case.equal, "remark": case.remark, "iterations": iterations}
         row["copy_bytes_per_s"] = copy_bytes_per_s(device, COPY_SECONDS)
-        row["columns"] = timed(units[2:], differences, iterations, options.repeats)
+        row["columns"] = timed(units, differences, iterations, options.repeats)
         row |= {**facts, "load_1min_after": round(os.getloadavg()[0], 2)}
         print(summary(row), flush=True)
         # After each row, so that nothing is lost when this is stopped.
@@ -135,19 +135,25 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def compare_first_steps(units: list[Unit]) -> dict[str, Difference]:
-    """Every column's difference from the first unit, the truth; the second is ours at the truth's precision.
+    """Every column's difference from the truth, by name; ours is compared in float32 as well.
 
     Raises:
         UserError: a column does not compute the same step; nothing is timed then.
     """
-    truth, differences = None, {}
-    for unit in units:
-        step = computed(unit)
-        if truth is None:
-            truth = step
-            continue
-        found = differences[unit.column.name] = check(unit.case, unit.column, step, truth)
+    case, differences = units[0].case, {}
+    truth = computed(replace(units[0], column=TRUTH))
+
+    def compare(unit: Unit, own: Difference | None) -> Difference:
+        found = check(case, unit.column, computed(unit), truth, bounds_of(unit.column, own))
         print(f"  {unit.column.name:40} loss {found.loss:.1e}, gradient {found.gradient:.1e}", flush=True)
+        return found
+
+    own = {"fp32": compare(replace(units[0], column=ROUNDED), None)}
+    compare(replace(units[0], column=OURS_IN_FP32), own["fp32"])
+    if any(unit.column.precision != "fp32" for unit in units):
+        own["bf16"] = own["fp16"] = compare(replace(units[0], column=HALF), None)
+    for unit in units:
+        differences[unit.column.name] = compare(unit, own[unit.column.precision])
     return differences
 
 

@@ -34,6 +34,9 @@ class Column:
 TRUTH = Column("the peer's in float32, not compiled", "fp32")
 """What every column's first step is compared with."""
 OURS_IN_FP32 = Column("ours in float32", "fp32", ours=True)
+ROUNDED = Column("the peer's in float32, channels-last", "fp32", tuned=True)
+HALF = Column("the peer's in bfloat16, not compiled", "bf16")
+"""These two show what rounding alone does to the peer's own step: other kernels of the same precision, and 8 bits."""
 
 
 def columns_of(shipped: Precision, compiles: bool, device: torch.device) -> list[Column]:

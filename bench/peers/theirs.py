@@ -27,7 +27,7 @@ class Runner:
         self.compiles = column.compile == "whole" or (compiles and column.compile == "shipped")
         self.accelerator = accelerator(mixed_precision=_ACCELERATE[column.precision], cpu=device.type == "cpu")
         if column.tuned:
-            allow_tf32(True)
+            allow_tf32(column.precision != "fp32")  # where float32 is asked for, it is
 
     def network(self, module: nn.Module) -> Any:
         """The network on the device, in the column's memory layout; the module itself."""

@@ -3,6 +3,7 @@
 import json
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -13,8 +14,8 @@ from stand_in_checkouts import write_lightningdit, write_repa_e
 from bench import __main__ as bench_main
 from bench import bandwidth, peers, table
 from bench.peers import autoencoder_kl, lightningdit, repa_e, units
-from bench.peers.case import OURS_IN_FP32, TRUTH, TUNED, Column, PeerCase, columns_of
-from bench.peers.first_step import Difference, FirstStep, check, difference
+from bench.peers.case import HALF, OURS_IN_FP32, ROUNDED, TRUTH, TUNED, Column, PeerCase, columns_of
+from bench.peers.first_step import BOUNDS, CAPS, Difference, FirstStep, bounds_of, check, difference
 from bench.peers.units import Unit
 from bench.step_cases import StepCase
 from sendvae_fast.errors import UserError
@@ -41,7 +42,7 @@ LIGHTNINGDIT = PeerCase(
 
 
 @pytest.fixture
-def here(monkeypatch):
+def here(monkeypatch, tmp_path):
     """Processes are this one, which is afterwards as it was."""
     modules, path, threads = dict(sys.modules), list(sys.path), torch.get_num_threads()
     monkeypatch.setattr(peers, "in_a_process", lambda function, *arguments: function(*arguments))
@@ -49,10 +50,13 @@ def here(monkeypatch):
     monkeypatch.setattr(lightningdit, "cases", lambda device: [LIGHTNINGDIT])
     monkeypatch.setattr(bandwidth, "COPY_BYTES", {"cpu": 2**16})
     monkeypatch.setattr(peers, "COPY_SECONDS", 0.001)
-    monkeypatch.setattr(units, "WARMUP_STEPS", 1)
+    monkeypatch.setattr(units, "WARMUP_STEPS", 0)
     yield
-    sys.modules.clear()
-    sys.modules.update(modules)
+    for name, module in list(sys.modules.items()):
+        if str(tmp_path) in (getattr(module, "__file__", None) or ""):
+            del sys.modules[name]
+    for name, module in modules.items():
+        sys.modules.setdefault(name, module)  # what a checkout's names had displaced
     sys.path[:] = path
     torch.set_num_threads(threads)
 
@@ -133,7 +137,7 @@ def test_bounds_of_a_first_step():
     close = FirstStep(
         {"loss": 2.0001, "gan": 9e-5, "more": 1.0}, {"a": torch.tensor([3.0, 4.001]), "b": torch.zeros(1)}
     )
-    found = check(REPA_E, OURS_IN_FP32, close, truth)
+    found = check(REPA_E, OURS_IN_FP32, close, truth, BOUNDS["fp32"])
     assert found.loss == pytest.approx(5e-5, rel=0.02) and found.where == ("loss", "a")
     assert found.gradient == pytest.approx(2e-4, rel=1e-3) and found.parameter == pytest.approx(2e-4, rel=1e-3)
     for wrong, what in [
@@ -145,7 +149,27 @@ def test_bounds_of_a_first_step():
         (FirstStep({"loss": 2.0}, truth.gradients), "there is no loss gan"),
     ]:
         with pytest.raises(UserError, match=what):
-            check(REPA_E, OURS_IN_FP32, wrong, truth)
+            check(REPA_E, OURS_IN_FP32, wrong, truth, BOUNDS["fp32"])
+
+
+def test_gradients_may_differ_by_what_rounding_does_to_the_peers_own():
+    def own(gradient):
+        return Difference(1.0, gradient, 2 * gradient, ("loss", "a"))
+
+    assert bounds_of(OURS_IN_FP32, own(1e-7)) == BOUNDS["fp32"]
+    assert bounds_of(OURS_IN_FP32, own(4e-3)) == pytest.approx((1e-4, 1.2e-2, 2.4e-2))  # the losses' stays
+    assert bounds_of(ROUNDED, None) == CAPS["fp32"] and bounds_of(HALF, None) == CAPS["bf16"]
+
+
+def test_what_only_the_peer_trains_is_left_out():
+    truth = FirstStep({"loss": 2.0}, {"a": torch.ones(2), "theirs": torch.ones(2)})
+    ours = FirstStep({"loss": 2.0}, {"a": torch.ones(2)})
+    with pytest.raises(UserError, match="only one of both has a gradient of theirs"):
+        check(REPA_E, OURS_IN_FP32, ours, truth, BOUNDS["fp32"])
+    case = replace(REPA_E, theirs_alone=("theirs",))
+    assert check(case, OURS_IN_FP32, ours, truth, BOUNDS["fp32"]).gradient == 0
+    end_to_end = repa_e.cases(CPU)[1]
+    assert end_to_end.theirs_alone == ("sit.pos_embed",) and "trains the position embedding too" in end_to_end.remark
 
 
 def test_what_is_never_equal_mathematics_has_the_same_losses_alone():
@@ -153,11 +177,11 @@ def test_what_is_never_equal_mathematics_has_the_same_losses_alone():
     assert not as_run.equal and "not equal mathematics" in as_run.remark
     truth = FirstStep({"loss": 2.0}, {"a": torch.ones(2)})
     other = FirstStep({"loss": 2.0}, {"a": 2 * torch.ones(2)})
-    assert check(as_run, OURS_IN_FP32, other, truth).gradient == pytest.approx(1.0)
+    assert check(as_run, OURS_IN_FP32, other, truth, BOUNDS["fp32"]).gradient == pytest.approx(1.0)
     with pytest.raises(UserError, match="gradient as a whole"):  # a peer's own columns are held to both
-        check(as_run, Column("as shipped", "fp32"), other, truth)
+        check(as_run, Column("as shipped", "fp32"), other, truth, BOUNDS["fp32"])
     with pytest.raises(UserError, match="loss 'loss'"):
-        check(as_run, OURS_IN_FP32, FirstStep({"loss": 2.1}, truth.gradients), truth)
+        check(as_run, OURS_IN_FP32, FirstStep({"loss": 2.1}, truth.gradients), truth, BOUNDS["fp32"])
 
 
 def test_columns():
