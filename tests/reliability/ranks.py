@@ -71,7 +71,9 @@ class Stage:
             batch = self.fault(step + 1, batch)
         loss = (self.engine(batch.x) - batch.y).square().mean()
         self.engine.backward(loss)
-        return {"loss": loss.detach(), "grad_norm": self.engine.queue_step()}
+        norm = self.engine.queue_step()
+        self.engine.see(norm)
+        return {"loss": loss.detach(), "grad_norm": norm}
 
     def snapshot(self, snapshot: Snapshot) -> Write:
         model, write_engine = self.engine.copy_full_state("model", snapshot), self.engine.snapshot(snapshot)

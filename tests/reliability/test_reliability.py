@@ -67,7 +67,7 @@ def test_kills_at_random_instants(outcomes, seed):
     count("checkpoint-kill", "kill -9 at random instants of a tight loop of saves", found)
 
 
-@pytest.mark.parametrize(("kind", "size"), product(KINDS, (1, 2)) if FULL else [("ddp", 2)])
+@pytest.mark.parametrize(("kind", "size"), list(product(KINDS, (1, 2))) if FULL else [("ddp", 2)])
 def test_kills_at_named_points(outcomes, kind, size):
     found = outcomes("scenarios.named_points", f"{kind},{size}")
     assert len(found) == POINTS
