@@ -259,14 +259,14 @@ def render(page: str, counts: list[dict]) -> str:
 
 
 def _coverage(counts: list[dict]) -> str:
-    """How many of the tests have counts, how many trials those made, and when."""
+    """How many of the tests have counts, how many trials those made, and when; a long run's steps are no trials."""
     num, counted = len(named_tests()), {count["test"].partition("[")[0] for count in counts}
-    tried, held = (sum(count[key] for count in counts) for key in ("tried", "survived"))
+    tried, held = (sum(count[key] for count in counts if count["promise"] != "soak") for key in ("tried", "survived"))
     dates = [count["date"][:10] for count in counts]
+    others = f" The other {num - len(counted)} have dashes." if len(counted) < num else ""
     return (
         f"Counted so far: {len(counted)} of the {num} tests on this page, from {min(dates, default='-')} to "
-        f"{max(dates, default='-')}, with {tried:,} trials, of which {held:,} held. The other "
-        f"{num - len(counted)} have dashes.\n"
+        f"{max(dates, default='-')}, with {tried:,} trials, of which {held:,} held.{others}\n"
     )
 
 

@@ -43,12 +43,14 @@ def test_a_count_reaches_its_row():
 
 def test_the_page_says_how_much_was_counted():
     named = sorted(named_tests())
-    count = {"tried": 20, "survived": 20, "date": "2031-02-03T04:05", "commit": "abc"}
+    count = {"promise": "damage", "tried": 20, "survived": 20, "date": "2031-02-03T04:05", "commit": "abc"}
     counts = [{**count, "test": f"{test}[{case}]"} for test in named[2:] for case in "ab"]
-    page = render("<!-- covered -->\n<!-- end -->\n", [*counts, {**counts[0], "date": "2031-02-05"}])
+    steps_of_a_soak = {**counts[0], "promise": "soak", "tried": 5000, "survived": 5000}
+    page = render("<!-- covered -->\n<!-- end -->\n", [*counts, {**counts[0], "date": "2031-02-05"}, steps_of_a_soak])
     assert f"{len(named) - 2} of the {len(named)} tests on this page, from 2031-02-03 to 2031-02-05, with" in page
     trials = 20 * (2 * (len(named) - 2) + 1)
     assert f"{trials:,} trials, of which {trials:,} held. The other 2 have dashes." in page
+    assert "The other" not in render(page, [{**count, "test": test} for test in named])
 
 
 @pytest.mark.parametrize("mechanism", ["data/decode.py", "data/limits.py", "data/indexing/sandbox.py", "reading.py"])
