@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -171,7 +171,7 @@ def dopri5(
 
     x = z.to(getattr(torch, config.dtype))
     ends = torch.tensor([1.0, 0.0], dtype=x.dtype, device=x.device)
-    path = odeint(
+    path: Any = odeint(  # a tensor for a tensor, which its own annotations leave open
         lambda t, y: velocity(y.to(network_dtype), t).to(y.dtype), x, ends, method="dopri5", atol=config.atol,
         rtol=config.rtol,
     )  # fmt: skip
