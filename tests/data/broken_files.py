@@ -159,8 +159,18 @@ def gif_bomb(gif, side):
     return patched(patched(gif, b"GIF8", 6, size), b"\x2c\0\0\0\0", 5, size)
 
 
+def compressed_zeros(num_mebibytes):
+    """A zlib stream of zero bytes: one MiB is compressed and repeated, as all would take seconds at each import."""
+    compressor = zlib.compressobj()
+    header = compressor.compress(b"") + compressor.flush(zlib.Z_FULL_FLUSH)
+    mebibyte = compressor.compress(bytes(2**20)) + compressor.flush(zlib.Z_FULL_FLUSH)  # refers to nothing before it
+    end = compressor.flush()[:-4]
+    adler32 = num_mebibytes * 2**20 % 65521 << 16 | 1
+    return header + mebibyte * num_mebibytes + end + adler32.to_bytes(4, "big")
+
+
 def text_bomb(data, size):
-    """A PNG with a compressed comment of `size` bytes in front of its pixels."""
-    payload = b"Comment\0\0" + zlib.compress(bytes(size))
+    """A PNG with a compressed comment of `size` bytes, a multiple of 2^20, in front of its pixels."""
+    payload = b"Comment\0\0" + compressed_zeros(size // 2**20)
     chunk = struct.pack(">I", len(payload)) + b"zTXt" + payload + struct.pack(">I", zlib.crc32(b"zTXt" + payload))
     return data[:33] + chunk + data[33:]
