@@ -58,8 +58,10 @@ def test_the_chain_of_all_verbs_ends_with_a_measurement(slurm, tmp_path):
     for run in ("vae", "sit"):
         assert json.loads((out / run / "environment.json").read_text())["world_size"] == 2
         assert steps_of(out / run)[-1] == 10
-    (result,) = [result for result in read_results(out / "evaluation.jsonl") if result.metric.startswith("frechet")]
-    assert result.value > 0 and result.counts == {}
+    (result,) = [
+        result for result in read_results(out / "sit" / "evaluation.jsonl") if result.metric == "frechet_judge"
+    ]
+    assert result.value > 0 and set(result.counts.values()) == {64}
 
 
 def test_another_job_in_the_run_is_refused_and_every_task_ends(slurm, photos, tmp_path):
