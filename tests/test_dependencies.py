@@ -80,6 +80,7 @@ def imported_packages(*folders: str) -> set[str]:
     return named | {"tensorboard" for module in modules if package_of(module) == "tensorboard"}
 
 
+@cache
 def file_of(module: str) -> Path | None:
     path = ROOT / module.replace(".", "/")
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
