@@ -47,14 +47,15 @@ def test_the_chain_of_all_verbs_ends_with_a_measurement(slurm, tmp_path):
     chain = ("scripts/slurm/chain.sh", tmp_path / "scenes", "demo", out, "--ntasks-per-node=1")
     submitted = slurm.run("node-a", *chain, env={"NODES": "2"})
     assert submitted.returncode == 0, submitted.stderr
-    *_, last = [line.rpartition(" ")[2] for line in submitted.stdout.splitlines()]
+    jobs = [line.rpartition(" ")[2] for line in submitted.stdout.splitlines()]
 
-    def state():
-        return slurm.run("node-a", "squeue", "--noheader", "--states=all", f"--job={last}", "--format=%T %r").stdout
+    def state(job):
+        return slurm.run("node-a", "squeue", "--noheader", "--states=all", f"--job={job}", "--format=%T %r").stdout
 
-    wait_for(lambda: state().startswith(("COMPLETED", "FAILED")) or "NeverSatisfied" in state(), "the chain is stuck")
+    for job in jobs:  # one after the other, each with a job's time
+        wait_for(lambda job=job: "NeverSatisfied" in state(job) or state(job).startswith(("COMPLETED", "FAILED")), job)
     logs = {path.name: path.read_text() for path in out.glob("*.log")}
-    assert state().startswith("COMPLETED") and len(logs) == 5, logs
+    assert all(state(job).startswith("COMPLETED") for job in jobs) and len(jobs) == len(logs) == 5, logs
     for run in ("vae", "sit"):
         assert json.loads((out / run / "environment.json").read_text())["world_size"] == 2
         assert steps_of(out / run)[-1] == 10
