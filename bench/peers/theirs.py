@@ -1,7 +1,8 @@
 """What the peers' steps have in common: accelerate, the switches of a column, weights that are not all zero."""
 
 from collections.abc import Iterable
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -77,5 +78,9 @@ def random_features(batch_size: int, num_tokens: int, dim: int) -> Tensor:
 
 
 def versions_of(*packages: str) -> dict[str, str]:
-    """The versions of installed packages, by name."""
-    return {name: version(name) for name in packages}
+    """The versions of those of the packages that are installed, by name."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
