@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from bench.bandwidth import copy_bytes_per_s
 from bench.command_line import Parser, positive
 from bench.machine import ROOT, machine_facts, source_facts, version_facts
 from bench.result_file import write_rows
@@ -29,6 +30,7 @@ from sendvae_fast.engine.distributed import Distributed, init_distributed
 FREE_STEPS = 8
 """Steps of a round without a checkpoint."""
 KEPT = 2
+COPY_SECONDS = 1.0
 
 
 def main(arguments: list[str]) -> int:
@@ -46,9 +48,11 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(threads)
     machine = machine_facts(distributed.device)
     facts = {"device": distributed.device.type, "machine": machine, "threads": threads, "versions": version_facts()}
-    case = cases_of("sit", distributed.device)[0]
+    cases = cases_of("sit", distributed.device)
+    case = cases[0] if distributed.device.type == "cuda" else cases[-1]  # in float32: many CPUs only emulate bfloat16
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         row = measure(case, Path(scratch), options.rounds, distributed)
+    row["copy_bytes_per_s"] = copy_bytes_per_s(distributed.device, COPY_SECONDS)
     row = {"case": case.label, **row, **facts, **source_facts()}
     print(summary(row), flush=True)
     print("written:", write_rows(options.out, "saving", machine["name"], [row], identity))
