@@ -11,10 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sendvae_fast.engine.deepspeed_private import flat_partitions, import_deepspeed, link_optimizer_state
+from sendvae_fast.engine.deepspeed_private import (
+    flat_partitions,
+    import_deepspeed,
+    link_optimizer_state,
+    local_fragment,
+)
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.engine import Engine, EngineConfig
 from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.state_parts import Part
 
 MAX_BUCKET_ELEMENTS = 100_000_000
 """Elements reduced at once. DeepSpeed's default of 5e8 is a 2 GB buffer per engine, whatever the model's size."""
@@ -103,6 +109,18 @@ class DeepSpeedEngine(Engine):
         if self.config.zero_stage == 0:
             return self.optimizer.state[param][kind]
         return self._fragments.safe_get_full_optimizer_state(param, kind)
+
+    def own_part(self, name: str, key: str) -> Part | None:
+        if self.config.zero_stage == 0:
+            return super().own_part(name, key)
+        param = self.module.get_parameter(name)
+        if self.config.zero_stage < 3:
+            fragment = local_fragment(param, key)
+            return None if fragment is None else Part(*fragment)
+        padded = self._fragments.safe_get_local_optimizer_state(param, key).flatten()
+        start = len(padded) * self.distributed.rank
+        values = padded[: max(self._shapes[name].numel() - start, 0)]
+        return Part(start, values) if len(values) else None
 
     @torch.no_grad()
     def scatter(self, name: str, kind: str, value: Tensor) -> None:

@@ -70,6 +70,18 @@ def link_optimizer_state(zero_optimizer: Any) -> None:
     _private(zero_optimizer, "_lazy_init_hp_params_optimizer_state")()
 
 
+def local_fragment(param: Tensor, key: str) -> tuple[int, Tensor] | None:
+    """This rank's fragment of a parameter's optimizer state, flat, after its first index in the flattened parameter.
+
+    None where the rank has nothing of it. At ZeRO stage 1 or 2, where DeepSpeed's public function makes whole tensors
+    by a sum over all ranks.
+    """
+    mapping = _private(param, "_hp_mapping")
+    if mapping is None:
+        return None
+    return mapping.lp_fragment_address.start, mapping.get_hp_fragment(key)
+
+
 def _private(owner: Any, name: str) -> Any:
     try:
         return getattr(owner, name)

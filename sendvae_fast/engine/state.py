@@ -3,26 +3,25 @@
     <directory>/optimizer_rank{r}.safetensors    "exp_avg/<name>", "exp_avg_sq/<name>", "ema/<name>", fp32
     <directory>/state.json                       {"num_updates": ..., "num_skipped": ..., "world_size": ...}
 
-Rank r of the w ranks that save has the parameters whose index is r modulo w. Tensors are gathered one parameter at
-a time, so a rank never holds more than its share.
+A rank writes what it holds: with ZeRO its parts of the flattened tensors (see `state_parts`), else, of w ranks, the
+tensors of the parameters whose index is its rank modulo w. So a save moves none of them between ranks.
 """
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.optimizer import AdamWEMA
 from sendvae_fast.engine.snapshot import Snapshot, Write
+from sendvae_fast.engine.state_parts import Part, open_parts, rank_file
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import save_tensors, write_atomic
-from sendvae_fast.reading import NotOfItsKind, count_in, read_json, reading
+from sendvae_fast.reading import count_in, read_json, reading
 
 NUM_NAMES_SHOWN = 5
 
@@ -40,6 +39,7 @@ class TrainingState(ABC):
     def __init__(self, module: nn.Module, optimizer: AdamWEMA, distributed: Distributed) -> None:
         self.module, self.optimizer, self.distributed = module, optimizer, distributed
         self.trained = trained_parameters(module)
+        self._index = {name: index for index, name in enumerate(self.trained)}
         # Kept from before the engine, which may leave parts or nothing in the module.
         self._shapes = {name: value.shape for name, value in module.state_dict().items()}
         self.num_skipped = 0
@@ -54,6 +54,14 @@ class TrainingState(ABC):
     @abstractmethod
     def scatter(self, name: str, kind: str, value: Tensor) -> None:
         """Store a full tensor behind one parameter name: the inverse of `gather`, with the value on every rank."""
+
+    def own_part(self, name: str, key: str) -> Part | None:
+        """What this rank saves of a trained parameter's state, on the device: the ranks' parts make the whole.
+
+        Here for engines whose every rank holds all: one has the tensor, the others nothing. No copy, no collective.
+        """
+        ranks = self.distributed
+        return Part(0, self.gather(name, key)) if self._index[name] % ranks.world_size == ranks.rank else None
 
     @property
     def state_keys(self) -> tuple[str, ...]:
@@ -116,32 +124,36 @@ class TrainingState(ABC):
             if name in self.trained and "ema" in self.state_keys:
                 self.scatter(name, "ema", full)
 
-    def snapshot(self, snapshot: Snapshot) -> Write:
-        """Copy moments, EMA and step counts, every rank its share, for a directory of their own. Collective.
+    def snapshot(self, snapshot: Snapshot, *, beside: Collection[str] = ()) -> Write:
+        """Copy moments, EMA and step counts, of every rank what it holds, for a directory of their own.
 
-        Weights are not in it: they are `copy_full_state("model")`, which the caller writes in the stock layout.
+        Weights are not in it: they are `copy_full_state("model")`, which the caller writes in the stock layout. Nor are
+        the kinds of `beside`, which the caller writes in full as well and gives to `load`.
         """
         rank, world_size = self.distributed.rank, self.distributed.world_size
         share = {}
-        for index, name in enumerate(self.trained):
+        for name in self.trained:
             for key in self.state_keys:
-                full = self.gather(name, key)
-                if index % world_size == rank:
-                    share[f"{key}/{name}"] = snapshot.copy(f"{key}/{name}", full)
+                part = None if key in beside else self.own_part(name, key)
+                if part is not None:
+                    stored_name, values = part.named(f"{key}/{name}", self._shapes[name])
+                    share[stored_name] = snapshot.copy(stored_name, values)
         num_updates = snapshot.copy("num_updates", next(iter(self.optimizer.state.values()))["step"])
         num_skipped = self.num_skipped
 
         def write(directory: Path) -> None:
             directory.mkdir(parents=True, exist_ok=True)
-            save_tensors(directory / f"optimizer_rank{rank}.safetensors", share)
+            save_tensors(rank_file(directory, rank), share)
             if rank == 0:
                 counts = {"num_updates": int(num_updates), "num_skipped": num_skipped, "world_size": world_size}
                 write_atomic(directory / "state.json", json.dumps(counts) + "\n")
 
         return write
 
-    def load(self, directory: Path) -> None:
+    def load(self, directory: Path, beside: Mapping[str, dict[str, Tensor]] | None = None) -> None:
         """Read what was written of a `snapshot` by any ranks, any ZeRO stage, either engine. Call `load_model` first.
+
+        beside: full state, by name, of the kinds that the directory may be without; where it has them, its own is read.
 
         Raises:
             UserError: the directory is not such a save, or belongs to another module.
@@ -152,19 +164,18 @@ class TrainingState(ABC):
             num_updates, num_skipped, num_files = (
                 count_in(counts, name) for name in ("num_updates", "num_skipped", "world_size")
             )
-        with reading(directory, "use another checkpoint"), ExitStack() as files:
-            where = {}
-            for rank in range(num_files):
-                path = directory / f"optimizer_rank{rank}.safetensors"
-                file = files.enter_context(safe_open(path, framework="pt"))
-                where.update(dict.fromkeys(file.keys(), file))
+        with reading(directory, "use another checkpoint"), open_parts(directory, num_files) as saved:
+            kinds = {name.partition("/")[0] for name in saved.names}
+            given = {f"{key}/{name}": value for key, state in (beside or {}).items()
+                     if key in self.state_keys and key not in kinds
+                     for name, value in state.items() if name in self.trained}  # fmt: skip
             wanted = [f"{key}/{name}" for name in self.trained for key in self.state_keys]
-            _check_names(f"optimizer state in {directory}", wanted=wanted, found=where)
+            _check_names(f"optimizer state in {directory}", wanted=wanted, found=saved.names | given.keys())
             for name in self.trained:
                 for key in self.state_keys:
-                    full = where[f"{key}/{name}"].get_tensor(f"{key}/{name}")
-                    if full.shape != self._shapes[name]:
-                        raise NotOfItsKind(f"{key}/{name} has shape {list(full.shape)}")
+                    full = given.get(f"{key}/{name}")
+                    if full is None:
+                        full = saved.read(f"{key}/{name}", self._shapes[name])
                     self.scatter(name, key, full.to(self.distributed.device))
         self.num_skipped = num_skipped
         for of_param in self.optimizer.state.values():

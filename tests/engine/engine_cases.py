@@ -76,10 +76,10 @@ def train(engine: Engine, steps: range) -> list:
     return results
 
 
-def save(engine: Engine, folder: Path) -> None:
+def save(engine: Engine, folder: Path, **options) -> None:
     """An engine's own files of a checkpoint."""
     snapshot = Snapshot(HostMemory())
-    write = engine.snapshot(snapshot)
+    write = engine.snapshot(snapshot, **options)
     snapshot.wait()
     write(folder)
 
@@ -189,6 +189,31 @@ def save_for_others(kind: str, folder: Path) -> None:
     if init_distributed("cpu").is_main:
         save_file({f"{key}/{name}": t for key, part in truth.items() for name, t in part.items()}, folder / "truth")
     init_distributed("cpu").barrier()
+    engine.close()
+
+
+def saves_what_it_holds(kind: str, folder: Path) -> None:
+    """Of w ranks each writes a w-th of the state; and kinds that the caller keeps are left out and given back."""
+    engine, ranks = make_engine(kind, make_network()), init_distributed("cpu")
+    train(engine, range(2))
+    truth = states(engine)
+    save(engine, folder / "whole")
+    save(engine, folder / "without", beside=("ema",))
+    ranks.barrier()
+    sizes = [[sum(value.numel() for value in load_file(folder / name / f"optimizer_rank{rank}.safetensors").values())
+              for rank in range(ranks.world_size)] for name in ("whole", "without")]  # fmt: skip
+    trained = sum(param.numel() for param in make_network().parameters() if param.requires_grad)
+    assert [sum(of_ranks) for of_ranks in sizes] == [3 * trained, 2 * trained]
+    if kind in ("zero1", "zero2", "zero3"):
+        assert max(sizes[0]) - min(sizes[0]) <= 3 * 16 * ranks.world_size, "more than the padding of ZeRO's parts"
+    train(engine, range(2, 3))
+    engine.load_model(truth["model"])
+    engine.load(folder / "without", beside={"ema": truth["ema"], "model": truth["model"]})
+    assert_equal(states(engine), truth)
+    engine.load(folder / "whole", beside={"ema": truth["model"]})  # its own averages
+    assert_equal(states(engine), truth)
+    with pytest.raises(UserError, match="missing ema/"):
+        engine.load(folder / "without")
     engine.close()
 
 
@@ -368,6 +393,7 @@ CASES = [
     counts_backward_passes,
     accumulating_costs_no_communication,
     resumes_bit_for_bit,
+    saves_what_it_holds,
     skips_nan_everywhere,
     statistics_agree,
     two_engines_play,

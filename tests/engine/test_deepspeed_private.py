@@ -37,6 +37,8 @@ def test_linked_state_is_reached_before_the_first_step(stage, one_rank):
     value = torch.arange(320.0 * 320).reshape(320, 320)
     utils.safe_set_full_optimizer_state(engine.module.middle.weight, value, "ema")
     assert torch.equal(utils.safe_get_full_optimizer_state(engine.module.middle.weight, "ema"), value), INSTALLED
+    start, fragment = deepspeed_private.local_fragment(engine.module.middle.weight, "ema")
+    assert start == 0 and torch.equal(fragment, value.flatten()), INSTALLED
     engine.close()
 
 
@@ -68,7 +70,14 @@ def test_no_op_is_compiled_and_nothing_is_said_on_stdout(one_rank, capsys):
     assert logger.filter(logging.makeLogRecord({"msg": "something else"}))
 
 
-@pytest.mark.parametrize("use", [deepspeed_private.flat_partitions, deepspeed_private.link_optimizer_state])
+@pytest.mark.parametrize(
+    "use",
+    [
+        deepspeed_private.flat_partitions,
+        deepspeed_private.link_optimizer_state,
+        lambda param: deepspeed_private.local_fragment(param, "ema"),
+    ],
+)
 def test_a_version_without_a_name_is_named(use):
     with pytest.raises(
         UserError, match=rf"^DeepSpeed {re.escape(INSTALLED)} has no SimpleNamespace\.\w+.*engine.name=ddp"

@@ -34,7 +34,7 @@ from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, save_autoencoder
 from sendvae_fast.models.pixels import to_model_range, to_uint8
 from sendvae_fast.models.sit.sit import SiT
-from sendvae_fast.models.sit.storage import save_sit
+from sendvae_fast.models.sit.storage import EMA_FILE, save_sit
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import philox
 from sendvae_fast.sampling.generate import LatentDecoder, generate
@@ -206,7 +206,10 @@ class E2EStage:
         }
         weights, ema = (self.generator.copy_full_state(kind, snapshot) for kind in ("model", "ema"))
         mean, std = (snapshot.copy("latent statistics", value) for value in self.sit.bn.averaged())
-        write_engine, write_generator = self.engine.snapshot(snapshot), self.generator.snapshot(snapshot)
+        write_engine, write_generator = (
+            self.engine.snapshot(snapshot),
+            self.generator.snapshot(snapshot, beside=("ema",)),
+        )
         write_judge = self.judge.snapshot(snapshot)
 
         def write(directory: Path) -> None:
@@ -233,7 +236,8 @@ class E2EStage:
         self.engine.load(directory / "engine" / AUTOENCODER_PART)
         generator = read_weights(directory / GENERATOR_PART / WEIGHTS_FILE)
         self.generator.load_model({**generator, **read_weights(directory / LATENT_NORM_FILE)})
-        self.generator.load(directory / "engine" / GENERATOR_PART)
+        averages = read_weights(directory / GENERATOR_PART / EMA_FILE)
+        self.generator.load(directory / "engine" / GENERATOR_PART, beside={"ema": averages})
         self.judge.load(directory)
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, load_autoencod
 from sendvae_fast.models.diffusion import Diffusion
 from sendvae_fast.models.latent_statistics import LatentStatistics, statistics_of_file
 from sendvae_fast.models.sit.sit import SiT
-from sendvae_fast.models.sit.storage import load_initial_weights, save_sit
+from sendvae_fast.models.sit.storage import EMA_FILE, load_initial_weights, save_sit
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import noise_inject, philox
 from sendvae_fast.ops.noise_inject import NoiseInjectOutput
@@ -178,7 +178,7 @@ class SiTStage:
         weights = self.engine.copy_full_state("model", snapshot)
         ema = self.engine.copy_full_state("ema", snapshot) if "ema" in self.engine.state_keys else weights
         mean, std = (snapshot.copy("latent statistics", value) for value in (self.latent_mean, self.latent_std))
-        write_engine = self.engine.snapshot(snapshot)
+        write_engine = self.engine.snapshot(snapshot, beside=("ema",))
 
         def write(directory: Path) -> None:
             write_engine(directory / "engine" / "sit")
@@ -190,7 +190,7 @@ class SiTStage:
     def load(self, directory: Path) -> None:
         """Read what was written of a `snapshot`."""
         self.engine.load_model(read_weights(directory / WEIGHTS_FILE))
-        self.engine.load(directory / "engine" / "sit")
+        self.engine.load(directory / "engine" / "sit", beside={"ema": read_weights(directory / EMA_FILE)})
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """The moving average of the weights, the weights where none is kept, on the CPU of every rank. Collective."""
