@@ -108,12 +108,14 @@ class DeepSpeedEngine(Engine):
                 return param.detach().clone() if self.config.zero_stage == 3 else param.detach()
         if self.config.zero_stage == 0:
             return self.optimizer.state[param][kind]
+        if self.distributed.world_size == 1 and (part := self.own_part(name, kind)) is not None:
+            return part.values.view(self._shapes[name])  # DeepSpeed would make a copy and sum it over the one rank
         return self._fragments.safe_get_full_optimizer_state(param, kind)
 
     def own_part(self, name: str, key: str) -> Part | None:
         if self.config.zero_stage == 0:
             return super().own_part(name, key)
-        param = self.module.get_parameter(name)
+        param = self.trained[name]
         if self.config.zero_stage < 3:
             fragment = local_fragment(param, key)
             return None if fragment is None else Part(*fragment)
