@@ -312,7 +312,8 @@ def _difference(variant: Variant, control: Variant, metric: str, digits: int) ->
     interval = interval_over_runs(pairs)
     if interval is None:
         return ""
-    return f"{fmean(pairs):+.{digits}f} [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
+    # Where columns are narrow the line breaks before the interval, not in it.
+    return f"{fmean(pairs):+.{digits}f} [{interval[0]:+.{digits}f},\N{NO-BREAK SPACE}{interval[1]:+.{digits}f}]"
 
 
 def _direction(better: str | None) -> str:
