@@ -69,8 +69,6 @@ class PeerCase:
     """Whether both do the same mathematics; where not, the losses are the same, and gradients differ by design."""
     remark: str = ""
     """What a reader of the row must know."""
-    theirs_alone: tuple[str, ...] = ()
-    """Parameters that the peer alone trains: left out of the comparison, and said in the remark."""
 
     @property
     def label(self) -> str:

@@ -36,11 +36,8 @@ LATENTS_ONLY, END_TO_END = "train_ldm_only", "train_repae"
 NEEDED = ("parse_args", "update_ema", "requires_grad", "Accelerator")
 LOSS_CONFIG = "configs/l1_lpips_kl_gan.yaml"
 FOUNDATION = "its foundation model left out on both sides, whose features are given"
-POSITIONS = (
-    "its script trains the position embedding too, which its requires_grad switches on with all else; ours keeps it "
-    "fixed"
-)
-TRAINED_POSITIONS: dict[str, Any] = {"remark": f"{FOUNDATION}; {POSITIONS}", "theirs_alone": ("sit.pos_embed",)}
+POSITIONS: dict[str, Any] = {"generator": {"trained_positions": True}}
+"""Its end-to-end script trains the position embedding, too: its requires_grad switches that on with all else."""
 
 
 def open_checkout(folder: Path) -> Checkout:
@@ -65,13 +62,13 @@ def cases(device: torch.device) -> list[PeerCase]:
             ),
             PeerCase(
                 END_TO_END, "f16d32 and SiT-XL/1 end to end, 256 px", sit,
-                StepCase("e2e", "SiT-XL/1", "e2e/va_vae.yaml", {}, 32, latent), **TRAINED_POSITIONS,
+                StepCase("e2e", "SiT-XL/1", "e2e/va_vae.yaml", POSITIONS, 32, latent), remark=FOUNDATION,
             ),
         ]  # fmt: skip
     small = {"generator": {"preset": "SiT-S/1"}, "repa": {"foundation": {"name": "dinov2-vit-s"}}}
     on_latents = StepCase("sit", "SiT-S/1", "sit/xl_1.yaml", small, 2, (32, 16, 16))
     at_64_px = {
-        "generator": {"preset": "SiT-S/1"}, "data": {"image_size": 64},
+        "generator": {"preset": "SiT-S/1", **POSITIONS["generator"]}, "data": {"image_size": 64},
         "repa": {"foundation": {"name": "dinov2-vit-s", "grid_size": 4}},
     }  # fmt: skip
     together = StepCase("e2e", "SiT-S/1", "e2e/va_vae.yaml", at_64_px, 2, (32, 4, 4))
@@ -82,7 +79,7 @@ def cases(device: torch.device) -> list[PeerCase]:
         ),
         PeerCase(
             END_TO_END, "f16d32 and SiT-S/1 end to end, 64 px", _sizes(12, 384, 6, 4, 384), together,
-            **TRAINED_POSITIONS,
+            remark=FOUNDATION,
         ),
     ]  # fmt: skip
 

@@ -229,7 +229,11 @@ def loss_of(velocity, features):
 @pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 0.03)])
 @pytest.mark.parametrize(
     "backend, switches",
-    [("reference", {}), ("cpu", {}), ("cpu", dict(swiglu=True, rms_norm=True, rope=True, qk_norm=True))],
+    [
+        ("reference", {}),
+        ("cpu", {}),
+        ("cpu", dict(swiglu=True, rms_norm=True, rope=True, qk_norm=True, trained_positions=True)),
+    ],
     ids=["reference", "cpu", "every switch"],
 )
 def test_gradients_are_a_plain_versions(backend, switches, autocast, tolerance):
@@ -245,6 +249,13 @@ def test_gradients_are_a_plain_versions(backend, switches, autocast, tolerance):
         true = state[name].grad
         assert parameter.grad.dtype == torch.float32
         assert (parameter.grad - true).norm() <= tolerance * true.norm(), name
+
+
+def test_positions_are_trained_only_if_asked_for():
+    fixed, trained = tiny(), SiT(SiTConfig(**TINY, trained_positions=True))
+    assert torch.equal(trained.pos_embed, fixed.pos_embed)
+    names = [[name for name, _ in sit.named_parameters()] for sit in (trained, fixed)]
+    assert names[0] == ["pos_embed", *names[1]] and list(trained.state_dict()) == list(fixed.state_dict())
 
 
 @pytest.mark.slow

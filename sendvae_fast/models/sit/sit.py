@@ -55,8 +55,12 @@ class SiT(nn.Module):
         self.y_embedder = LabelEmbedder(config.num_classes, width)
         size, is_sequence = config.grid_shape[1], config.one_dimensional
         positions = sincos_1d(width, size) if is_sequence else sincos_2d(width, size)
-        # Never trained, but part of the published layout; see `_fill_pos_embed`.
-        self.register_buffer("pos_embed", positions.unsqueeze(0))  # [1, N, D]
+        # Seldom trained, but part of the published layout in any case; see `_fill_pos_embed`.
+        self.pos_embed: Tensor  # [1, N, D]
+        if config.trained_positions:
+            self.pos_embed = nn.Parameter(positions.unsqueeze(0))
+        else:
+            self.register_buffer("pos_embed", positions.unsqueeze(0))
         self.rope = None
         if config.rope:
             angles_of = rotary_angles_1d if is_sequence else rotary_angles_2d
@@ -245,5 +249,5 @@ class FinalLayer(nn.Module):
 
 
 def _fill_pos_embed(module: SiT, state_dict: dict, prefix: str, *_) -> None:
-    """Weights collected by parameter name (an EMA, for one) lack this constant buffer: take the module's own."""
+    """Weights collected by parameter name (an EMA, for one) lack this buffer where it is one: take the module's own."""
     state_dict.setdefault(prefix + "pos_embed", module.pos_embed)

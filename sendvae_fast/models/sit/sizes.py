@@ -114,6 +114,9 @@ class SiTSizes:
     diffusion: bool | None = field(default=None, metadata={checks.ADDED_LATER: True})
     """Predict the noise and its variance at one of 1000 diffusion steps, as DiT, in place of the velocity at a noise
     level. null: the preset's, off without one."""
+    trained_positions: bool | None = field(default=None, metadata={checks.ADDED_LATER: True})
+    """Train the position embedding, which begins as the sine-cosine one, as REPA-E's end-to-end script does. null:
+    off."""
     label_dropout: float = 0.1
     """Share of labels that training replaces by the null class, for classifier-free guidance. Drawn by the caller, not
     by the network."""
@@ -154,6 +157,7 @@ class SiTConfig(SiTSizes):
     rope: bool = False
     qk_norm: bool = False
     diffusion: bool = False
+    trained_positions: bool = False
     latent_size: int
     """Height and width of the latent; its length where it is a sequence."""
     latent_channels: int
