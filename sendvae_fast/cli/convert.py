@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
-
 from sendvae_fast import checks
 from sendvae_fast.engine.run_weights import part_of, resolve_weights
 from sendvae_fast.errors import UserError
@@ -30,10 +28,10 @@ from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
 from sendvae_fast.models.autoencoder.export import Card, write_diffusers, write_ldm
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.maetok import MAETokConfig
-from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, load_autoencoder, save_autoencoder
+from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
 from sendvae_fast.models.sit.model_card import write_card
 from sendvae_fast.models.sit.storage import load_sit, save_sit, write_published
-from sendvae_fast.models.weights import read_weights
+from sendvae_fast.train.e2e.repa_e_checkpoint import checkpoint_entries
 from sendvae_fast.train.sit.model_card import facts_of_generator
 from sendvae_fast.train.vae.model_card import (
     began_with,
@@ -41,7 +39,6 @@ from sendvae_fast.train.vae.model_card import (
     measured_of_checkpoint,
     picture_of_checkpoint,
 )
-from sendvae_fast.train.vae.networks import DISCRIMINATOR_FILE
 
 POSITIONAL = "source"
 _GENERATOR_LAYOUTS = ("generator", "repa", "repa-e", "lightningdit")
@@ -56,7 +53,8 @@ class Config:
     to: Literal["diffusers", "ldm", "sendvae", "generator", "repa", "repa-e", "lightningdit"]
     """An autoencoder: diffusers, what AutoencoderKL.from_pretrained reads; ldm, the files REPA-E loads; sendvae, our
     folder. A generator: generator, our folder; repa, repa-e (with the latents' batch norm) or lightningdit, a
-    checkpoint that these load. An end-to-end run has both; its repa-e is one checkpoint of all networks."""
+    checkpoint that these load. An end-to-end run has both; its repa-e is one checkpoint of all
+    networks and their optimizers' states, as train_repae.py resumes from."""
     out: str
     """Folder to write; must not exist."""
     stats: str | None = None
@@ -130,14 +128,6 @@ def card_of(weights: Path, licence: str) -> Card:
     )
 
 
-def _networks_beside(source: Path) -> dict[str, dict[str, Tensor]]:
-    """What a checkpoint of an end-to-end run has beside its generator, by REPA-E's names; empty for other weights."""
-    if part_of(source, AUTOENCODER_PART) == source:
-        return {}
-    networks = {"vae": source / AUTOENCODER_PART / WEIGHTS_FILE, "discriminator": source / DISCRIMINATOR_FILE}
-    return {name: read_weights(file) for name, file in networks.items() if file.is_file()}
-
-
 def _convert_generator(config: Config, source: Path, folder: Path) -> tuple[str, str]:
     """Write OUT; returns a description of the network and the origin of its statistics."""
     raw, ema = (load_sit(source, ema, config.stats, config.scaling_factor, config.dit) for ema in (False, True))
@@ -152,6 +142,14 @@ def _convert_generator(config: Config, source: Path, folder: Path) -> tuple[str,
         )
         write_card(folder, ema.sit, Path(config.source).name, card)
     else:
-        write_published(folder, raw, ema, config.to, _networks_beside(source) if config.to == "repa-e" else None)
+        whole = {}
+        if config.to == "repa-e" and part_of(source, AUTOENCODER_PART) != source:  # an end-to-end run's
+            if config.stats is not None or config.scaling_factor is not None:
+                raise UserError(
+                    f"{config.source} has a batch norm of its latents, which its checkpoint keeps: leave --stats and "
+                    "--scaling_factor out"
+                )
+            whole = checkpoint_entries(source, raw, ema)
+        write_published(folder, raw, ema, config.to, whole)
     latents = f"{' x '.join(map(str, sizes.latent_shape))} latents"
     return f"generator of {sizes.depth} blocks of width {sizes.width} for {latents}", ema.statistics_origin

@@ -9,8 +9,10 @@ tensors of the parameters whose index is its rank modulo w. So a save moves none
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,36 @@ from sendvae_fast.files import save_tensors, write_atomic
 from sendvae_fast.reading import count_in, read_json, reading
 
 NUM_NAMES_SHOWN = 5
+
+
+class SavedState(NamedTuple):
+    """The state of an engine outside it: full tensors by names such as "exp_avg/<parameter>"."""
+
+    names: Collection[str]
+    read: Callable[[str, torch.Size], Tensor]
+    """The tensor of a name, which is to have that shape."""
+    num_updates: int
+    """Optimizer steps that the state has seen."""
+    num_skipped: int = 0
+
+
+@contextmanager
+def saved_state(directory: Path) -> Iterator[SavedState]:
+    """What was written of a `TrainingState.snapshot` by any ranks, any ZeRO stage, either engine.
+
+    Tensors are read one by one, while the context lasts.
+
+    Raises:
+        UserError: the directory is not such a save, or a tensor has another shape than asked for.
+    """
+    counts_file = directory / "state.json"
+    counts = read_json(counts_file, "use another checkpoint")
+    with reading(counts_file, "use another checkpoint"):
+        num_updates, num_skipped, num_files = (
+            count_in(counts, name) for name in ("num_updates", "num_skipped", "world_size")
+        )
+    with reading(directory, "use another checkpoint"), open_parts(directory, num_files) as parts:
+        yield SavedState(parts.names, parts.read, num_updates, num_skipped)
 
 
 class TrainingState(ABC):
@@ -158,28 +190,35 @@ class TrainingState(ABC):
         Raises:
             UserError: the directory is not such a save, or belongs to another module.
         """
-        counts_file = directory / "state.json"
-        counts = read_json(counts_file, "use another checkpoint")
-        with reading(counts_file, "use another checkpoint"):
-            num_updates, num_skipped, num_files = (
-                count_in(counts, name) for name in ("num_updates", "num_skipped", "world_size")
-            )
-        with reading(directory, "use another checkpoint"), open_parts(directory, num_files) as saved:
-            kinds = {name.partition("/")[0] for name in saved.names}
-            given = {f"{key}/{name}": value for key, state in (beside or {}).items()
-                     if key in self.state_keys and key not in kinds
-                     for name, value in state.items() if name in self.trained}  # fmt: skip
-            wanted = [f"{key}/{name}" for name in self.trained for key in self.state_keys]
-            _check_names(f"optimizer state in {directory}", wanted=wanted, found=saved.names | given.keys())
-            for name in self.trained:
-                for key in self.state_keys:
-                    full = given.get(f"{key}/{name}")
-                    if full is None:
-                        full = saved.read(f"{key}/{name}", self._shapes[name])
-                    self.scatter(name, key, full.to(self.distributed.device))
-        self.num_skipped = num_skipped
+        with saved_state(directory) as saved:
+            self.load_state(saved, f"optimizer state in {directory}", beside)
+
+    def load_state(self, saved: SavedState, source: str, beside: Mapping[str, dict[str, Tensor]] | None = None) -> None:
+        """Take over moments, EMA and counts, the same on every rank. Call `load_model` first.
+
+        Args:
+            saved: the state.
+            source: where it is from, for the message.
+            beside: as in `load`.
+
+        Raises:
+            UserError: it is that of other parameters than those trained here.
+        """
+        kinds = {name.partition("/")[0] for name in saved.names}
+        given = {f"{key}/{name}": value for key, state in (beside or {}).items()
+                 if key in self.state_keys and key not in kinds
+                 for name, value in state.items() if name in self.trained}  # fmt: skip
+        wanted = [f"{key}/{name}" for name in self.trained for key in self.state_keys]
+        _check_names(source, wanted=wanted, found={*saved.names, *given})
+        for name in self.trained:
+            for key in self.state_keys:
+                full = given.get(f"{key}/{name}")
+                if full is None:
+                    full = saved.read(f"{key}/{name}", self._shapes[name])
+                self.scatter(name, key, full.to(self.distributed.device))
+        self.num_skipped = saved.num_skipped
         for of_param in self.optimizer.state.values():
-            of_param["step"].fill_(num_updates)
+            of_param["step"].fill_(saved.num_updates)
 
 
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

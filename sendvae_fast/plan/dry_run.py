@@ -18,6 +18,7 @@ from sendvae_fast.plan.fake_step import TrainConfig
 from sendvae_fast.plan.machines import machines_here
 from sendvae_fast.plan.plan import Planner
 from sendvae_fast.plan.words import plan_words
+from sendvae_fast.train.e2e.repa_e_checkpoint import read_checkpoint
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
 from sendvae_fast.train.evaluation_settings import steps_between
 from sendvae_fast.train.sit.latent_batches import TrainingLatents
@@ -76,9 +77,12 @@ def looks(config: TrainConfig) -> Iterator[Look]:
         yield "loss.perceptual", lambda: Perceptual(perceptual)
     if isinstance(config, E2ETrainConfig):
         yield "repa.foundation", lambda: load_foundation(config.repa.foundation)
-        start = config.generator_from
-        if start is not None:
-            yield "generator_from", lambda: resolve_weights(start)
+        for name, value, look in (
+            ("generator_from", config.generator_from, resolve_weights),
+            ("start_from", config.start_from, read_checkpoint),
+        ):
+            if value is not None:
+                yield name, lambda look=look, value=value: look(value)
         return
     if config.alignment.lambda_align > 0:
         yield "alignment.foundation", lambda: load_foundation(config.alignment.foundation)

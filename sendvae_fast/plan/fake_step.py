@@ -141,7 +141,7 @@ def without_files(config: Any, accumulation_steps: int) -> Any:
             perceptual = dataclasses.replace(perceptual, random_weights=True)
         changes |= {"discriminator_from": None, "loss": dataclasses.replace(config.loss, perceptual=perceptual)}
     if isinstance(config, E2ETrainConfig):
-        changes["generator_from"] = None
+        changes |= {"generator_from": None, "start_from": None}
     if isinstance(config, VAETrainConfig):
         alignment = dataclasses.replace(config.alignment, foundation=_random(config.alignment.foundation))
         if alignment.latent_norm == "fixed":  # by the statistics of weights that are not read; of the same size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,8 +85,12 @@ def fit(
     logging: LoggingConfig | None = None,
     evaluator: StageEvaluator | None = None,
     planned: PlannedMemory | None = None,
+    begin: Callable[[], int] | None = None,
 ) -> int:
     """Train `stage` from the run's newest checkpoint to the last step.
+
+    begin: called where there is no checkpoint yet; it may give the stage another state than it was built with, and
+    returns the step after which that is.
 
     Returns the exit code: 0 when the run is complete, `EXIT_REQUEUE` when a signal stopped it after a save. Raises
     `UserError` after `MAX_SKIPPED_STEPS` skipped steps in a row, without another checkpoint: such weights should not
@@ -99,7 +104,9 @@ def fit(
         while True:
             reporter = Reporter(stage, run, config.num_steps, global_batch, distributed, logging)
             with suppress(ReturnToCheckpoint):
-                return _train(stage, config, run, checkpointer, returns, reporter, distributed, evaluator, planned)
+                return _train(
+                    stage, config, run, checkpointer, returns, reporter, distributed, evaluator, planned, begin
+                )
 
 
 def _train(
@@ -112,9 +119,10 @@ def _train(
     distributed: Distributed,
     evaluator: StageEvaluator | None,
     planned: PlannedMemory | None,
+    begin: Callable[[], int] | None,
 ) -> int:
     """`fit`, from the newest checkpoint up to the end or to a spike that the run is to go back from."""
-    step = resume(stage, checkpointer)
+    step = resume(stage, checkpointer, begin)
     owed = evaluator is not None and evaluator.resume(step)
     if step >= config.num_steps and not owed:
         reporter.ended(step)
@@ -172,11 +180,11 @@ def _train(
     return 0 if step >= config.num_steps else EXIT_REQUEUE
 
 
-def resume(stage: Stage, checkpointer: Checkpointer) -> int:
-    """Load the newest sound checkpoint into `stage`; the step it was written after, 0 without one."""
+def resume(stage: Stage, checkpointer: Checkpointer, begin: Callable[[], int] | None) -> int:
+    """Load the newest sound checkpoint into `stage`, or `begin` without one (see `fit`); the step after which it is."""
     found = checkpointer.load_latest()
     if found is None:
-        return 0
+        return 0 if begin is None else begin()
     step, directory = found
     stage.load(directory)
     return step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -33,11 +33,17 @@ class ReplayableStage(Stage, Protocol):
         ...
 
 
-def replay(stage: ReplayableStage, run: RunDirectory, step: int, distributed: Distributed) -> int:
+def replay(
+    stage: ReplayableStage,
+    run: RunDirectory,
+    step: int,
+    distributed: Distributed,
+    begin: Callable[[], int] | None = None,
+) -> int:
     """Train from the newest checkpoint before `step` up to it, watch that step, and print what was seen.
 
     The steps between are made again as they were, so that the step is the same bit for bit where the run's are.
-    Nothing is written into the run. Returns the exit code. Collective.
+    Nothing is written into the run. Returns the exit code. Collective. `begin` is that of `train.loop.fit`.
 
     Raises:
         UserError: the run has not come so far, or passed over that step's batch; or hooks in its networks do not see
@@ -46,11 +52,14 @@ def replay(stage: ReplayableStage, run: RunDirectory, step: int, distributed: Di
     for engine in stage.engines.values():
         check_watchable(engine.config)
     found = Checkpointer(run.checkpoints, distributed, config_hash=run.config_hash).load_latest(before=step)
-    start = 0
     if found is not None:
         start, directory = found
         stage.load(directory)
+    else:
+        start = 0 if begin is None else begin()
     left_out = LeftOutSteps(run.path, distributed)
+    if step <= start:
+        raise UserError(f"step {step} is none of this run, which begins after step {start}: give a later one")
     if step in left_out:
         raise UserError(f"step {step} was never made: the run passed over its batch after a loss spike")
     batches = stage.batches(start)

@@ -21,7 +21,7 @@ from sendvae_fast.models.foundation.recipes import RECIPES
 
 FOLDER = "pretrained"
 """Where the packaged configs look."""
-KEYS = ("init_from", "discriminator_from", "generator_from", "weights", "heads", "latent_stats")
+KEYS = ("init_from", "discriminator_from", "generator_from", "start_from", "weights", "heads", "latent_stats")
 """Last parts of the settings that name a file or folder of weights."""
 CODE_IS_MIT = "unknown (the code's is MIT)"
 

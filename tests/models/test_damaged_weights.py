@@ -31,6 +31,7 @@ from sendvae_fast.models.latent_statistics import statistics_of_file
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.models.sit.storage import load_sit
+from sendvae_fast.train.e2e.repa_e_checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -100,6 +101,7 @@ def folder(tmp_path_factory):
     repa_e = {"model": BATCH_NORM, "ema": BATCH_NORM, "vae": vae, "opt": {"state": {0: VECTOR}}, "steps": 4}
     torch.save(repa_e, tmp_path / "repa_e.pt")
     torch.save(repa_e, tmp_path / "old_form.pt", _use_new_zipfile_serialization=False)
+    torch.save(training_checkpoint(), tmp_path / "training.pt")
     torch.save({"mean": VECTOR, "std": VECTOR}, tmp_path / "latents_stats.pt")
     torch.save({"ema": generator | BATCH_NORM, "step": 4}, tmp_path / "generator.pt")
     sequence = SiT(dataclasses.replace(GENERATOR, one_dimensional=True, latent_size=3)).state_dict()
@@ -125,6 +127,17 @@ def folder(tmp_path_factory):
     save_file(MAETok(MAETOK).state_dict(), tmp_path / "maetok/model.safetensors")
     torch.save({"model": MAETok(MAETOK).state_dict()}, tmp_path / "maetok.pt")
     return tmp_path
+
+
+def training_checkpoint():
+    """REPA-E's, whole, but that its networks are a layer each."""
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(VECTOR).sum().backward()
+    optimizer.step()
+    model, adamw = {**layer.state_dict(), **BATCH_NORM}, optimizer.state_dict()
+    networks = {"model": model, "ema": model, "vae": layer.state_dict(), "discriminator": layer.state_dict()}
+    return {**networks, "opt": adamw, "opt_vae": adamw, "opt_disc": adamw, "steps": 1}
 
 
 def damaged_weights(path, draw):
@@ -162,6 +175,9 @@ READERS = {
         "diffusers/diffusion_pytorch_model.bin", damaged_weights, lambda folder: load_autoencoder(folder / "diffusers")
     ),
     "checkpoint of REPA-E": Reader("repa_e.pt", damaged_weights, lambda folder: load_autoencoder(folder / "repa_e.pt")),
+    "training checkpoint of REPA-E": Reader(
+        "training.pt", damaged_weights, lambda folder: read_checkpoint(folder / "training.pt")
+    ),
     "checkpoint in torch's old form": Reader(
         "old_form.pt", damaged_weights, lambda folder: load_autoencoder(folder / "old_form.pt")
     ),

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -131,13 +131,13 @@ def load_initial_weights(sit: SiT, path: str | Path) -> None:
 
 
 def write_published(
-    directory: Path, raw: SavedSiT, ema: SavedSiT, layout: str, others: dict[str, dict[str, Tensor]] | None = None
+    directory: Path, raw: SavedSiT, ema: SavedSiT, layout: str, entries: dict[str, Any] | None = None
 ) -> None:
     """Write a checkpoint in the layout "repa", "repa-e" or "lightningdit" into `directory`.
 
     It has the model and the EMA, and beside it the latent statistics in a file of that project's form.
 
-    others: state dicts of other networks that the checkpoint has, by the layout's names for them.
+    entries: what the checkpoint has beside or in place of these.
     """
     mean, std = ema.latent_mean, ema.latent_std
     if layout not in ("repa", "repa-e", "lightningdit"):
@@ -149,7 +149,7 @@ def write_published(
         has_batch_norm = layout == "repa-e"
         content = {name: to_repa(part.sit, mean, std, has_batch_norm) for name, part in (("model", raw), ("ema", ema))}
         save_repa_e_statistics(directory / PUBLISHED_FILE, mean, std)
-    torch.save({**content, **(others or {})}, directory / PUBLISHED_FILE)
+    torch.save({**content, **(entries or {})}, directory / PUBLISHED_FILE)
 
 
 def _read(path: Path, ema: bool, is_dit: bool = False) -> tuple[SiT, LatentStatistics | None]:

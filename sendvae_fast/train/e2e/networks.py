@@ -21,6 +21,9 @@ from sendvae_fast.ops.noise_inject import NoiseInjectOutput
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
 from sendvae_fast.train.vae.networks import initial_autoencoder, tokens_per_side
 
+LATENT_NORM_FILE = "latent_norm.safetensors"
+"""The batch norm of a `NormalisingSiT` in a checkpoint, which its generator's folder lacks."""
+
 
 class NoisedReconstruction(NamedTuple):
     """What one pass of the autoencoder gives."""

@@ -41,6 +41,10 @@ class E2ETrainConfig(AutoencoderTraining):
     generator_from: str | None = None
     """Generator to start from (its EMA), as `init_from` of `train sit`. Without it training starts from random
     weights, as REPA-E does."""
+    start_from: str | None = None
+    """Training checkpoint of REPA-E (its script's `.pt`, or what `sendvae convert --to=repa-e` writes) to go on from in
+    place of weights of each network: all three, the averages and batch norm, the states of the three optimizers, and
+    the step. Sizes and learning rates are those of this config."""
     flow: FlowConfig = field(default_factory=FlowConfig)
     """Noise levels and losses of the velocity."""
     repa: E2ERepaConfig = field(default_factory=E2ERepaConfig)
@@ -56,6 +60,9 @@ class E2ETrainConfig(AutoencoderTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("init_from", "generator_from", "discriminator_from"):
+            if self.start_from is not None and getattr(self, name) is not None:
+                raise UserError(f"start_from has all networks, and {name} is given as well: leave one of them out")
         if self.generator_optimizer.ema_decay is None:
             raise UserError("generator_optimizer.ema_decay is null: samples are drawn from the average; give 0.9999")
         if self.loop.evaluate_every is not None:

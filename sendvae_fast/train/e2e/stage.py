@@ -40,7 +40,8 @@ from sendvae_fast.ops import philox
 from sendvae_fast.sampling.generate import LatentDecoder, generate
 from sendvae_fast.train.accumulation import Means, micro_batches
 from sendvae_fast.train.e2e.arithmetic import step_flops
-from sendvae_fast.train.e2e.networks import NoisedReconstruction, build_networks, noise_latents
+from sendvae_fast.train.e2e.networks import LATENT_NORM_FILE, NoisedReconstruction, build_networks, noise_latents
+from sendvae_fast.train.e2e.repa_e_checkpoint import begin_from
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
 from sendvae_fast.train.frozen_networks import build_foundation, build_perceptual
 from sendvae_fast.train.loop import fit
@@ -52,7 +53,6 @@ from sendvae_fast.train.training_images import HOW_IMAGES_ARE_READ, TrainingImag
 from sendvae_fast.train.vae.networks import build_discriminator_engine
 from sendvae_fast.train.vae.picture_judge import PictureJudge
 
-LATENT_NORM_FILE = "latent_norm.safetensors"
 _AUTOENCODER, _NORM = "autoencoder.", "bn."
 
 
@@ -240,6 +240,20 @@ class E2EStage:
         self.generator.load(directory / "engine" / GENERATOR_PART, beside={"ema": averages})
         self.judge.load(directory)
 
+    def begin(self) -> int:
+        """Take over the state of `start_from`, where that is given. Collective.
+
+        Returns:
+            The step after which that state is; 0 without.
+
+        Raises:
+            UserError: it is no checkpoint of REPA-E's for these networks, or this run would end before it.
+        """
+        config = self.config
+        if config.start_from is None:
+            return 0
+        return begin_from(config.start_from, self.engines, config.loop.num_steps, self.distributed)
+
     @torch.no_grad()
     def preview(self, step: int, directory: Path) -> None:
         """Originals over reconstructions, and samples of the EMA weights decoded by the autoencoder of this step.
@@ -292,6 +306,7 @@ def train_e2e(config: E2ETrainConfig, planned: PlannedMemory | None = None) -> i
             *HOW_IMAGES_ARE_READ,
             "init_from",
             "generator_from",
+            "start_from",
             "discriminator_from",
             "repa.foundation.weights",
             "loss.perceptual.weights",
@@ -303,5 +318,8 @@ def train_e2e(config: E2ETrainConfig, planned: PlannedMemory | None = None) -> i
     )
     stage = E2EStage(config, images, distributed)
     if config.replay is not None:
-        return replay(stage, run, config.replay, distributed)
-    return fit(stage, config.loop, run, config.data.global_batch, distributed, config.logging, planned=planned)
+        return replay(stage, run, config.replay, distributed, stage.begin)
+    return fit(
+        stage, config.loop, run, config.data.global_batch, distributed, config.logging,
+        planned=planned, begin=stage.begin,
+    )  # fmt: skip
