@@ -12,7 +12,7 @@ CSRC := $(filter %.cpp %.cu %.cuh %.h,$(SOURCES)) $(wildcard tests/cuda_on_cpu/*
 IN_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test tests test-fast docs lint format wheel wheel-test cluster cuda-on-cpu triton-build \
+.PHONY: help env demo test test-all tests test-fast docs lint format wheel wheel-test cluster cuda-on-cpu triton-build \
 	planted-bugs reliability soak chaos gpu-check clean
 
 help:  ## list the targets
@@ -23,6 +23,10 @@ demo: env  ## run everything end to end on synthetic pictures and write runs/dem
 
 test: env $(VENV)/.docs $(VENV)/.play  ## lint, and beside it the whole test suite, a process per core
 	@$(MAKE) --no-print-directory -j 2 lint tests
+
+# tests/everything.py says what that is. CI does it every night.
+test-all: export SENDVAE_TESTS := all
+test-all: test  ## `make test` and what it leaves out: every cell of matrices whose thin form it runs (hours)
 
 tests: env
 	$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
@@ -59,17 +63,17 @@ cluster: env  ## jobs on two hosts (network namespaces): Slurm, torchrun, DeepSp
 	SENDVAE_CLUSTER=1 $(BIN)/python -m pytest tests/cluster $(ARGS)
 
 cuda-on-cpu: env  ## the CUDA kernels on the CPU under checks: every case, in several orders of threads
-	SENDVAE_CUDA_ON_CPU=all $(BIN)/python -m pytest tests/cuda_on_cpu $(ARGS)
+	SENDVAE_TESTS=all $(BIN)/python -m pytest tests/cuda_on_cpu $(ARGS)
 
 triton-build: env  ## the Triton kernels compiled for every GPU, with every set of constants, and traced with gradients
-	SENDVAE_TRITON_BUILD=all $(BIN)/python -m pytest tests/ops/test_triton_build.py \
+	SENDVAE_TESTS=all $(BIN)/python -m pytest tests/ops/test_triton_build.py \
 		"tests/ops/test_contract.py::test_opcheck" $(ARGS)
 
 planted-bugs: env  ## every bug planted in a CUDA kernel is noticed by the checks
-	SENDVAE_CUDA_ON_CPU=bugs $(BIN)/python -m pytest tests/cuda_on_cpu/test_kernels.py -k planted $(ARGS)
+	SENDVAE_TESTS=all $(BIN)/python -m pytest tests/cuda_on_cpu/test_kernels.py -k planted $(ARGS)
 
 # A test that is not run keeps its last counts: TESTS=tests/train/test_soak.py runs some of them alone.
-IN_FULL := SENDVAE_RELIABILITY=1 SENDVAE_RELIABILITY_COUNTS=tests/reliability_counts.json SENDVAE_FUZZ=1000 SENDVAE_SOAK=20000
+IN_FULL := SENDVAE_TESTS=all SENDVAE_RELIABILITY=1 SENDVAE_RELIABILITY_COUNTS=tests/reliability_counts.json SENDVAE_FUZZ=1000 SENDVAE_SOAK=20000
 TESTS = $$($(BIN)/python tests/reliability_page.py --list)
 reliability: env  ## kills, faults, damage, a soak in full (hours); writes their counts into docs/reliability.md
 	$(IN_FULL) $(BIN)/python -m pytest $(TESTS) $(ARGS); status=$$?; \

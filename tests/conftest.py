@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from everything import EVERYTHING
 from reliability_counts import Cases
 from reliability_page import named_tests
 
@@ -89,8 +90,11 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files: workers of pytest-xdist take whole files, in this order."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only repeats, and begin with the longest files: workers of pytest-xdist take whole files."""
+    if not EVERYTHING and (repeats := [item for item in items if item.get_closest_marker("repeats")]):
+        config.hook.pytest_deselected(items=repeats)
+        items[:] = [item for item in items if item not in set(repeats)]
     ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))
 

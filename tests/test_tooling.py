@@ -1,5 +1,6 @@
 """The files that other people's tools read: workflows, pre-commit hooks, the citation."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -19,8 +20,25 @@ def test_the_workflow_runs_ci_and_builds_wheels():
     steps = [step for job in read(".github/workflows/ci.yml")["jobs"].values() for step in job["steps"]]
     commands = [step["run"] for step in steps if "run" in step]
     assert ".ci/run" in commands and (ROOT / ".ci/run").stat().st_mode & 0o100
+    nightly = read(".github/workflows/ci.yml")["jobs"]["test-all"]
+    assert nightly["if"] == "github.event_name == 'schedule'" and nightly["steps"][-1]["run"] == ".ci/run test-all"
     assert any(command.startswith("pip wheel") for command in commands)
     assert all(re.fullmatch(r"actions/[\w-]+@v\d+\.\d+\.\d+", step["uses"]) for step in steps if "uses" in step)
+
+
+def test_what_make_test_leaves_out_names_a_test_that_notices_the_same():
+    trees = {file: ast.parse(file.read_text()) for file in (ROOT / "tests").rglob("test_*.py")}
+    marks = [
+        (file, node.args[0].value)
+        for file, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.repeats"
+    ]
+    assert marks
+    for file, test in marks:
+        name, _, function = test.partition("::")
+        there = [node for node in ast.walk(trees[ROOT / "tests" / name]) if isinstance(node, ast.FunctionDef)]
+        assert function in {node.name for node in there}, f"{file} repeats {test}, which is not there"
 
 
 def test_hooks_have_the_pinned_versions():

@@ -24,7 +24,7 @@ BUILD = ROOT / "build" / "cuda_on_cpu"
 OLDEST_GCC = 12  # the first with _Float16 in C++
 
 COMMON_FLAGS = ("-std=c++20", "-fPIC", "-g1", "-w", "-fvisibility=hidden", f"-I{HERE / 'include'}")
-OP_FLAGS = ("-O1", "-DUSE_CUDA")
+OP_FLAGS = ("-Og", "-DUSE_CUDA")
 HEADER = "cuda_on_cpu.h"
 FUSED, UNFUSED = ("-mfma", "-ffp-contract=fast"), ("-ffp-contract=off",)  # nvcc fuses unless told not to
 CHECKS = (
@@ -104,7 +104,7 @@ def op_library(op: str, kind: str, read: Callable[[str], str] | None = None) -> 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(compiled, sources))
     # The runtime first: of inline functions in both, the linker takes its copies, which are not instrumented.
-    return _link(f"{op}-{kind}", [*_runtime(), *objects])
+    return _link(f"{op}-{kind}", [_runtime(), *objects])
 
 
 def kernels(library: Path) -> dict[int, str]:
@@ -123,12 +123,11 @@ def kernels(library: Path) -> dict[int, str]:
 
 
 @cache
-def _runtime() -> list[Path]:
-    headers = {"runtime/state.h": (HERE / "runtime/state.h").read_text()}
-    return [
-        _compile(path.stem, {f"runtime/{path.name}": path.read_text(), **headers}, ("-O2",))
-        for path in sorted((HERE / "runtime").glob("*.cpp"))
-    ]
+def _runtime() -> Path:
+    """The runtime as one object: its parts share most of what they include."""
+    parts = {f"runtime/{path.name}": path.read_text() for path in sorted((HERE / "runtime").iterdir())}
+    whole = "".join(f'#include "{path}"\n' for path in parts if path.endswith(".cpp"))
+    return _compile("runtime", {"runtime.cpp": whole, **parts}, ("-O2",))
 
 
 @cache

@@ -35,7 +35,7 @@ CHOSEN = {
         "64x64,64x100-to-64-window-normalised",
         "15x16,16x15-to-7-window-normalised",
         "17x33,33x17,31x47-to-16-packed-normalised",
-        "97x113,119x101-to-300-packed",
+        "37x43,45x39-to-116-packed",
         "128x128,129x129-to-64-planes-normalised",
     ],
     "cosine_align": [
@@ -70,7 +70,7 @@ CHOSEN = {
         "2x128x16x17-32groups-channels_last",
         "3x6x5x7-2groups-contiguous-residual",
         "2x33x9x4-1groups-channels_last-norm",
-        "1x3x65x63-3groups-offset-channels_last",
+        "1x3x33x35-3groups-offset-channels_last",
         "2x640x5x6-2groups-channels_last",
         "1x640x9x8-2groups-channels_last-residual-norm",
         "1x1032x3x5-4groups-channels_last",

@@ -4,10 +4,10 @@
 too, in more orders.
 """
 
-import os
 import re
 
 import pytest
+from everything import EVERYTHING
 from op_cases import ALL as OP_TESTS
 
 from cuda_on_cpu import build
@@ -16,11 +16,9 @@ from cuda_on_cpu.dtypes import with_dtypes
 from cuda_on_cpu.planted_bugs import BUGS, COSINE_MEAN, DTYPE, LAST_BLOCK, Bug
 from sendvae_fast.ops import dispatch
 
-SENDVAE_CUDA_ON_CPU = os.environ.get("SENDVAE_CUDA_ON_CPU")  # "bugs": all planted bugs, "all": all cases too
-EVERYTHING = SENDVAE_CUDA_ON_CPU == "all"
 RUNS = [("checked", "random:1")]
 MORE_RUNS = [("plain", "forward"), ("plain", "random:2"), ("plain", "random:3"), ("checked", "forward")]
-PLANTED = [bug for bug in BUGS if SENDVAE_CUDA_ON_CPU or not bug.is_one_more]
+PLANTED = [bug for bug in BUGS if EVERYTHING or not bug.is_one_more]
 
 pytestmark = pytest.mark.slow
 

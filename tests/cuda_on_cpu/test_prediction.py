@@ -1,6 +1,5 @@
 """`bench kernels --predict` from sources to numbers, for one op."""
 
-import os
 import shutil
 
 import pytest
@@ -10,10 +9,9 @@ from bench.prediction.rows import predicted_rows
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cuda_on_cpu")]
 
 
+@pytest.mark.repeats("cuda_on_cpu/test_traffic.py::test_each_byte_is_moved_once_in_whole_sectors")
 def test_the_machine_code_moves_the_least_bytes(compiler):
     """cosine_align reads each tensor once in whole sectors, by nvcc's code at the size of a training step."""
-    if os.environ.get("SENDVAE_CUDA_ON_CPU") != "all":
-        pytest.skip("compiles for a GPU, which takes a quarter of a minute: `make cuda-on-cpu` runs it")
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not here")
     forward = next(iter(predicted_rows("cosine_align")))

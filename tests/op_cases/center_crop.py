@@ -76,7 +76,7 @@ CASES = [
     CropCase(((500, 90), (90, 500)), 33, "window"),
     CropCase(((375, 500), (500, 375)), 64),
     CropCase(((375, 500), (500, 333)), 256, "window"),
-    CropCase(((97, 113), (119, 101)), 300, normalised=False),
+    CropCase(((37, 43), (45, 39)), 116, normalised=False),
     CropCase(((640, 427),), 96, "planes", normalised=False),
     CropCase(((1023, 769), (769, 1023)), 17),
     CropCase(((20, 31), (63, 200), (1000, 257)), 64, normalised=False),

@@ -1,11 +1,10 @@
 """What holds for every op on the CPU, compiled and in Triton's interpreter. Cases and truth are in tests/op_cases."""
 
-import os
-
 import pytest
 import torch
+from everything import EVERYTHING, in_turn
 from op_cases import ALL
-from op_cases.common import OpTests, by_turns, require_backend
+from op_cases.common import OpTests, require_backend
 
 from sendvae_fast.ops import dispatch, use_backend
 from sendvae_fast.ops.registration import op_of
@@ -20,20 +19,15 @@ OPS_AND_BACKENDS = [(tests, backend) for tests in ALL for backend in BACKENDS if
 def of(backend: str) -> list:
     """(tests, case, dtype) of every op with this backend, as parameters with readable names.
 
-    Half precisions take turns from case to case; in Triton's interpreter, which takes a second for every few programs,
-    all dtypes do, over fewer cases.
+    The dtypes take turns from case to case; in Triton's interpreter, which takes a second for every few programs, the
+    cases are fewer.
     """
     return [
         pytest.param(tests, case, dtype, id=f"{tests.op}-{case}-{dtype}")
         for tests, its_backend in OPS_AND_BACKENDS if its_backend == backend
         for number, case in enumerate(tests.few_cases if backend == "triton" else tests.cases)
-        for dtype in (in_turn(tests.dtypes, number) if backend == "triton" else by_turns(tests.dtypes, number))
+        for dtype in in_turn(tests.dtypes, number)
     ]  # fmt: skip
-
-
-def in_turn(dtypes: tuple, number: int) -> tuple:
-    """One of the dtypes, another for the next number."""
-    return (dtypes[number % len(dtypes)],)
 
 
 @pytest.fixture(params=OPS_AND_BACKENDS, ids=lambda pair: f"{pair[0].op}-{pair[1]}")
@@ -88,12 +82,11 @@ def test_threads_change_nothing(op_and_backend):
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", in_turn((torch.bfloat16, torch.float32), 0), ids=str)
 def test_compiles_into_one_graph(op_and_backend, dtype):
+    """In bfloat16, where a fake of another dtype than the op's shows; test_opcheck traces each op in float32."""
     tests, backend = op_and_backend
-    if dtype not in tests.dtypes:
-        pytest.skip(f"{tests.op} does not take {dtype}")
-    if backend == "triton" and (tests.op, dtype) != ("cosine_align", torch.float32):
+    if backend == "triton" and tests.op != "cosine_align":
         pytest.skip("both namespaces are registered in one place, test_opcheck traces each op, the interpreter is slow")
     example = tests.example(0, dtype, "cpu")
     torch._dynamo.reset()
@@ -111,7 +104,7 @@ def test_opcheck(op_and_backend):
     """
     tests, backend = op_and_backend
     checks = OPCHECKS
-    if backend == "triton" and tests.op != "cosine_align" and os.environ.get("SENDVAE_TRITON_BUILD") != "all":
+    if backend == "triton" and tests.op != "cosine_align" and not EVERYTHING:
         checks = [check for check in OPCHECKS if check != "test_aot_dispatch_dynamic"]
     for name, arguments in tests.raw_calls(backend, "cpu"):
         torch.library.opcheck(op_of(name, backend), arguments, test_utils=checks)

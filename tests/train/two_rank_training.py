@@ -1,9 +1,12 @@
-"""Run on two ranks by test_two_ranks.py: both stages under every ZeRO stage, in one pair of processes."""
+"""Run on two ranks by test_two_ranks.py: all stages and ways to align under their engines, in one pair of processes."""
 
 import sys
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import torch
+from everything import EVERYTHING
 from tiny_runs import COMPARED, COMPARED_E2E, e2e_config, sit_config, vae_config
 
 from sendvae_fast.engine.distributed import init_distributed
@@ -12,37 +15,42 @@ from sendvae_fast.train.evaluator import Evaluator
 from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.vae.stage import train_vae
 
+ZERO = {f"zero{stage}": {"zero_stage": stage} for stage in range(4)}
+ENGINES = {"ddp": {"name": "ddp"}, **ZERO}
+EVERY_RUN = [*product(("vae", "sit"), ZERO), *product(("va", "reals", "e2e"), ("ddp", "zero2"))]
+FEW_RUNS = [
+    ("vae", "zero1"), ("vae", "zero3"), ("sit", "zero2"), ("sit", "zero3"), ("va", "zero2"), ("reals", "ddp"),
+    ("e2e", "zero2"),
+]  # fmt: skip
+RUNS = EVERY_RUN if EVERYTHING else FEW_RUNS
+"""What is trained, and under which engine. tests/engine/test_engine.py has each engine on two ranks."""
 
-def train_all(out: Path, images: Path, latents: Path, autoencoder: Path, engines: dict[str, dict]) -> None:
-    """Three steps of each stage under each engine, into `out/<engine>/{vae,sit}`, with previews; some are measured."""
+
+def train_all(out: Path, images: Path, latents: Path, autoencoder: Path, runs: Iterable[tuple[str, str]]) -> None:
+    """Three steps of each run, into `out/<engine>/<what>`, with previews; some are measured. Weights of the other ways
+    to align are adaptive where possible.
+    """
     Evaluator.chunk = 4  # so that both ranks have work
-    for name, engine in engines.items():
-        settings = {"engine": engine, "loop": {"num_steps": 3}}
-        if name in MEASURED:
-            settings["evaluation"] = {"features": {"name": "demo"}}
-        train_vae(vae_config(out / name / "vae", images, **settings, **COMPARED))
-        if name in MEASURED:
-            settings["evaluation"] = {"features": {"name": "demo"}, "generate": DRAWN}
-        settings |= {"autoencoder": str(autoencoder), "optimizer": COMPARED["optimizer"]}
-        train_sit(sit_config(out / name / "sit", images, latents, **settings))
+    for what, name in runs:
+        run, settings = out / name / what, {"engine": ENGINES[name], "loop": {"num_steps": 3}}
+        if name in MEASURED and what in ("vae", "sit"):
+            drawn = {"generate": DRAWN} if what == "sit" else {}
+            settings["evaluation"] = {"features": {"name": "demo"}, **drawn}
+        if what == "e2e":
+            train_e2e(e2e_config(run, images, **settings, **COMPARED_E2E))
+        elif what == "sit":
+            settings |= {"autoencoder": str(autoencoder), "optimizer": COMPARED["optimizer"]}
+            train_sit(sit_config(run, images, latents, **settings))
+        else:
+            if what != "vae":
+                settings |= {"loss": {"gan_adaptive": True}, "alignment": {"method": what}}
+            train_vae(vae_config(run, images, **settings, **COMPARED))
 
 
-def train_aligned(out: Path, images: Path, engines: dict[str, dict]) -> None:
-    """Three steps of each other way to align, weights adaptive where possible, into `out/<engine>/{va,reals,e2e}`."""
-    for name, engine in engines.items():
-        for method in ("va", "reals"):
-            settings = {"engine": engine, "loop": {"num_steps": 3}, "loss": {"gan_adaptive": True}, **COMPARED}
-            train_vae(vae_config(out / name / method, images, alignment={"method": method}, **settings))
-        train_e2e(e2e_config(out / name / "e2e", images, engine=engine, loop={"num_steps": 3}, **COMPARED_E2E))
-
-
-ALIGNED_ENGINES = {"ddp": {"name": "ddp"}, "zero2": {"zero_stage": 2}}
 MEASURED = ("ddp", "zero3")
 DRAWN = {"num_samples": 8, "batch_size": 4, "guidance_scale": 1.0, "sampler": {"num_steps": 2}}
-ENGINES = {f"zero{stage}": {"zero_stage": stage} for stage in range(4)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train_all(*map(Path, sys.argv[1:5]), ENGINES)
-    train_aligned(*map(Path, sys.argv[1:3]), ALIGNED_ENGINES)
+    train_all(*map(Path, sys.argv[1:5]), RUNS)
     init_distributed("cpu").close()

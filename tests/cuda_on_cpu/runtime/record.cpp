@@ -14,8 +14,8 @@ namespace cuda_on_cpu {
 namespace {
 
 bool recording = false;
-std::ostringstream launches, tensors;
-std::string report;
+std::ostringstream recorded_launches, recorded_tensors;
+std::string records;
 
 std::string hex(const Argument& argument) {
   std::ostringstream out;
@@ -27,7 +27,7 @@ std::string hex(const Argument& argument) {
 
 std::ostream& next(std::ostringstream& list) { return list << (list.tellp() > 0 ? ", " : ""); }
 
-std::string shown(dim3 size) {
+std::string json_of(dim3 size) {
   return "[" + std::to_string(size.x) + ", " + std::to_string(size.y) + ", " + std::to_string(size.z) + "]";
 }
 
@@ -36,21 +36,22 @@ std::string shown(dim3 size) {
 bool is_recording() { return recording; }
 
 void record_tensor(const void* data, size_t bytes) {
-  next(tensors) << "[" << reinterpret_cast<uintptr_t>(data) << ", " << bytes << "]";
+  next(recorded_tensors) << "[" << reinterpret_cast<uintptr_t>(data) << ", " << bytes << "]";
 }
 
 void record_launch(size_t dynamic_shared_bytes, const std::vector<Argument>& arguments) {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
-  next(launches) << R"({"time_ns": )" << std::chrono::duration_cast<std::chrono::nanoseconds>(now).count()
-                 << R"(, "kernel": )" << running.kernel << R"(, "grid": )" << shown(running.grid) << R"(, "block": )"
-                 << shown(running.block) << R"(, "dynamic_shared_bytes": )" << dynamic_shared_bytes
-                 << R"(, "arguments": [)";
+  next(recorded_launches) << R"({"time_ns": )" << std::chrono::duration_cast<std::chrono::nanoseconds>(now).count()
+                          << R"(, "kernel": )" << running.kernel << R"(, "grid": )" << json_of(running.grid)
+                          << R"(, "block": )" << json_of(running.block) << R"(, "dynamic_shared_bytes": )"
+                          << dynamic_shared_bytes << R"(, "arguments": [)";
   const char* between = "";
   for (const Argument& argument : arguments) {
-    launches << between << R"([")" << hex(argument) << R"(", )" << (argument.is_floating ? "true" : "false") << "]";
+    recorded_launches << between << R"([")" << hex(argument) << R"(", )" << (argument.is_floating ? "true" : "false")
+                      << "]";
     between = ", ";
   }
-  launches << "]}";
+  recorded_launches << "]}";
 }
 
 }  // namespace cuda_on_cpu
@@ -60,8 +61,8 @@ extern "C" __attribute__((visibility("default"))) void cuda_on_cpu_start_recordi
 // What was recorded since the last call, as JSON.
 extern "C" __attribute__((visibility("default"))) const char* cuda_on_cpu_records() {
   using namespace cuda_on_cpu;
-  report = R"({"launches": [)" + launches.str() + R"(], "tensors": [)" + tensors.str() + "]}";
-  launches.str("");
-  tensors.str("");
-  return report.c_str();
+  records = R"({"launches": [)" + recorded_launches.str() + R"(], "tensors": [)" + recorded_tensors.str() + "]}";
+  recorded_launches.str("");
+  recorded_tensors.str("");
+  return records.c_str();
 }
