@@ -160,17 +160,23 @@ def test_a_package_in_several_extras_has_one_range():
     assert not {name: several for name, several in ranges.items() if len(several) > 1}
 
 
+as_others = pytest.mark.repeats("test_dependencies.py::test_a_verb_needs_no_more_than_the_extra_it_names")
+
+
 @pytest.mark.parametrize(
     "missing, arguments, words",
     [
         ("jsonargparse", ["--help"], "the command line needs jsonargparse"),
-        ("rich", ["doctor"], "`sendvae doctor` needs rich"),
+        pytest.param("rich", ["doctor"], "`sendvae doctor` needs rich", marks=as_others),
         ("timm", ["train", "vae"], "`sendvae train vae` needs timm"),
-        ("torchmetrics", ["evaluate", "reconstruction"], "`sendvae evaluate reconstruction` needs torchmetrics"),
+        pytest.param(
+            "torchmetrics", ["evaluate", "reconstruction"], "`sendvae evaluate reconstruction` needs torchmetrics",
+            marks=as_others,
+        ),
         ("jinja2", ["report", "runs/x"], "`sendvae report` needs jinja2"),
-        ("gradio", ["play", "runs/x"], "`sendvae play` needs gradio"),
+        pytest.param("gradio", ["play", "runs/x"], "`sendvae play` needs gradio", marks=as_others),
     ],
-)
+)  # fmt: skip
 def test_a_missing_package_is_one_line_that_names_the_extra(missing, arguments, words):
     """As without it: `None` in sys.modules makes an import fail as if the package were not installed."""
     code = f"import sys; sys.modules[{missing!r}] = None; sys.argv[1:] = {arguments!r}; import runpy; "

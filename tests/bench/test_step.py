@@ -57,7 +57,9 @@ def tiny(monkeypatch):
     monkeypatch.setitem(gemm.GEMM_SIZE, "cpu", 64)
 
 
-@pytest.mark.parametrize("stage", CASES)
+@pytest.mark.parametrize("stage", [
+    pytest.param("vae", marks=pytest.mark.repeats("bench/test_step.py::test_rows_their_table_and_goals")), "sit", "e2e"
+])  # fmt: skip
 def test_rows_their_table_and_goals(tiny, stage, tmp_path, capsys):
     arguments = ["--stage", stage, "--quick", "--seconds", "0.01", "--threads", "1", "--out", str(tmp_path)]
     assert step.main(arguments) == 0
@@ -210,7 +212,11 @@ def test_flops_are_those_of_the_layers():
 
 # GFLOP per image of docs' goals, by hand: forwards times three, but nothing for weights that are frozen. End to end:
 # stage 1 without its mapper (22), stage 2 without its foundation model (46), twice the first eight blocks of the SiT.
-@pytest.mark.parametrize(("stage", "gflop"), [("vae", 1410), ("sit", 771), ("e2e", 2252)])
+@pytest.mark.parametrize(("stage", "gflop"), [
+    pytest.param("vae", 1410, marks=pytest.mark.repeats("bench/test_step.py::test_arithmetic_of_the_papers_steps")),
+    pytest.param("sit", 771, marks=pytest.mark.repeats("bench/test_step.py::test_arithmetic_of_the_papers_steps")),
+    ("e2e", 2252),
+])  # fmt: skip
 def test_arithmetic_of_the_papers_steps(stage, gflop, tmp_path, monkeypatch):
     """Counted on the code itself, on the meta device. Less than 1% is left out: first layers' input gradients."""
     case = replace(cases_of(stage, torch.device("cuda"))[0], batch_size=1)

@@ -235,7 +235,10 @@ SIT = StepCase("sit", "tiny", "demo/sit.yaml", {
 }, 2, (4, 8, 8))  # fmt: skip
 VAE = StepCase("vae", "tiny", "demo/vae.yaml", {
     "data": {"image_size": 16},
-    "autoencoder": {"channel_multipliers": [1, 2], "nominal_resolution": 16, "latent_channels": 4},
+    "autoencoder": {
+        "channel_multipliers": [1, 2], "num_res_blocks": 1, "attention_resolutions": [], "nominal_resolution": 16,
+        "latent_channels": 4,
+    },
     "alignment": {"method": "send", "foundation": {"name": "demo"}, "send": {"width": 16, "depth": 1, "num_heads": 2}},
     "discriminator": {"base_channels": 8, "num_layers": 1},
     "loss": {

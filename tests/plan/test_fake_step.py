@@ -91,7 +91,9 @@ def allocated_in_second_step(config, around, num_pictures, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["vae", "sit"])
+@pytest.mark.parametrize("stage", [
+    "vae", pytest.param("sit", marks=pytest.mark.repeats("plan/test_fake_step.py::test_the_peak_is_that_of_a_real_step"))
+])  # fmt: skip
 def test_the_peak_is_that_of_a_real_step(stage, tmp_path):
     config = config_of(stage)
     planned = fake_step(config, 16, AROUND)
@@ -100,7 +102,9 @@ def test_the_peak_is_that_of_a_real_step(stage, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["vae", "e2e"])
+@pytest.mark.parametrize("stage", [
+    pytest.param("vae", marks=pytest.mark.repeats("plan/test_fake_step.py::test_state_is_counted_to_the_byte")), "e2e"
+])  # fmt: skip
 def test_state_is_counted_to_the_byte(stage):
     step = fake_step(config_of(stage), 2, AROUND)
     count = sum(step.num_parameters.values())

@@ -1,5 +1,6 @@
 """A sampling job from the command line: what resumes, on how many ranks, and what it says when something is wrong."""
 
+import json
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from time_limits import HANG_S
 from tiny_networks import save_decoder, save_generator
+from two_ranks import run_on_two_ranks
 
 from sendvae_fast.cli.main import main
 from sendvae_fast.sampling.writer import PngFolder
@@ -64,18 +66,24 @@ def test_what_is_written(whole):
         assert grid.size == (5 * 18 - 2, 4 * 18 - 2)  # 20 pictures of 16 px in 5 columns
 
 
-def test_two_ranks_and_batches_of_seven_draw_the_same(networks, whole, tmp_path):
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "--",
-        "sendvae_fast",
-        *arguments(networks, tmp_path / "two", "--batch_size=7", "--npz"),
-    ]
-    done = forks.run(command, cwd=ROOT)
+def forked(command, folder):
+    (folder / "commands.json").write_text(json.dumps([command]))
+    return run_on_two_ranks(ROOT / "tests" / "cli" / "verbs_of_ranks.py", folder / "commands.json")
+
+
+def under_torchrun(command, folder):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "sendvae_fast"]
+    return forks.run([*launcher, *command], cwd=ROOT)
+
+
+@pytest.mark.parametrize("on_two_ranks", [
+    forked,
+    pytest.param(
+        under_torchrun, marks=pytest.mark.repeats("engine/test_launch.py::test_torchrun_and_deepspeed")
+    ),
+])  # fmt: skip
+def test_two_ranks_and_batches_of_seven_draw_the_same(networks, whole, tmp_path, on_two_ranks):
+    done = on_two_ranks(arguments(networks, tmp_path / "two", "--batch_size=7", "--npz"), tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("20 pictures") == 1
     assert_same_pictures(tmp_path / "two", whole)

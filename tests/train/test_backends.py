@@ -1,4 +1,4 @@
-"""Fused ops train as plain PyTorch does: the same curves over 25 steps of both stages, switched by SENDVAE_BACKEND."""
+"""Fused ops train as plain PyTorch does: the same curves over 10 steps of both stages, switched by SENDVAE_BACKEND."""
 
 import json
 
@@ -14,7 +14,7 @@ from sendvae_fast.train.vae.stage import train_vae
 
 pytestmark = pytest.mark.slow
 
-NUM_STEPS = 25
+NUM_STEPS = 10
 # One rounding per step, all the same way. Training that amplifies rounding has no such bound: these runs take small
 # steps, and nothing in them has a kink (L1, the GAN's LeakyReLU and hinge, LPIPS's ReLU).
 TOLERANCE = NUM_STEPS * torch.finfo(torch.float32).eps

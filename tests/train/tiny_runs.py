@@ -28,6 +28,7 @@ VAE = {
     "alignment": {
         "foundation": {"name": "demo"},
         "send": {"width": 32, "depth": 1, "num_heads": 2, "projector_width": 32},
+        "reals": {"width": 32},
     },
     "discriminator": {"base_channels": 8, "num_layers": 2, "norm": "group"},
     "optimizer": {"learning_rate": 2e-3},
