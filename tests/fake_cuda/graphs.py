@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 from fake_cuda.memory import Access, LaterAccess
+from fake_cuda.nested import leaves
 
 if TYPE_CHECKING:
     from fake_cuda.runtime import FakeCuda
@@ -31,11 +31,11 @@ class CUDAGraph:
         """An operator's results in the right shapes; nothing that was there before is changed."""
         before = [x.clone() for x in written]
         out = function(*args, **kwargs)
-        outputs = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        outputs = [x for x in leaves(out) if isinstance(x, torch.Tensor)]
         self._calls.append((function, args, kwargs, outputs))
         for x, old in zip(written, before, strict=True):
             x.copy_(old)
-        inputs = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        inputs = {x.untyped_storage().data_ptr() for x in leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         for x in outputs:
             if x.untyped_storage().data_ptr() not in inputs and x.is_floating_point():
                 x.fill_(float("nan"))  # not computed yet
@@ -66,7 +66,7 @@ class CUDAGraph:
             access.happens(line, moment, writes=True)
         with _disable_current_modes():
             for function, args, kwargs, outputs in self._calls:
-                again = [x for x in tree_leaves(function(*args, **kwargs)) if isinstance(x, torch.Tensor)]
+                again = [x for x in leaves(function(*args, **kwargs)) if isinstance(x, torch.Tensor)]
                 for x, new in zip(outputs, again, strict=True):
                     if x.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
                         x.copy_(new)

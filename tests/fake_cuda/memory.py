@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from fake_cuda.clocks import Line, Moment
+from fake_cuda.nested import leaves
 
 if TYPE_CHECKING:
     from fake_cuda.runtime import FakeCuda
@@ -98,7 +99,7 @@ class Tracked(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        tracked = next(x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, Tracked))
+        tracked = next(x for x in leaves((args, kwargs)) if isinstance(x, Tracked))
         return tracked.memory.cuda.run(function, args, kwargs or {})
 
     def record_stream(self, stream) -> None:

@@ -12,11 +12,11 @@ from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 
 from fake_cuda.clocks import Line
 from fake_cuda.graphs import CUDAGraph, capture
 from fake_cuda.memory import CPU, CUDA, Access, Memory, Tracked
+from fake_cuda.nested import leaves, mapped
 
 PACKAGE = "sendvae_fast"
 # Reading operators for which the host waits, beside those that return a number.
@@ -221,7 +221,7 @@ class FakeCuda:
                 parts = function.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        tensors = [x for x in leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         inputs = [x for x in tensors if isinstance(x, Tracked)]
         device, pinned = kwargs.get("device"), kwargs.get("pin_memory", False)
         on_device = any(x.memory.owner is not None for x in inputs)
@@ -232,7 +232,7 @@ class FakeCuda:
         inner_kwargs = {key: value for key, value in kwargs.items() if key not in ("device", "pin_memory")}
         if device is not None:
             inner_kwargs["device"] = CPU
-        inner_args, inner_kwargs = tree_map(lambda x: x.inner if isinstance(x, Tracked) else x, (args, inner_kwargs))
+        inner_args, inner_kwargs = mapped(lambda x: x.inner if isinstance(x, Tracked) else x, (args, inner_kwargs))
         graph = self.capturing if on_device or to_device else None
         with _disable_current_modes():
             if graph is None:
@@ -249,7 +249,7 @@ class FakeCuda:
         waits = is_device_work and (
             (moves and not nonblocking)
             or name in WAITS
-            or not (written or any(isinstance(x, torch.Tensor) for x in tree_leaves(out)))
+            or not (written or any(isinstance(x, torch.Tensor) for x in leaves(out)))
         )
         known = {x.inner.untyped_storage().data_ptr(): x.memory for x in inputs if x.inner.numel()}
 
@@ -267,10 +267,10 @@ class FakeCuda:
             return Tracked(x, memory)
 
         fresh: list[Memory] = []
-        wrapped = tree_map(wrap, out)
-        outputs = [x for x in tree_leaves(wrapped) if isinstance(x, Tracked) and x.memory in fresh]
+        wrapped = mapped(wrap, out)
+        outputs = [x for x in leaves(wrapped) if isinstance(x, Tracked) and x.memory in fresh]
         reads, writes = [Access(x) for x in inputs], [Access(x) for x in [*written, *outputs]]
-        is_view = not writes and any(isinstance(x, Tracked) for x in tree_leaves(wrapped))
+        is_view = not writes and any(isinstance(x, Tracked) for x in leaves(wrapped))
         if graph is not None:
             if waits:
                 self.forbid_in_capture(str(function))
@@ -293,7 +293,7 @@ class FakeCuda:
         if not marked:
             return []
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        return [x for name in marked for x in tree_leaves(given.get(name)) if isinstance(x, Tracked)]
+        return [x for name in marked for x in leaves(given.get(name)) if isinstance(x, Tracked)]
 
     def _check_recording(self, memory: Memory) -> None:
         if isinstance(memory.graph, CUDAGraph) and memory.graph.is_overwritten:

@@ -92,7 +92,8 @@ def allocated_in_second_step(config, around, num_pictures, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [
-    "vae", pytest.param("sit", marks=pytest.mark.repeats("plan/test_fake_step.py::test_the_peak_is_that_of_a_real_step"))
+    "vae",
+    pytest.param("sit", marks=pytest.mark.repeats("plan/test_fake_step.py::test_the_peak_is_that_of_a_real_step")),
 ])  # fmt: skip
 def test_the_peak_is_that_of_a_real_step(stage, tmp_path):
     config = config_of(stage)
