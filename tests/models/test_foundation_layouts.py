@@ -229,6 +229,12 @@ BROKEN = {
     "a ViT for DINOv3": (lambda s: s, "dinov3-vit-b", "does not fit.*missing.*reg_token"),
     "NaN": (lambda s: s | {"norm.bias": torch.full((48,), float("nan"))}, "mae-vit-b", "NaN or inf in 1 weights"),
     "cut positions": (lambda s: s | {"pos_embed": torch.ones(1, 8, 48)}, "mae-vit-b", "does not fit.*pos_embed"),
+    "flat positions": (lambda s: s | {"pos_embed": torch.ones(48)}, "mae-vit-b", "positions or patches are of another"),
+    "flat patches": (
+        lambda s: s | {"patch_embed.proj.weight": torch.ones(48)},
+        "dinov3-vit-b",
+        "positions or patches are of another",
+    ),
     "transformers": (
         lambda s: {f"vit.embeddings.{name}": value for name, value in without(s, "patch").items()},
         "mae-vit-b",

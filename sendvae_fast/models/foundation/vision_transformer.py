@@ -132,7 +132,7 @@ def _load(model: Any, state: dict[str, Tensor], path: str | Path) -> None:
         with contextlib.redirect_stdout(io.StringIO()):  # timm prints a line per key that DINOv3 lacks
             # In float32 first: positions are resampled in the type of the file, and CLIP's is half precision.
             converted = convert({key: value.float() for key, value in state.items()}, model)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} does not fit {_name(model)}: its positions or patches are of another shape. It is broken or holds "
             "another model's weights"
