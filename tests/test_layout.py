@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import Counter
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -21,11 +22,17 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 
+@cache
+def parsed():
+    """Every file of the package, and all that its syntax tree has."""
+    return {file: list(ast.walk(ast.parse(file.read_text()))) for file in PACKAGE.rglob("*.py")}
+
+
 def imports():
     """(file, its part, imported part, imported name) for every import of our own package."""
-    for file in PACKAGE.rglob("*.py"):
+    for file, nodes in parsed().items():
         part = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in nodes:
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sendvae_fast":
                 words = node.module.split(".")
                 for alias in node.names:
@@ -46,8 +53,8 @@ def test_no_picture_is_opened_in_a_format_that_is_not_named():
     """Pillow tries every plugin otherwise; that for EPS starts Ghostscript on a file from a stranger."""
     opened = [
         (file, {keyword.arg for keyword in node.keywords})
-        for file in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
+        for file, nodes in parsed().items()
+        for node in nodes
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open"
     ]
     assert opened and all("formats" in keywords for _, keywords in opened), opened
@@ -65,14 +72,16 @@ def module_of(file):
 
 def test_no_import_circle():
     """Of any import, also in a function or for type checkers alone: a circle has no floor, wherever it is closed."""
-    graph = {module_of(file): set() for file in PACKAGE.rglob("*.py")}
-    for file in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
+    graph = {module_of(file): set() for file in parsed()}
+    for file, nodes in parsed().items():
+        for node in nodes:
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{file} has a relative import"
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
             else:
-                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                continue
             modules = {name if name in graph else name.rpartition(".")[0] for name in names}
             graph[module_of(file)] |= modules & graph.keys() - {module_of(file)}
     try:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
-from sendvae_fast.plan.live_bytes import ACTIVATIONS, GRADIENTS, LiveBytes
+from sendvae_fast.plan.live_bytes import ACTIVATIONS, GRADIENTS, LiveBytes, only_young
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
 from sendvae_fast.train.e2e.stage import E2EStage
 from sendvae_fast.train.sit.latent_batches import LatentBatch
@@ -108,9 +108,10 @@ def fake_step(config: TrainConfig, num_pictures: int, around: Surroundings) -> F
     """
     repeats = min(config.engine.accumulation_steps, 2)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
-        with _building():
-            stage = build_stage(without_files(config, repeats), around)
-        _claim_state(stage, live)
+        with only_young():
+            with _building():
+                stage = build_stage(without_files(config, repeats), around)
+            _claim_state(stage, live)
         state = {kind: size for kind, size in live.now.items() if kind not in (ACTIVATIONS, GRADIENTS)}
         batch = random_batch(stage, repeats * num_pictures, around)
         live.begin()

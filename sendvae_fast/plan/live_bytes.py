@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ACTIVATIONS, GRADIENTS = "activations", "gradients"
+
+
+@contextmanager
+def only_young() -> Iterator[None]:
+    """Keep all that is made in the block in the youngest generation of garbage, which is quick to look through.
+
+    A look through all that a process has imported takes longer than most networks of fake tensors.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class LiveBytes(TorchDispatchMode):
@@ -64,8 +80,8 @@ class LiveBytes(TorchDispatchMode):
             parameter.register_post_accumulate_grad_hook(claim)
 
     def claim_rest(self, kind: str) -> None:
-        """Say what all memory is for that is still `ACTIVATIONS`."""
-        gc.collect()  # what is only left in cycles is not there to stay
+        """Say what all memory is for that is still `ACTIVATIONS`, but for what only cycles of `only_young` hold."""
+        gc.collect(0)
         for address, of_kind in self._kinds.items():
             if of_kind == ACTIVATIONS:
                 self._kinds[address] = kind

@@ -62,7 +62,7 @@ def test_the_world_size_may_change_at_any_step():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_samples, batch, num_epochs", [(1_281_167, 1024, 4), (80_073, 1024, 80)])
+@pytest.mark.parametrize("num_samples, batch, num_epochs", [(1_281_167, 1024, 2), (80_073, 1024, 80)])
 def test_epochs_of_imagenet(num_samples, batch, num_epochs):
     """The paper's stage 1 by number alone: all of ImageNet, and as many epochs (of a sixteenth of it). Every id once in
     each epoch, batch by batch, and the same ids on 8 ranks from any step that a run is resumed at.

@@ -1,11 +1,8 @@
 """Leaving the process group: a finished run must not abort while the interpreter shuts down."""
 
-import subprocess
-import sys
-
+import forks
 import pytest
 import torch
-from time_limits import HANG_S
 
 from sendvae_fast.engine.distributed import init_distributed
 
@@ -31,8 +28,7 @@ del network
 
 
 def test_no_thread_of_the_group_outlives_it():
-    command = [sys.executable, "-c", THREADS_AT_EXIT]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG_S)
+    done = forks.run(["-c", THREADS_AT_EXIT])
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("at exit")
     assert "gloo" not in done.stdout

@@ -18,10 +18,9 @@ def random_moments(dim, seed, num=None):
     return features.mean(0), np.cov(features, rowvar=False)
 
 
-@pytest.mark.slow
-def test_mean_shift_of_one_in_2048_dimensions():
-    zeros, eye = np.zeros(2048), np.eye(2048)
-    assert frechet_distance(zeros, eye, zeros + 1, eye) == pytest.approx(2048, abs=1e-6)
+def test_mean_shift_of_one_in_512_dimensions():
+    zeros, eye = np.zeros(512), np.eye(512)
+    assert frechet_distance(zeros, eye, zeros + 1, eye) == pytest.approx(512, abs=1e-6)
 
 
 def test_diagonal_covariances():

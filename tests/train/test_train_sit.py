@@ -43,7 +43,7 @@ def latents(autoencoder, images, tmp_path_factory):
 
 def test_overfitting_drives_every_loss_down(few_images, autoencoder, tmp_path):
     latents = cache_of(autoencoder, few_images, tmp_path / "latents")
-    settings = {"optimizer": {"learning_rate": 1e-2}, "loop": {"num_steps": 150}}
+    settings = {"optimizer": {"learning_rate": 1e-2}, "loop": {"num_steps": 120}}
     train_sit(sit_config(tmp_path / "run", few_images, latents, **settings))
     logged = metrics(tmp_path / "run")
     for name in ("loss", "velocity", "align"):

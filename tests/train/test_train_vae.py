@@ -24,13 +24,13 @@ def metrics(run):
 
 @pytest.fixture(scope="module")
 def trained(few_images, tmp_path_factory):
-    """A run of 80 steps on 8 pictures with every loss that needs no foreign weights."""
+    """A run of 40 steps on 8 pictures with every loss that needs no foreign weights."""
     run = tmp_path_factory.mktemp("runs") / "vae"
     config = vae_config(
         run,
         few_images,
-        loop={"num_steps": 80},
-        loss={"gan_start_step": 30, "gan_weight": 1e-3},
+        loop={"num_steps": 40},
+        loss={"gan_start_step": 15, "gan_weight": 1e-3},
         discriminator_optimizer={"learning_rate": 2e-3},
     )
     assert train_vae(config) == 0
@@ -39,14 +39,14 @@ def trained(few_images, tmp_path_factory):
 
 def test_overfitting_drives_every_loss_down(trained):
     logged = metrics(trained)
-    for name, start in {"loss": 0, "reconstruction": 0, "align": 0, "discriminator": 30}.items():
+    for name, start in {"loss": 0, "reconstruction": 0, "align": 0, "discriminator": 15}.items():
         assert logged[-1][name] < 0.8 * logged[start][name], name
 
 
 def test_gan_starts_at_its_step(trained):
     logged = metrics(trained)
-    assert not {"gan", "discriminator"} & logged[29].keys()
-    assert {"gan", "discriminator"} <= logged[30].keys()
+    assert not {"gan", "discriminator"} & logged[14].keys()
+    assert {"gan", "discriminator"} <= logged[15].keys()
 
 
 def test_kl_falls_when_it_weighs_enough(images, tmp_path):
@@ -80,7 +80,7 @@ def test_adaptive_gan_weight_and_l2_train(images, tmp_path):
 
 
 def test_the_checkpoint_is_an_autoencoder_folder(trained):
-    saved = load_autoencoder(trained / "checkpoints" / "step_00000080")
+    saved = load_autoencoder(trained / "checkpoints" / "step_00000040")
     assert saved.autoencoder.config.latent_channels == 4
     assert saved.latent_std.min() > 0 and saved.latent_std.isfinite().all()
     assert saved.autoencoder(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
@@ -89,7 +89,7 @@ def test_the_checkpoint_is_an_autoencoder_folder(trained):
 def test_preview_shows_originals_over_reconstructions(trained):
     from PIL import Image
 
-    with Image.open(trained / "samples" / "reconstruction_00000080.png") as image:
+    with Image.open(trained / "samples" / "reconstruction_00000040.png") as image:
         assert image.size == (8 * 34 - 2, 2 * 34 - 2)
 
 
@@ -127,14 +127,14 @@ def test_finetuning_starts_from_the_given_weights_and_statistics(trained, images
         alignment={"latent_norm": "fixed"},
     )
     train_vae(config)
-    before = load_file(trained / "checkpoints" / "step_00000080" / "model.safetensors")
+    before = load_file(trained / "checkpoints" / "step_00000040" / "model.safetensors")
     after = load_file(tmp_path / "run" / "checkpoints" / "step_00000001" / "model.safetensors")
     for name in before:
         torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-9)
     statistics = [
         load_autoencoder(path).latent_std
         for path in (
-            trained / "checkpoints" / "step_00000080",
+            trained / "checkpoints" / "step_00000040",
             tmp_path / "run" / "checkpoints" / "step_00000001",
         )
     ]
@@ -142,7 +142,7 @@ def test_finetuning_starts_from_the_given_weights_and_statistics(trained, images
 
 
 def test_finetuning_starts_from_published_weights_and_a_discriminator(trained, images, tmp_path):
-    source = trained / "checkpoints" / "step_00000080"
+    source = trained / "checkpoints" / "step_00000040"
     saved = load_autoencoder(source)
     write_diffusers(tmp_path, saved, "source")
     config = vae_config(tmp_path / "run", images, init_from=str(tmp_path), discriminator_from=str(trained))
