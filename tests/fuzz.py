@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from everything import EVERYTHING
 from reliability_counts import record
 
 from sendvae_fast.errors import UserError
 
-TIMES = int(os.environ.get("SENDVAE_FUZZ", "12"))
+TIMES = int(os.environ.get("SENDVAE_FUZZ", "60" if EVERYTHING else "6"))
 """Damaged copies of each file."""
 
 JUNK = (

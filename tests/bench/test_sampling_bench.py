@@ -47,7 +47,14 @@ def test_rows_and_their_table(tiny, tmp_path, capsys):
     assert re.search(r"\| SiT-S/2, bf16, batch 2 \| ours \| .*x \|  \| \S+ \| \S+: \d\.\d\dx eager \(goal 1.3x\)", text)
 
 
-@pytest.mark.parametrize("wrong", ["SCALE", "NUM_CLASSES", "noise"])
+as_scale = pytest.mark.repeats(
+    "bench/test_sampling_bench.py::test_a_form_that_draws_other_latents_is_a_failure_and_not_timed"
+)
+
+
+@pytest.mark.parametrize("wrong", [
+    "SCALE", pytest.param("NUM_CLASSES", marks=as_scale), pytest.param("noise", marks=as_scale)
+])  # fmt: skip
 def test_a_form_that_draws_other_latents_is_a_failure_and_not_timed(tiny, tmp_path, monkeypatch, capsys, wrong):
     if wrong == "SCALE":
         reference = sampling.reference_sampler

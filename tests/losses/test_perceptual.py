@@ -8,6 +8,7 @@ import lpips
 import pytest
 import torch
 import torchvision
+from everything import in_turn
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
@@ -81,8 +82,11 @@ def test_equals_a_plain_version(backbone_files, net, taps):
         assert perceptual(x, x).eq(0).all()
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
+@pytest.mark.parametrize(("net", "memory_format"), [
+    (net, memory_format)
+    for number, net in enumerate(("alex", "vgg", "squeeze"))
+    for memory_format in in_turn((torch.contiguous_format, torch.channels_last), number)
+], ids=str)  # fmt: skip
 def test_value_and_gradient_are_the_packages_own(backbone_files, net, memory_format):
     perceptual = Perceptual(PerceptualConfig(net=net, weights=str(backbone_files / f"{net}.pth")))
     x, y = (image.contiguous(memory_format=memory_format) for image in pairs())

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from everything import in_turn
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
@@ -58,8 +59,11 @@ def largest_difference(actual, expected):
     return float((actual - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("preset", ["f8d4", "f16d16", "f16d32", "f16d64"])
-@pytest.mark.parametrize("image_size", [256, 512])
+@pytest.mark.parametrize(("preset", "image_size"), [
+    (preset, image_size)
+    for number, preset in enumerate(("f8d4", "f16d16", "f16d32", "f16d64"))
+    for image_size in in_turn((256, 512), number)
+])  # fmt: skip
 def test_equals_diffusers_at_the_papers_sizes(preset, image_size):
     """Encoded to 3e-6 and decoded to 1e-4 of the largest value.
 

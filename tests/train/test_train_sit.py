@@ -177,7 +177,7 @@ def test_when_noise_levels_are_uniform():
 def test_lightningdits_recipe(images, latents, tmp_path):
     """Its network and losses in bf16, from a preset's switches to a folder that loads."""
     config = sit_config(
-        tmp_path / "run", images, latents, repa={"weight": 0.0}, engine={"precision": "bf16"}, loop={"num_steps": 60},
+        tmp_path / "run", images, latents, repa={"weight": 0.0}, engine={"precision": "bf16"}, loop={"num_steps": 40},
         generator={"swiglu": True, "rms_norm": True, "rope": True, "qk_norm": True},
         flow={"noise_level": "logit_normal", "direction_weight": 1.0}, optimizer={"learning_rate": 1e-2},
     )  # fmt: skip
@@ -187,7 +187,7 @@ def test_lightningdits_recipe(images, latents, tmp_path):
         assert entry["loss"] == pytest.approx(entry["velocity"] + entry["direction"], rel=1e-5)
     for name in ("velocity", "direction"):
         assert sum(entry[name] for entry in logged[-10:]) < 0.95 * sum(entry[name] for entry in logged[:10]), name
-    sit = load_sit(tmp_path / "run" / "checkpoints" / "step_00000060").sit
+    sit = load_sit(tmp_path / "run" / "checkpoints" / "step_00000040").sit
     assert sit.config.swiglu and sit.config.rms_norm and sit.config.rope and sit.config.qk_norm
 
 
