@@ -140,7 +140,6 @@ def _fake_backward(grad_y, grad_s, s, branch, gate, scale, stats):
 def _setup_context(ctx, inputs, output):
     x, branch, gate, _, scale, _ = inputs
     _, s, stats = output
-    ctx.mark_non_differentiable(stats)
     ctx.save_for_backward(x if branch is None else s, branch, gate, scale, stats)
     # s of a network's last norm is used nowhere: no pass over zeros for it.
     ctx.set_materialize_grads(False)
@@ -158,4 +157,11 @@ def _backward(op, ctx, grad_y, grad_s, _grad_stats):
     return grad_x, grad_branch, grad_gate, grad_shift, grad_scale, None
 
 
-_op = register("adaln", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward)
+_op = register(
+    "adaln",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+    without_gradient=lambda inputs, output: output[-1:],
+)

@@ -126,7 +126,6 @@ def _setup_context(ctx, inputs, output):
     _, stats = output
     ctx.save_for_backward(features, target, stats)
     ctx.eps, ctx.margin = eps, margin
-    ctx.mark_non_differentiable(stats)
 
 
 def _backward(op, ctx, grad, _grad_stats):
@@ -136,5 +135,10 @@ def _backward(op, ctx, grad, _grad_stats):
 
 
 _op = register(
-    "cosine_align", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
+    "cosine_align",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+    without_gradient=lambda inputs, output: output[-1:],
 )

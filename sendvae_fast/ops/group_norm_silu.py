@@ -137,8 +137,12 @@ def _setup_context(ctx, inputs, output):
     x, residual, weight, bias, ctx.num_groups, _, ctx.silu = inputs
     _, s, mean, rstd = output
     ctx.save_for_backward(x if residual is None else s, mean, rstd, weight, bias)
-    ctx.mark_non_differentiable(mean, rstd, *((s,) if residual is None else ()))
     ctx.set_materialize_grads(False)  # s is often not used again
+
+
+def _without_gradient(inputs, output):
+    _, s, mean, rstd = output
+    return (mean, rstd, s) if inputs[1] is None else (mean, rstd)
 
 
 def _backward(op, ctx, grad_y, grad_s, _grad_mean, _grad_rstd):
@@ -149,5 +153,10 @@ def _backward(op, ctx, grad_y, grad_s, _grad_mean, _grad_rstd):
 
 
 _op = register(
-    "group_norm_silu", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
+    "group_norm_silu",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+    without_gradient=_without_gradient,
 )

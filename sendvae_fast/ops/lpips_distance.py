@@ -93,7 +93,6 @@ def _fake_backward(grad, f0, f1, weight, stats, need_grad0, need_grad1):
 def _setup_context(ctx, inputs, output):
     _, stats = output
     ctx.save_for_backward(*inputs, stats)
-    ctx.mark_non_differentiable(stats)
 
 
 def _backward(op, ctx, grad, _grad_stats):
@@ -103,5 +102,10 @@ def _backward(op, ctx, grad, _grad_stats):
 
 
 _op = register(
-    "lpips_distance", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
+    "lpips_distance",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+    without_gradient=lambda inputs, output: output[-1:],
 )

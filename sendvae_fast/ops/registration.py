@@ -113,6 +113,7 @@ def register(
     fake_backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    without_gradient: Callable[[Any, Any], tuple[torch.Tensor, ...]] = lambda inputs, output: (),
 ) -> FusedOp:
     """Register `op`, and `<op>_backward` if it has a gradient, in every namespace: in Triton's when first needed.
 
@@ -120,7 +121,15 @@ def register(
     setup_context, backward: as for `torch.library.register_autograd`, but `backward` takes the backward op of the
         namespace as its first argument, so that a gradient is computed by the backend of its forward pass. Both are
         given all outputs of the op and a gradient, or None, for each, also where the caller is given fewer.
+    without_gradient: of the op's inputs and outputs, those outputs that are for its backward pass alone. Marking them
+        takes time, and those who call a `FusedOp` are not given them.
     """
+
+    def setup_traced(ctx: FunctionCtx, inputs: Any, output: Any) -> None:
+        assert setup_context is not None
+        setup_context(ctx, inputs, output)
+        if kept := without_gradient(inputs, output):
+            ctx.mark_non_differentiable(*kept)
 
     def register_in(namespace: str) -> None:
         torch.library.register_fake(f"{namespace}::{op}", fake)
@@ -129,7 +138,7 @@ def register(
         torch.library.register_fake(f"{namespace}::{op}_backward", fake_backward)
         backward_op = getattr(getattr(torch.ops, namespace), f"{op}_backward")
         torch.library.register_autograd(
-            f"{namespace}::{op}", partial(backward, backward_op), setup_context=setup_context
+            f"{namespace}::{op}", partial(backward, backward_op), setup_context=setup_traced
         )
 
     if library.load() and compiled_op_is_defined(op):
