@@ -227,10 +227,7 @@ def test_end_to_end_training_and_curves_through_the_whole_comparison(tmp_path, m
     curve = {"num_samples": 4, "guidance_scale": 1.0, "sampler": {"num_steps": 2}}
     file = written(tmp_path, methods=[PLAIN, E2E], curve_every=1, curve=curve)
     run = tmp_path / "run"
-    arguments = ["compare", str(file), f"--run={run}", "--debug"]
-    assert main(arguments) == 0
-    logs = {path: path.read_text() for path in run.rglob("*.jsonl")}
-    assert main(arguments) == 0 and logs == {path: path.read_text() for path in run.rglob("*.jsonl")}
+    assert main(["compare", str(file), f"--run={run}", "--debug"]) == 0
     for key in ("plain", "e2e"):
         measured = {result.metric for result in read_results(run / "seed-0" / key / "evaluation.jsonl")}
         assert {"rfrechet_demo", "psnr", "ssim", "attribute_f1", "frechet_demo", "decoded_frechet_demo"} <= measured

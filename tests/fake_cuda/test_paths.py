@@ -316,9 +316,9 @@ def test_steps_are_in_order(tmp_path, monkeypatch, case, cuda_graph, resumed):
     with use_backend("reference"), use_attention("math"):
         if resumed:
             start = save(train(case, cpu, tmp_path, monkeypatch, 2)[0], tmp_path / "start")
-        plain, expected = train(case, cpu, tmp_path, monkeypatch, 5, start=start)
+        plain, expected = train(case, cpu, tmp_path, monkeypatch, start=start)
         with FakeCuda() as cuda:
-            stage, means = train(case, CUDA, tmp_path, monkeypatch, 5, cuda_graph=cuda_graph, start=start)
+            stage, means = train(case, CUDA, tmp_path, monkeypatch, cuda_graph=cuda_graph, start=start)
             found = state_of(stage)
     assert_order(cuda, None)
     assert len(cuda.graphs) == cuda_graph

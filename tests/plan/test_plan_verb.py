@@ -48,7 +48,7 @@ def plan(capsys, stage, *more):
 
 
 def test_a_plan(capsys, elsewhere):
-    found = plan(capsys, "vae", "--gpus=2", "--gpu=A100", "--price=2", "--latent=[4,8,8]")
+    found = plan(capsys, "sit", "--gpus=2", "--gpu=A100", "--price=2", "--latent=[4,8,8]")
     assert found["gpus"] == 2 and found["pictures_at_once"] == 4 and found["global_batch"] == 8
     memory = Memory(**found["memory"])
     assert memory.total == pytest.approx(found["memory_total"]) and found["fits"]
