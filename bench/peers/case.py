@@ -43,16 +43,18 @@ def columns_of(shipped: Precision, compiles: bool, device: torch.device) -> list
     """The columns of a table.
 
     Args:
-        shipped: the peer's own precision on a GPU. A CPU has no float16: bfloat16 takes its place.
+        shipped: the peer's own precision on a GPU. A CPU takes float32 in all columns: it has no float16, and many only
+            emulate bfloat16.
         compiles: whether the peer compiles whole networks as shipped, so that no column adds that.
         device: where it runs.
     """
-    if device.type == "cpu" and shipped == "fp16":
-        shipped = "bf16"
-    columns = [Column(AS_SHIPPED, shipped, compile="shipped"), Column(TUNED, "bf16", tuned=True, compile="shipped")]
+    half: Precision = "bf16" if device.type == "cuda" else "fp32"
+    if device.type == "cpu":
+        shipped = "fp32"
+    columns = [Column(AS_SHIPPED, shipped, compile="shipped"), Column(TUNED, half, tuned=True, compile="shipped")]
     if not compiles:
-        columns.append(Column(COMPILED, "bf16", tuned=True, compile="whole"))
-    return [*columns, Column(OURS, "bf16", ours=True), Column(OURS_COMPILED, "bf16", ours=True, compile="whole")]
+        columns.append(Column(COMPILED, half, tuned=True, compile="whole"))
+    return [*columns, Column(OURS, half, ours=True), Column(OURS_COMPILED, half, ours=True, compile="whole")]
 
 
 @dataclass(frozen=True)

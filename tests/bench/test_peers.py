@@ -182,8 +182,9 @@ def test_what_is_never_equal_mathematics_has_the_same_losses_alone():
 def test_columns():
     names = [column.name for column in columns_of("fp16", True, CPU)]
     assert names == ["as shipped", "with TF32, channels-last, fused AdamW", "ours", "ours, compiled"]
-    assert [column.precision for column in columns_of("fp16", True, CPU)] == ["bf16"] * 4
-    assert columns_of("fp16", True, torch.device("cuda"))[0].precision == "fp16"
+    assert [column.precision for column in columns_of("fp16", True, CPU)] == ["fp32"] * 4
+    cuda = [column.precision for column in columns_of("fp16", True, torch.device("cuda"))]
+    assert cuda == ["fp16", "bf16", "bf16", "bf16"]
     assert columns_of("bf16", False, CPU)[2].name == "and torch.compile"
 
 
