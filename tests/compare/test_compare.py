@@ -7,44 +7,26 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import yaml
+from PIL import Image
 from time_limits import HANG_S
+from tiny_comparison import CONTENT, E2E, PLAIN, SEND, comparison
 
 from sendvae_fast.cli.main import main
-from sendvae_fast.compare import compare, workers
+from sendvae_fast.compare import compare, parts, workers
 from sendvae_fast.compare.compare import MAY_CHANGE, claim_folder
-from sendvae_fast.compare.plan import Comparison
-from sendvae_fast.compare.settings import CompareConfig, MethodConfig
+from sendvae_fast.compare.parts import noting, seconds_of_parts
+from sendvae_fast.compare.pictures import num_pictures, picture_folders, prepare_pictures
+from sendvae_fast.compare.settings import MethodConfig, PicturesConfig
+from sendvae_fast.compare.timeline import Speed
 from sendvae_fast.compare.trial import is_trained
-from sendvae_fast.config import build_config
-from sendvae_fast.engine.run import plain
+from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.signals import EXIT_REQUEUE
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.result import Result, append_results, read_results
-
-PLAIN = {"key": "plain", "name": "Plain VAE", "config": "demo/vae", "settings": {"loop": {"num_steps": 2}}}
-SEND = {"key": "send", "config": "demo/vae_send", "start": "plain"}
-E2E = {
-    "key": "e2e", "name": "REPA-E", "config": "demo/e2e", "end_to_end": True, "start": "plain",
-    "settings": {"loop": {"num_steps": 2, "log_every": 1}, "preview": {"num_samples": 1, "sampler": {"num_steps": 2}}},
-}  # fmt: skip
-CONTENT = {
-    "methods": [PLAIN, SEND],
-    "pictures": {"image_size": 32, "num_train_images": 48, "num_test_images": 24},
-    "foundation": {"name": "demo", "image_size": 32},
-    "features": {"name": "demo"},
-    "metrics": ["frechet"],
-    "protocol": "adm",
-    "generator": "demo/sit",
-    "generator_settings": {
-        "loop": {"num_steps": 2, "log_every": 1, "preview_every": 100},
-        "preview": {"num_samples": 1, "sampler": {"num_steps": 2}},
-    },
-    "samples": {"num_samples": 6, "guidance_scale": 2.0, "sampler": {"num_steps": 2}},
-}
 
 
 def written(tmp_path, **changes):
@@ -83,11 +65,6 @@ def test_what_is_wrong_is_one_line_before_the_first_step(tmp_path, capsys, chang
     assert re.search(said, error), error
 
 
-def comparison(tmp_path, **changes):
-    config = build_config(CompareConfig, CONTENT | {"run": str(tmp_path / "run")} | changes)
-    return Comparison(config, plain(config) | {"methods": {method.key: plain(method) for method in config.methods}})
-
-
 def test_a_comparison_may_grow_and_not_change(tmp_path):
     claim_folder(comparison(tmp_path, methods=[PLAIN]), MAY_CHANGE)
     claim_folder(comparison(tmp_path, seeds=[0, 1]), MAY_CHANGE)
@@ -122,6 +99,71 @@ def test_a_method_is_taken_with_what_it_starts_from(tmp_path):
     for name in ("run", "latents", "autoencoder"):
         setattr(same, name, getattr(generator, name))
     assert same == generator  # the same generator on every autoencoder of a seed
+
+
+def test_every_run_and_job_has_its_trials_seed_pictures_and_settings(tmp_path):
+    one = comparison(
+        tmp_path, methods=[PLAIN, SEND | {"settings": {"loop": {"num_steps": 7}}}], seeds=[3, 5], reference="real",
+        curve_every=1, curve={"num_samples": 4},
+    )  # fmt: skip
+    trial = one.trials[3]
+    folder, train = tmp_path / "run" / "seed-5" / "send", str(tmp_path / "run" / "data" / "train")
+    autoencoder, latents, generator = trial.autoencoder_config, trial.cache_config(), trial.generator_config
+    assert (autoencoder.loop.num_steps, autoencoder.data.root, autoencoder.data.image_size) == (7, train, 32)
+    assert (latents.data, latents.autoencoder, latents.out) == (train, str(folder / "vae"), str(folder / "latents"))
+    assert (generator.latents, generator.loop.num_steps, generator.data.root) == (latents.out, 2, train)
+    assert autoencoder.alignment.foundation == generator.repa.foundation == one.config.foundation
+    assert generator.loop.evaluate_every == 1 and generator.evaluation.reference == "real"
+    assert (generator.evaluation.generate.num_samples, generator.evaluation.features.name) == (4, "demo")
+    samples = trial.sample_config()
+    assert (samples.generator, samples.autoencoder) == (str(folder / "sit"), str(folder / "vae"))
+    assert (samples.seed, samples.num_samples, samples.guidance_scale, samples.sampler.num_steps) == (5, 6, 2.0, 2)
+
+
+def test_what_is_measured_cannot_change(tmp_path):
+    begun = comparison(tmp_path)
+    claim_folder(begun, MAY_CHANGE)
+    generator = {"loop": {"num_steps": 3}}
+    for name, value in (
+        ("samples", {"num_samples": 7}), ("generator", "sit/b_1"), ("generator_settings", generator),
+        ("pictures", {"image_size": 64}), ("metrics", ["kid"]), ("features", {"name": "judge"}),
+        ("protocol", "lightningdit"), ("foundation", None), ("curve_every", 2), ("reference", "real"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"other settings .*{name}"):
+            claim_folder(comparison(tmp_path, **{name: value}), MAY_CHANGE)
+    claim_folder(comparison(tmp_path, title="Other", control="send", candidate="send", batch_size=3), MAY_CHANGE)
+
+
+def test_a_part_is_noted_once_and_only_when_it_is_done(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(parts.time, "monotonic", lambda: now[0])
+
+    def work(part, seconds, *codes, **settings):
+        with noting(tmp_path, part, **settings) as of_part:
+            now[0] += seconds
+            of_part += codes
+
+    work("a", 2.0, 0)
+    work("b", 3.0, 0, EXIT_REQUEUE)
+    work("b", 4.0, writes=False)
+    with pytest.raises(UserError), noting(tmp_path, "b"):
+        raise UserError("the disk is full")
+    assert seconds_of_parts(tmp_path) == {"a": 2.0}
+    work("a", 5.0)
+    work("b", 6.0)
+    assert seconds_of_parts(tmp_path) == {"a": 2.0, "b": 6.0}
+
+
+def test_held_out_photographs_are_every_fifth_of_a_class(tmp_path):
+    for name, num in (("a", 7), ("b", 10)):
+        (tmp_path / "given" / name).mkdir(parents=True)
+        for number in range(num):
+            Image.new("RGB", (8, 8)).save(tmp_path / "given" / name / f"{number}.png")
+    config = PicturesConfig(data=str(tmp_path / "given"), image_size=8)
+    prepare_pictures(config, tmp_path)
+    train, test = (Catalog.open(folder) for folder in picture_folders(config, tmp_path))
+    assert sorted(test.names) == ["a/4.png", "b/4.png", "b/9.png"] and len(train) == 14
+    assert num_pictures(config) == (14, 3)
 
 
 def test_a_method_has_one_origin():
@@ -163,6 +205,20 @@ def test_a_trial_that_fails_leaves_the_others_their_turn(tmp_path, noted, capsys
         workers.work_off(comparison(tmp_path, methods=[PLAIN, bad, after, other]))
     assert noted == ["Plain VAE", "bad", "other"]
     assert capsys.readouterr().err == "bad: the disk is full (the others go on)\n"
+
+
+def test_what_somebody_has_finished_in_the_meantime_is_not_done_again(tmp_path, noted, monkeypatch):
+    """The lock is free because another process has just given it up, with the results there."""
+
+    @contextmanager
+    def claimed_just_after(folder):
+        if folder.name == "plain":
+            (folder / "parts.json").write_text(json.dumps({"autoencoder": 1.0}))
+            append_results(folder / "evaluation.jsonl", [Result(metric="psnr", value=1.0, protocol="p")])
+        yield True
+
+    monkeypatch.setattr(workers, "claimed", claimed_just_after)
+    assert workers.work_off(comparison(tmp_path)) == 0 and noted == ["send"]
 
 
 HOLDER = """
@@ -214,6 +270,7 @@ class InThisProcess:
 
 def test_a_comparison_that_is_stopped_says_that_it_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "run_parts", lambda *arguments: EXIT_REQUEUE)
+    monkeypatch.setattr(compare, "measure_speed", lambda comparison: Speed(1.0, 1.0))
     run = tmp_path / "run"
     assert main(["compare", str(written(tmp_path)), f"--run={run}", "--debug"]) == EXIT_REQUEUE
     last = capsys.readouterr().err.splitlines()[-1]
@@ -225,7 +282,8 @@ def test_end_to_end_training_and_curves_through_the_whole_comparison(tmp_path, m
     monkeypatch.setattr(compare, "side_by_side", lambda: nullcontext(InThisProcess()))
     monkeypatch.setattr(workers, "num_workers", lambda: 2)
     curve = {"num_samples": 4, "guidance_scale": 1.0, "sampler": {"num_steps": 2}}
-    file = written(tmp_path, methods=[PLAIN, E2E], curve_every=1, curve=curve)
+    taken = {"key": "plain", "weights": "demo"}
+    file = written(tmp_path, methods=[taken, E2E], curve_every=1, curve=curve)
     run = tmp_path / "run"
     assert main(["compare", str(file), f"--run={run}", "--debug"]) == 0
     for key in ("plain", "e2e"):
