@@ -17,6 +17,7 @@ from tiny_comparison import CONTENT, E2E, PLAIN, SEND, comparison
 
 from sendvae_fast.cli.main import main
 from sendvae_fast.compare import compare, parts, workers
+from sendvae_fast.compare import trial as trial_work
 from sendvae_fast.compare.compare import MAY_CHANGE, claim_folder
 from sendvae_fast.compare.parts import noting, seconds_of_parts
 from sendvae_fast.compare.pictures import num_pictures, picture_folders, prepare_pictures
@@ -24,6 +25,7 @@ from sendvae_fast.compare.settings import MethodConfig, PicturesConfig
 from sendvae_fast.compare.timeline import Speed
 from sendvae_fast.compare.trial import is_trained
 from sendvae_fast.data.catalog import Catalog
+from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.signals import EXIT_REQUEUE
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.result import Result, append_results, read_results
@@ -57,7 +59,8 @@ def written(tmp_path, **changes):
         ({"curve_every": 0}, "curve_every is 0"),
     ],
 )
-def test_what_is_wrong_is_one_line_before_the_first_step(tmp_path, capsys, changes, said):
+def test_what_is_wrong_is_one_line_before_the_first_step(tmp_path, capsys, monkeypatch, changes, said):
+    monkeypatch.setattr(compare, "run_parts", lambda *arguments: pytest.fail("it has begun"))
     run = tmp_path / "run"
     assert main(["compare", str(written(tmp_path, **changes)), f"--run={run}"]) == 2
     error = capsys.readouterr().err
@@ -104,7 +107,7 @@ def test_a_method_is_taken_with_what_it_starts_from(tmp_path):
 def test_every_run_and_job_has_its_trials_seed_pictures_and_settings(tmp_path):
     one = comparison(
         tmp_path, methods=[PLAIN, SEND | {"settings": {"loop": {"num_steps": 7}}}], seeds=[3, 5], reference="real",
-        curve_every=1, curve={"num_samples": 4},
+        curve_every=1, curve={"num_samples": 4}, foundation={"name": "demo", "image_size": 64},
     )  # fmt: skip
     trial = one.trials[3]
     folder, train = tmp_path / "run" / "seed-5" / "send", str(tmp_path / "run" / "data" / "train")
@@ -219,6 +222,26 @@ def test_what_somebody_has_finished_in_the_meantime_is_not_done_again(tmp_path, 
 
     monkeypatch.setattr(workers, "claimed", claimed_just_after)
     assert workers.work_off(comparison(tmp_path)) == 0 and noted == ["send"]
+
+
+def test_a_stopped_training_ends_its_trial_and_what_is_measured_stays(tmp_path, monkeypatch):
+    one, codes, measured = comparison(tmp_path).trials[0], iter([EXIT_REQUEUE, 0, 0]), []
+
+    def measure(trial, ranks):
+        measured.append(trial.name)
+        append_results(trial.results, [Result(metric="psnr", value=1.0, protocol="p")])
+
+    for name in ("draw_reconstructions", "cache", "sample_to_folder", "draw_samples"):
+        monkeypatch.setattr(trial_work, name, lambda *arguments: None)
+    monkeypatch.setattr(trial_work, "train_vae", lambda config: 0)
+    monkeypatch.setattr(trial_work, "train_sit", lambda config: next(codes))
+    monkeypatch.setattr(trial_work, "measure", measure)
+    assert trial_work.run_trial(one, Distributed()) == EXIT_REQUEUE
+    assert list(seconds_of_parts(one.folder)) == ["autoencoder", "latents"] and measured == []
+    for _ in range(2):
+        assert trial_work.run_trial(one, Distributed()) == 0
+        assert tuple(seconds_of_parts(one.folder)) == one.parts and measured == ["Plain VAE"]
+        (one.folder / "parts.json").unlink()  # as if it had ended before the note
 
 
 HOLDER = """
