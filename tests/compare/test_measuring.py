@@ -60,6 +60,7 @@ def test_numbers_are_of_its_own_pictures_beside_the_right_ones(trial):
     measure(trial, Distributed())
     found = {result.metric: result for result in read_results(trial.results)}
     train, test = (images_of(CatalogPictures(Catalog.open(folder), 32)) for folder in (trial.train, trial.test))
+    assert {image.numpy().tobytes() for image in train}.isdisjoint(image.numpy().tobytes() for image in test)
     samples = images_of(open_pictures(trial.folder / "generated"))
     saved, network = (
         load_autoencoder(resolve_weights(trial.autoencoder)),
