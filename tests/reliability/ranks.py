@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 from engine_cases import ENGINES, Network, batch
-from safetensors.torch import load_file
+from saved_tensors import tensors_in
 
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
@@ -163,13 +163,8 @@ def run_to_the_end(world_size: int, work: Callable[[], int | None], log: Path) -
 
 
 def tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint by name; optimizer state of several ranks as one."""
-    directory = folder / "checkpoints" / f"step_{step:08d}"
-    return {
-        f"{file.parent.name}/{name}": value
-        for file in sorted(directory.rglob("*.safetensors"))
-        for name, value in load_file(file).items()
-    }
+    """Every tensor of a checkpoint by name, flat: see `tensors_in`."""
+    return {name: value.flatten() for name, value in tensors_in(folder / "checkpoints" / f"step_{step:08d}").items()}
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

@@ -1,11 +1,10 @@
 """Training runs small enough for a test: 32 px pictures, 8 x 8 latents, networks of a few thousand parameters."""
 
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from saved_tensors import tensors_in
 
 from sendvae_fast.config import build_config, merge
 from sendvae_fast.engine.distributed import init_distributed
@@ -81,17 +80,5 @@ def cache_of(autoencoder: Path, images: Path, out: Path, **settings: Any) -> Pat
 
 
 def checkpoint_tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint, by file and name; optimizer state of several ranks as one, parts joined flat."""
-    directory = run / "checkpoints" / f"step_{step:08d}"
-    tensors, parts = {}, defaultdict(dict)
-    for file in sorted(directory.rglob("*.safetensors")):
-        where = file.relative_to(directory).parent if "_rank" in file.name else file.relative_to(directory)
-        for stored, value in load_file(file).items():
-            name, _, start = stored.partition("@")
-            if start:
-                parts[f"{where}:{name}"][int(start)] = value
-            else:
-                tensors[f"{where}:{name}"] = value
-    tensors.update({name: torch.cat([of_name[start] for start in sorted(of_name)]) for name, of_name in parts.items()})
-    assert tensors, f"no tensors in {directory}"
-    return tensors
+    """Every tensor of a run's checkpoint: see `tensors_in`."""
+    return tensors_in(run / "checkpoints" / f"step_{step:08d}")
