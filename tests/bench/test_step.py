@@ -220,6 +220,8 @@ def test_flops_are_those_of_the_layers():
 def test_arithmetic_of_the_papers_steps(stage, gflop, tmp_path, monkeypatch):
     """Counted on the code itself, on the meta device. Less than 1% is left out: first layers' input gradients."""
     case = replace(cases_of(stage, torch.device("cuda"))[0], batch_size=1)
+    # DeepSpeed's, which a test of ZeRO 3 in this process leaves in its place, has gradients of inputs that need none.
+    monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
     monkeypatch.setattr(DDPEngine, "autocast", lambda self: nullcontext())
     monkeypatch.setattr(DDPEngine, "_apply_gradients", lambda self: 0.0)
     monkeypatch.setattr(step_cases, "fill_zero_layers", lambda stage: None)
