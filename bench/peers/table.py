@@ -27,11 +27,13 @@ def peers_tables(results: Path) -> str:
 
 def provenance(row: dict[str, Any]) -> str:
     """Which code of both sides a row is of, and the machine's speed and load."""
+    column = next(iter(row["columns"].values()))
     packages = ", ".join(f"{name} {version}" for name, version in row["peer_packages"].items())
     theirs = f"{row['peer']} {_commit(row['peer_commit'], row['peer_clean'])}".strip()
     return (
         f"- {theirs} with {packages}; ours {_commit(row['commit'], row['clean'])}, {row['date']}, "
-        f"torch {row['versions']['torch']}, {row['threads']} CPU threads, copy "
+        f"torch {row['versions']['torch']}, {row['threads']} CPU threads, "
+        f"{row['iterations']} steps in each of {len(column['runs'])} processes, copy "
         f"{row['copy_bytes_per_s'] / 1e9:.0f} GB/s, load {row['machine']['load_1min']} before and "
         f"{row['load_1min_after']} after"
     )

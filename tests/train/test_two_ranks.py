@@ -49,10 +49,10 @@ def test_two_ranks_equal_one(runs, stage, engine):
     two = checkpoint_tensors(runs / "two" / engine / stage, 3)
     assert one.keys() == two.keys()
     for name, value in one.items():
+        # Joined parts are flat.
+        actual = two[name].view_as(value) if two[name].dim() == 1 else two[name]
         # Rounding differs with the order of sums. What is wrong by a factor or a sample is off by 1e-4 and more.
-        torch.testing.assert_close(
-            two[name].view_as(value), value, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(actual, value, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("stage", ["vae", "sit"])
