@@ -60,7 +60,8 @@ def cache(config: CacheConfig, distributed: Distributed) -> LatentCache:
     """
     with distributed.all_or_none():
         catalog = Catalog.open(config.data)
-        autoencoder = load_autoencoder(resolve_weights(config.autoencoder)).autoencoder
+        weights = resolve_weights(config.autoencoder)
+        autoencoder = load_autoencoder(weights).autoencoder
         autoencoder.latent_shape(config.image_size)  # raises for a size that it does not take
     source = LatentSource.of_catalog(
         catalog,
@@ -89,7 +90,7 @@ def cache(config: CacheConfig, distributed: Distributed) -> LatentCache:
         )
         distributed.barrier()
         if distributed.is_main:
-            writer.finish()
+            writer.finish(weights)
         distributed.barrier()
     return LatentCache.open(config.out)
 

@@ -1,12 +1,15 @@
 """Stage 2: its losses, its loop, its checkpoints, and pictures from it."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_runs import COMPARED, NUM_IMAGES, VAE, cache_of, checkpoint_tensors, sit_config, vae_config
 
 import sendvae_fast.train.sit.stage as train_sit_module
+from sendvae_fast.cli.main import main
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.image_grid import save_grid
@@ -58,6 +61,40 @@ def test_checkpoint_is_a_sit_folder_with_ema_and_statistics(images, latents, tmp
     assert not torch.equal(raw.sit.final_layer.linear.weight, ema.sit.final_layer.linear.weight)
     note = json.loads((latents / "cache.json").read_text())
     assert raw.latent_std.tolist() == pytest.approx(note["latent_std"])
+
+
+def next_command(printed):
+    """What a finished run says to do next."""
+    return printed.split("next: ")[1].splitlines()[0]
+
+
+def test_the_next_command_draws_pictures_with_the_latents_own_autoencoder(
+    images, latents, autoencoder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    train_sit(sit_config(Path("run"), images, latents, loop={"num_steps": 1}))
+    command = next_command(capsys.readouterr().err)
+    weights = resolve_weights(autoencoder)
+    assert command == f"sendvae sample --generator=run --out=run-samples --autoencoder={weights}"
+    assert main([*command.split()[1:], "--num_samples=1", "--sampler.num_steps=2"]) == 0
+    assert [path.name for path in tmp_path.glob("run-samples/*.png")] == ["000000.png"]
+    monkeypatch.chdir(weights.parent)
+    train_sit(sit_config(tmp_path / "run", images, latents, loop={"num_steps": 2}))
+    assert next_command(capsys.readouterr().err).endswith(f"--autoencoder={weights.name}")
+
+
+@pytest.mark.parametrize("recorded", [{}, {"autoencoder": None}, {"autoencoder": "/gone"}])
+def test_the_next_command_asks_in_words_for_an_autoencoder_that_is_not_known(
+    images, latents, tmp_path, capsys, recorded
+):
+    moved = tmp_path / "latents"
+    shutil.copytree(latents, moved)
+    note = json.loads((moved / "cache.json").read_text())
+    del note["autoencoder"]
+    (moved / "cache.json").write_text(json.dumps(note | recorded))
+    train_sit(sit_config(tmp_path / "run", images, moved, loop={"num_steps": 1}))
+    words = f"-samples, with --autoencoder= and the folder or run that made the latents {moved}"
+    assert next_command(capsys.readouterr().err).endswith(words)
 
 
 def test_preview_is_drawn_from_the_ema(images, latents, autoencoder, tmp_path):

@@ -2,7 +2,7 @@
 
     latents_00000.safetensors ...   mean, std [n, C, H, W]; labels, sample_ids int64 [n]; with flips also mean_flip and
                                     std_flip, of the mirrored images
-    cache.json                      its source, statistics, and every shard's size and sha256
+    cache.json                      its source, statistics, and every shard's size and sha256; where the autoencoder was
 
 Mean and standard deviation are kept, not a sample, so that each epoch draws its own latents. Shard k holds the samples
 k * shard_size ... in order, and carries the description of its source, so that a shard whose writing finished is kept
@@ -100,10 +100,13 @@ class LatentCacheWriter:
         note = {"source": asdict(self.source), "sums": _channel_sums(tensors["mean"], tensors["std"]).tolist()}
         save_tensors(self._shard_path(shard), tensors, {SHARD_KEY: json.dumps(note)})
 
-    def finish(self) -> "LatentCache":
+    def finish(self, autoencoder: Path | None = None) -> "LatentCache":
         """Hash the shards, work out the statistics, write `cache.json` and open the cache.
 
         One process does this, after every shard is written.
+
+        Args:
+            autoencoder: where its weights lie, for whoever decodes the latents later.
 
         Raises:
             UserError: when shards are missing.
@@ -128,6 +131,7 @@ class LatentCacheWriter:
         note = {
             "schema_version": SCHEMA_VERSION,
             "source": asdict(self.source),
+            "autoencoder": None if autoencoder is None else str(autoencoder.absolute()),
             "latent_shape": shape,
             "latent_mean": latent_mean.tolist(),
             "latent_std": latent_std.tolist(),
@@ -146,11 +150,14 @@ class LatentCache:
 
     `latent_mean` and `latent_std` (float32 [C]) are the statistics of *sampled* latents per channel: the mean of the
     means, and the root of the means' variance plus the mean posterior variance. They normalise latents for stage 2.
+    `autoencoder` is where the weights lay that made them, None where that was not recorded.
     """
 
     def __init__(self, directory: Path, note: dict[str, Any], rows: LatentRows, labels: Tensor) -> None:
         self.directory, self.rows, self.labels = directory, rows, labels
         self.source = LatentSource(**note["source"])
+        recorded = note.get("autoencoder")  # not in caches of earlier versions
+        self.autoencoder = None if recorded is None else Path(recorded)
         self.latent_mean, self.latent_std = (
             torch.from_numpy(np.array(note[name], dtype=np.float64)).float() for name in ("latent_mean", "latent_std")
         )

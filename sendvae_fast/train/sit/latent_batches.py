@@ -114,6 +114,16 @@ class TrainingLatents:
         """The number of classes in the photographs' folder; without a folder, as many as the labels name."""
         return len(self._images.catalog.class_names) if self._images else int(self.cache.labels.max()) + 1
 
+    def autoencoder(self) -> Path | None:
+        """The weights that made the latents, as seen from the working directory; None where they are gone or not known.
+
+        Published latents say nothing of it.
+        """
+        weights = None if isinstance(self.cache, PublishedLatents) else self.cache.autoencoder
+        if weights is None or not weights.exists():
+            return None
+        return weights.relative_to(Path.cwd()) if weights.is_relative_to(Path.cwd()) else weights
+
     def facts(self) -> dict[str, str]:
         """The latents, and the pictures beside them, for a run's header."""
         shape = " x ".join(map(str, self.cache.rows.shape))

@@ -116,8 +116,11 @@ class SiTStage:
 
     def next_command(self) -> str:
         """Pictures from the generator."""
-        run, autoencoder = self.config.run, self.config.autoencoder or "THE_LATENTS_AUTOENCODER"
-        return f"sendvae sample --generator={run} --autoencoder={autoencoder} --out={run}-samples"
+        command = f"sendvae sample --generator={self.config.run} --out={self.config.run}-samples"
+        autoencoder = self.config.autoencoder or self.latents.autoencoder()
+        if autoencoder is None:
+            return f"{command}, with --autoencoder= and the folder or run that made the latents {self.config.latents}"
+        return f"{command} --autoencoder={autoencoder}"
 
     def train_step(self, step: int, batch: LatentBatch) -> dict[str, Tensor | float]:
         """One optimizer step over the accumulated micro-batches."""
