@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import uuid
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -123,8 +124,11 @@ class Trackio:
         with needs_extra("logging", "logging.to=[trackio]"):
             import trackio  # pyright: ignore[reportMissingImports] - of an extra
 
-        self._picture = trackio.Image
+        self._trackio: Any = trackio
+        is_known = (run.path / ID_FILE).exists()
         name = f"{run.path.resolve().name}-{_run_id(run)}"
+        if is_known:
+            _forget_steps(config.project, name, last_step)
         with redirect_stdout(sys.stderr):
             self._run: Any = trackio.init(
                 project=config.project,
@@ -140,11 +144,32 @@ class Trackio:
         self._run.log(tagged(values), step=step)
 
     def picture(self, step: int, tag: str, path: Path) -> None:
-        self._run.log({tag: self._picture(path)}, step=step)
+        self._run.log({tag: self._trackio.Image(path)}, step=step)
 
     def close(self) -> None:
         with redirect_stdout(sys.stderr):
             self._run.finish()
+        current = self._trackio.context_vars.current_run
+        if current.get() is self._run:
+            current.set(None)  # trackio would end it once more with Python, and say so again
+
+
+def _forget_steps(project: str, run_name: str, last_step: int) -> None:
+    """Remove what trackio has of an interrupted run's steps after `last_step`, which are made again.
+
+    It has no function for that. On a network drive, where it keeps its rows in files until somebody looks at them, and
+    on a server such steps stay, and are there twice.
+    """
+    from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports] - of an extra
+
+    database = SQLiteStorage.get_project_db_path(project)
+    if not database.is_file():
+        return
+    try:
+        with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
+            connection.execute("DELETE FROM metrics WHERE run_name = ? AND step > ?", (run_name, last_step))
+    except sqlite3.Error as error:
+        print(f"warning: trackio will show steps after {last_step:,} twice ({error})", file=sys.stderr)
 
 
 LOGGERS: dict[str, type[TensorBoard | Wandb | Trackio]] = {
