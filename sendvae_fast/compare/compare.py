@@ -9,6 +9,7 @@ at once. `report.html` fills as parts finish.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Collection
 
@@ -20,9 +21,11 @@ from sendvae_fast.compare.plan import Comparison
 from sendvae_fast.compare.results import Results, print_summary
 from sendvae_fast.compare.settings import CompareConfig
 from sendvae_fast.compare.timeline import PICTURES, Timeline, costs, in_words, measure_speed
-from sendvae_fast.compare.workers import num_workers, side_by_side, train_starts, wait_for_claim, work_off
+from sendvae_fast.compare.trial import REFERENCE
+from sendvae_fast.compare.workers import num_workers, side_by_side, train_starts, work_off
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run import describe_changes, plain
+from sendvae_fast.engine.run_lock import wait_for_claim
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic
 from sendvae_fast.progress import Progress
@@ -69,6 +72,7 @@ def run_comparison(comparison: Comparison, may_change: Collection[str]) -> int:
     if ranks.is_main and code:
         say(f"stopped; what is done is kept in {root}; the same command goes on")
     elif ranks.is_main:
+        shutil.rmtree(root / REFERENCE, ignore_errors=True)
         results.write()
         print_summary(comparison)
         print(f"report: {root / 'report.html'}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,19 +21,23 @@ from sendvae_fast.compare.plan import EVALUATION, GENERATOR, LATENTS, SAMPLES, T
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.latents.latent_cache import LatentCache
 from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.run_lock import wait_for_claim
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.evaluation.attributes import measure_attributes
-from sendvae_fast.evaluation.generation import measure_generation, moments_origin, open_reference
+from sendvae_fast.evaluation.distribution_metrics import Reference, distribution_metrics
+from sendvae_fast.evaluation.extraction import FeatureSet, extract
+from sendvae_fast.evaluation.features import FeatureNetwork
+from sendvae_fast.evaluation.generation import moments_origin, open_reference
 from sendvae_fast.evaluation.job import Evaluation
 from sendvae_fast.evaluation.latent_space.view import write_view
 from sendvae_fast.evaluation.latent_views import foundation_tokens, pictures_to_view, sights_of, view_latents
 from sendvae_fast.evaluation.origins import weights_origin
-from sendvae_fast.evaluation.pictures import CatalogPictures, open_pictures
+from sendvae_fast.evaluation.pictures import CatalogPictures, Pictures, open_pictures
 from sendvae_fast.evaluation.probing.benchmarks import csv_data
 from sendvae_fast.evaluation.probing.encoding import encoded_rows, posterior_means
 from sendvae_fast.evaluation.probing.linear_fit import ProbeConfig
 from sendvae_fast.evaluation.reconstruction import ReconstructionJob
-from sendvae_fast.evaluation.reconstruction_protocols import PROTOCOLS, ReconstructedPictures
+from sendvae_fast.evaluation.reconstruction_protocols import PROTOCOLS, reconstructed_origin
 from sendvae_fast.evaluation.result import Measurement
 from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.perceptual import Perceptual
@@ -51,6 +55,8 @@ from sendvae_fast.train.vae.stage import train_vae
 
 ORIGINALS = "originals.png"
 """Beside the trials of a seed: the held-out pictures whose reconstructions the page shows."""
+REFERENCE = "reference"
+"""In the comparison's folder until all is measured: features that all trials compare with."""
 NUM_STRIP = 10
 """Pictures in a strip of reconstructions."""
 NUM_SHEET = 40
@@ -161,36 +167,47 @@ def measure(trial: Trial, ranks: Distributed) -> None:
     protocol, perceptual = PROTOCOLS[config.protocol], None
     if config.perceptual is not None:
         perceptual = Perceptual(config.perceptual).to(ranks.device)
+    network, own = (config.features.load(ranks.device, resizing) for resizing in ("adm", protocol.resizing))
     job = ReconstructionJob(
         autoencoder=autoencoder,
         protocol=protocol,
-        network=config.features.load(ranks.device, protocol.resizing),
+        network=own,
+        further=None if own.protocol == network.protocol else network,  # Inception's, of pictures resized otherwise
         perceptual=perceptual,
         batch_size=config.batch_size,
     )
     folder = trial.folder / "measuring"  # so that ranks share the work, and who is interrupted goes on
-    measured: list[Measurement] = job.measure(test, ranks, folder / "reconstructions")
+    reconstructed = job.compute(test, ranks, folder / "reconstructions")
+    measured: list[Measurement] = job.measurements(reconstructed) if ranks.is_main else []
     if train.catalog.attributes is not None and test.catalog.attributes is not None:
         data = csv_data(train, test, None, trial.seed)
         identity = evaluation.weights["autoencoder"].sha256
         encode, features = posterior_means(autoencoder), trial.folder / "features"
         measured += measure_attributes(encode, identity, data, config.batch_size, features, ranks, ProbeConfig())
     measured += look_at_latents(trial, autoencoder, evaluation.weights["autoencoder"].sha256, test, folder, ranks)
-    network = config.features.load(ranks.device)
-    measured += measure_generation(
-        samples, reference, network, config.batch_size, moments, ranks, folder, config.metrics
-    )
+    theirs = None if reference is None else _features_of_reference(trial, reference, network, ranks)
+    ours = extract(samples, network, config.batch_size, ranks, folder, "features of samples")
     if "frechet" in config.metrics:
-        decoded = ReconstructedPictures(autoencoder, evaluation.weights["autoencoder"], test, protocol)
-        of_generator = measure_generation(
-            samples, decoded, network, config.batch_size, distributed=ranks, folder=folder, metrics=["frechet"]
-        )
-        evaluation.pictures["decoded"] = decoded.origin
-        measured += [replace(item, metric=network.metric("decoded_frechet")) for item in of_generator]
+        evaluation.pictures["decoded"] = reconstructed_origin(evaluation.weights["autoencoder"], test, protocol)
     if ranks.is_main:
+        given = Reference(theirs, *(moments or (None, None)))
+        measured += distribution_metrics(ours, given, network, ranks.device, config.metrics)
+        if "frechet" in config.metrics:
+            decoded = Reference(job.features_of_reconstructions(reconstructed))
+            of_decoded = distribution_metrics(ours, decoded, network, ranks.device, ["frechet"])
+            measured += [replace(item, metric=network.metric("decoded_frechet")) for item in of_decoded]
         evaluation.finish(measured, trial.results, say=lambda line: None)
         shutil.rmtree(folder, ignore_errors=True)
     ranks.barrier()
+
+
+def _features_of_reference(
+    trial: Trial, reference: Pictures, network: FeatureNetwork, ranks: Distributed
+) -> FeatureSet:
+    """The features of what all trials' generated pictures are compared with, computed once for all. Collective."""
+    folder = Path(trial.config.run) / REFERENCE
+    with wait_for_claim(folder) if ranks.is_main else nullcontext():
+        return extract(reference, network, trial.config.batch_size, ranks, folder, "features of the reference")
 
 
 def look_at_latents(

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -39,18 +38,6 @@ GRACE_S = 30.0
 ALL_DONE, NOTHING_FREE = -1, -2
 
 Job = TypeVar("Job")
-
-
-@contextmanager
-def wait_for_claim(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which is made; wait while another process has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    while True:
-        with claimed(folder) as is_ours:
-            if is_ours:
-                yield
-                return
-        time.sleep(POLL_INTERVAL_S)
 
 
 def train_starts(comparison: Comparison, ranks: Distributed) -> int:

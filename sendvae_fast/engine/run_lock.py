@@ -23,6 +23,7 @@ STALE_S = 6 * HEARTBEAT_S
 SETTLE_S = 0.5
 """Where the file system has no locks: seconds after which, of several that found it free at once, the last has it."""
 
+POLL_INTERVAL_S = 1.0
 MAX_PROCESS = 2**22
 """The largest process id of Linux."""
 
@@ -68,6 +69,18 @@ def claimed(directory: Path) -> Iterator[bool]:
             file = _held.pop(path)
             file.truncate(0)  # where the file system has no locks, this says that nobody is here
             file.close()
+
+
+@contextmanager
+def wait_for_claim(directory: Path) -> Iterator[None]:
+    """Hold a folder, which is made, alone for the length of the block; wait while another process has it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    while True:
+        with claimed(directory) as is_ours:
+            if is_ours:
+                yield
+                return
+        time.sleep(POLL_INTERVAL_S)
 
 
 def _lock(path: Path) -> None:

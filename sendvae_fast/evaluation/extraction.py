@@ -22,15 +22,15 @@ from sendvae_fast.progress import Progress
 
 
 class FeatureSet:
-    """The features of a set of pictures. chunks: columns as in `Features`."""
+    """The features of a set of pictures. chunks: columns as in `Features`, the pooled ones under the name `pooled`."""
 
-    def __init__(self, chunks: Chunks) -> None:
-        self._chunks = chunks
+    def __init__(self, chunks: Chunks, pooled: str = "pooled") -> None:
+        self._chunks, self._name = chunks, pooled
 
     @cached_property
     def pooled(self) -> Tensor:
         """float32 [N, D]."""
-        return self._chunks["pooled"]
+        return self._chunks[self._name]
 
     @cached_property
     def logits(self) -> Tensor | None:
@@ -45,7 +45,7 @@ class FeatureSet:
     @cached_property
     def statistics(self) -> FeatureStatistics:
         """Of the pooled features."""
-        return statistics_of(part["pooled"] for part in self._chunks)
+        return statistics_of(part[self._name] for part in self._chunks)
 
     @cached_property
     def spatial_statistics(self) -> FeatureStatistics | None:

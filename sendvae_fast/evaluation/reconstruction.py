@@ -14,7 +14,7 @@ from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights, run_of
 from sendvae_fast.evaluation.chunks import Chunks, Columns, compute_chunks, folder_name
 from sendvae_fast.evaluation.distribution_metrics import Moments, too_few
-from sendvae_fast.evaluation.extraction import finite_columns, statistics_of
+from sendvae_fast.evaluation.extraction import FeatureSet, finite_columns, statistics_of
 from sendvae_fast.evaluation.feature_config import FeaturesConfig
 from sendvae_fast.evaluation.features import FeatureNetwork
 from sendvae_fast.evaluation.frechet import frechet_distance, influence
@@ -120,6 +120,8 @@ class ReconstructionJob:
     autoencoder: ImageAutoencoder
     protocol: Protocol
     network: FeatureNetwork
+    further: FeatureNetwork | None = None
+    """Another network, whose features of the reconstructions are computed, too."""
     perceptual: Perceptual | None = None
     batch_size: int = 64
     seed: int = 0
@@ -133,7 +135,18 @@ class ReconstructionJob:
         folder: Path | None = None,
         chunk: int | None = None,
     ) -> list[Measurement]:
-        """Fréchet distance, PSNR, SSIM and, with `perceptual`, LPIPS. Collective where `folder` is given.
+        """`measurements` of what `compute` finds. Collective where `folder` is given; ranks but the first have none."""
+        chunks = self.compute(data, distributed, folder, chunk)
+        return [] if distributed is not None and not distributed.is_main else self.measurements(chunks)
+
+    def compute(
+        self,
+        data: Pictures,
+        distributed: Distributed | None = None,
+        folder: Path | None = None,
+        chunk: int | None = None,
+    ) -> Chunks:
+        """Reconstruct pictures, and compute of each what is measured. Collective where `folder` is given.
 
         Args:
             data: pictures; a catalog's are cropped by the protocol.
@@ -142,17 +155,22 @@ class ReconstructionJob:
             chunk: pictures per file, as there.
 
         Returns:
-            The measurements, on rank 0; none on the others.
+            Columns, among them the features of the reconstructions: see `features_of_reconstructions`.
         """
         data = protocol_pictures(data, self.protocol)
         with Progress("reconstructing", len(data), unit="picture") as progress:
-            chunks = compute_chunks(
+            return compute_chunks(
                 len(data), lambda start, stop: self._compute(data, start, stop, progress), distributed, folder, chunk
             )
-        if distributed is not None and not distributed.is_main:
-            return []
-        counts = {"pictures": len(data)}
+
+    def measurements(self, chunks: Chunks) -> list[Measurement]:
+        """Fréchet distance, PSNR, SSIM and, with `perceptual`, LPIPS, of what `compute` found."""
+        counts = {"pictures": len(chunks["psnr"])}
         return [self._distance(chunks, counts), *self._qualities(chunks, counts)]
+
+    def features_of_reconstructions(self, chunks: Chunks) -> FeatureSet:
+        """The pooled features of the reconstructions in what `compute` found, by `further` where there is one."""
+        return FeatureSet(chunks, "reconstructed" if self.further is None else "reconstructed_further")
 
     @torch.no_grad()
     def _compute(self, data: Pictures, start: int, stop: int, progress: Progress) -> Columns:
@@ -181,6 +199,8 @@ class ReconstructionJob:
             "original": self.network(original).pooled,
             "reconstructed": self.network(rounded).pooled,
         }
+        if self.further is not None:
+            columns["reconstructed_further"] = self.further(rounded).pooled
         if self.perceptual is not None:
             columns["lpips"] = self.perceptual(x, decoded.float()).flatten()
         return {name: column.cpu() for name, column in columns.items()}

@@ -35,7 +35,7 @@ from sendvae_fast.evaluation.inception import Resizing
 from sendvae_fast.evaluation.origins import catalog_origin
 from sendvae_fast.evaluation.pictures import CatalogPictures, Pictures
 from sendvae_fast.evaluation.reconstruction_quality import lightningdit_ssim, ssim
-from sendvae_fast.evaluation.result import WeightsOrigin
+from sendvae_fast.evaluation.result import PicturesOrigin, WeightsOrigin
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.pixels import to_model_range, to_uint8
 from sendvae_fast.ops import philox
@@ -90,37 +90,26 @@ class ResizedPictures(Pictures):
         return transforms.center_crop(transforms.resize(picture, [size], antialias=True), [size, size]) * 2 - 1
 
 
-class ReconstructedPictures(Pictures):
-    """What an autoencoder makes of pictures, rounded, when they are asked for: what a perfect generator's are like."""
+def reconstructed_origin(
+    weights: WeightsOrigin, pictures: Pictures, protocol: Protocol, seed: int = 0
+) -> PicturesOrigin:
+    """Where pictures that an autoencoder made of others come from.
 
-    def __init__(
-        self,
-        autoencoder: ImageAutoencoder,
-        weights: WeightsOrigin,
-        pictures: Pictures,
-        protocol: Protocol,
-        seed: int = 0,
-    ) -> None:
-        """Arguments are those of `reconstruct`; `weights` are the autoencoder's."""
-        self._autoencoder, self._protocol, self._seed = autoencoder, protocol, seed
-        self._pictures = protocol_pictures(pictures, protocol)
-        settings = {"protocol": protocol.name, "seed": seed}
-        decisive = f"{weights.sha256} {pictures.identity} {settings}"
-        self.origin = replace(
-            pictures.origin,
-            sha256=hashlib.sha256(decisive.encode()).hexdigest(),
-            hash_of="settings",
-            settings={**settings, "autoencoder": weights.path},
-        )
-
-    @torch.no_grad()
-    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
-        device, first = next(self._autoencoder.parameters()).device, start
-        for images in self._pictures.batches(batch_size, start, stop):
-            ids = torch.arange(first, first + len(images), device=device)
-            x = in_model_range(images.to(device, non_blocking=True))
-            yield to_uint8(reconstruct(self._autoencoder, x, ids, self._protocol, self._seed), "round")
-            first += len(images)
+    Args:
+        weights: of the autoencoder.
+        pictures: the others.
+        protocol: that they were made by.
+        seed: of the posterior's samples.
+    """
+    pictures = protocol_pictures(pictures, protocol)
+    settings = {"protocol": protocol.name, "seed": seed}
+    decisive = f"{weights.sha256} {pictures.identity} {settings}"
+    return replace(
+        pictures.origin,
+        sha256=hashlib.sha256(decisive.encode()).hexdigest(),
+        hash_of="settings",
+        settings={**settings, "autoencoder": weights.path},
+    )
 
 
 def protocol_pictures(pictures: Pictures, protocol: Protocol) -> Pictures:

@@ -1,6 +1,8 @@
 """What is measured of a trial, against the same taken by hand from its folder: whose pictures, beside which."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +12,16 @@ from PIL import Image
 from tiny_comparison import comparison
 
 from sendvae_fast.compare.compare import prepare_pictures
-from sendvae_fast.compare.trial import measure
+from sendvae_fast.compare.trial import REFERENCE, measure
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.latents.latent_cache import LatentCache
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_weights import resolve_weights
+from sendvae_fast.evaluation.features import FoundationFeatures
 from sendvae_fast.evaluation.latent_views import pictures_to_view
 from sendvae_fast.evaluation.pictures import CatalogPictures, open_pictures
 from sendvae_fast.evaluation.result import read_results
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.foundation.foundation import load_foundation
 from sendvae_fast.train.cache_latents import cache
@@ -28,8 +32,8 @@ NUM_TRAIN, NUM_TEST, NUM_SAMPLES = 48, 24, 6
 
 
 @pytest.fixture(scope="module")
-def trial(tmp_path_factory):
-    """The second of two methods that take the demo's autoencoder, with generated pictures of its own."""
+def trials(tmp_path_factory):
+    """Two methods that take the demo's autoencoder, each with generated pictures of its own."""
     methods = [{"key": key, "weights": "demo"} for key in ("first", "second")]
     two = comparison(tmp_path_factory.mktemp("measured"), methods=methods)
     prepare_pictures(two.config.pictures, two.root)
@@ -39,8 +43,13 @@ def trial(tmp_path_factory):
         for number in range(NUM_SAMPLES):
             noise = draw.integers(0, brightest, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(noise).save(one.folder / "generated" / f"{number}.png")
-    cache(two.trials[1].cache_config(), Distributed())
-    return two.trials[1]
+        cache(one.cache_config(), Distributed())
+    return two.trials
+
+
+@pytest.fixture(scope="module")
+def trial(trials):
+    return trials[1]
 
 
 def images_of(pictures):
@@ -86,6 +95,27 @@ def test_numbers_are_of_its_own_pictures_beside_the_right_ones(trial):
         scipy.stats.spearmanr(cosines(cells[i].flatten(1).T)[above], cosines(tokens[i])[above]).statistic for i in ids
     ]
     assert found["patch_similarity_demo"].value == pytest.approx(np.mean(agreement), abs=1e-3)
+
+
+def test_what_was_computed_of_a_picture_is_not_computed_again(trials, monkeypatch):
+    """Per trial the held-out pictures and what becomes of them, and its samples; those to compare with for all."""
+    num = {"decoded": 0, "looked at": 0}
+
+    def count(owner, name, what):
+        method = getattr(owner, name)
+
+        def counting(self, images):
+            num[what] += len(images)
+            return method(self, images)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(Autoencoder, "decode", "decoded")
+    count(FoundationFeatures, "forward", "looked at")
+    shutil.rmtree(Path(trials[0].config.run) / REFERENCE, ignore_errors=True)
+    for trial in trials:
+        measure(trial, Distributed())
+    assert num == {"decoded": 2 * NUM_TEST, "looked at": 2 * (2 * NUM_TEST + NUM_SAMPLES) + NUM_TRAIN}
 
 
 def cosines(vectors):

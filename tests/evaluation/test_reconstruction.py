@@ -18,6 +18,7 @@ from sendvae_fast.evaluation.reconstruction import ReconstructionJob
 from sendvae_fast.evaluation.reconstruction_protocols import PROTOCOLS
 from sendvae_fast.evaluation.reconstruction_quality import ssim
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, Posterior
+from sendvae_fast.models.pixels import to_uint8
 from sendvae_fast.ops import philox
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,6 +116,24 @@ def test_adms_protocol(folder, autoencoder, network):
     assert found["ssim"].value == pytest.approx(float(ssim(*(side.to(torch.uint8) for side in sides)).mean()), abs=1e-5)
     other = measure(folder, autoencoder, network, "lightningdit")
     assert abs(found["ssim"].value - other["ssim"].value) > 1e-3  # what the protocol is noted for
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("further", [None, "judge"])
+def test_the_reconstructions_features_are_those_of_the_network_that_is_asked_for(
+    folder, autoencoder, network, further, tmp_path
+):
+    asked = network if further is None else FoundationFeatures(further, None)
+    job = ReconstructionJob(
+        autoencoder=autoencoder, protocol=PROTOCOLS["adm"], network=network, further=None if further is None else asked
+    )
+    pictures = CatalogPictures(Catalog.open(folder), SIZE)
+    found = job.features_of_reconstructions(job.compute(pictures, folder=tmp_path))
+    images = torch.cat(list(pictures.batches(NUM)))
+    decoded = autoencoder.decode(Posterior.from_moments(autoencoder.encode(images / 127.5 - 1)).mean)
+    expected = asked(to_uint8(decoded, "round")).pooled
+    torch.testing.assert_close(found.pooled, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.statistics.mean, expected.double().mean(0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
