@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -65,7 +65,7 @@ class LatentsConfig(EvaluationConfig):
     data: str
     """Held-out pictures, with the same classes."""
     measures: tuple[Measure, ...] = MEASURES
-    """What to measure."""
+    """What to measure; what the pictures or the latents do not allow is left out, and a line says so."""
     image_size: int | None = None
     """Side of the ADM centre crop in pixels; by default that of the autoencoder's run."""
     num_decoded: int = 1000
@@ -139,32 +139,26 @@ def evaluate_latents(config: LatentsConfig, say: Say = print) -> list[Result]:
         raise UserError(
             f"{config.train_data} and {config.data} have different classes; leave `classes` out of measures"
         )
-    if "classes" in config.measures and len(set(train.catalog.labels.tolist())) < 2:
-        raise UserError(f"the pictures in {config.train_data} are of one class; leave `classes` out of measures")
     if "uniformity" in config.measures:
         check_number(len(train))
     if "discrimination" in config.measures:
         sizes_for(min(len(train), config.discrimination.num_pictures), config.discrimination)
     ids, viewed = pictures_to_view(test, config.views)
-    if "clusters" in config.measures and not has_clusters(viewed.catalog.labels):
-        raise UserError(
-            f"clusters needs pictures of two classes, several of one, and those in {config.data} are not; leave it out "
-            "of measures"
-        )
-    foundation = None
-    if config.foundation is not None and "patches" in config.measures:
-        foundation = load_foundation(config.foundation)
     run, distributed = run_of(weights), init_distributed()
     out = config.results_file(run)
     autoencoder = load_autoencoder(weights).autoencoder.to(distributed.device)
+    shape = autoencoder.latent_shape(size)
+    left_out = _impossible(config, train, viewed, shape)
+    if left_out and left_out.keys() == set(config.measures):
+        raise UserError("; ".join(f"{measure} cannot be measured: {reason}" for measure, reason in left_out.items()))
+    for measure, reason in left_out.items() if distributed.is_main else ():
+        say(f"{measure} is left out: {reason}")
+    config = replace(config, measures=tuple(name for name in config.measures if name not in left_out))
+    foundation = None
+    if config.foundation is not None and "patches" in config.measures:
+        foundation = load_foundation(config.foundation)
     origin = weights_origin(weights, autoencoder)
     evaluation = Evaluation(weights={"autoencoder": origin}, pictures={"train": train.origin, "test": test.origin})
-    shape = autoencoder.latent_shape(size)
-    for measure in {"spectrum", "patches"} & set(config.measures):
-        if is_sequence(shape):
-            raise UserError(
-                f"{measure} is of latents that are a grid, and these are a sequence; leave it out of measures"
-            )
     with feature_folder(config.cache, distributed) as folder:
         latents, held_out = (
             Latents(
@@ -190,6 +184,20 @@ def evaluate_latents(config: LatentsConfig, say: Say = print) -> list[Result]:
         to_see = Latents(held_out.rows.take(ids), shape, viewed.catalog.labels).normalised(mean, std)
         measured += _views(to_see, viewed, tokens, config, None if run is None else run / VIEW_FOLDER)
     return evaluation.finish(measured, out, say)
+
+
+def _impossible(
+    config: LatentsConfig, train: CatalogPictures, viewed: CatalogPictures, shape: tuple[int, int, int]
+) -> dict[Measure, str]:
+    """The measures of `config` that these pictures, or latents of this shape, do not allow, and why."""
+    found: dict[Measure, str] = {}
+    if len(set(train.catalog.labels.tolist())) < 2:
+        found["classes"] = f"the pictures in {config.train_data} are of one class"
+    if not has_clusters(viewed.catalog.labels):
+        found["clusters"] = f"it needs pictures of two classes, several of one, and those in {config.data} are not"
+    if is_sequence(shape):
+        found |= dict.fromkeys(("spectrum", "patches"), "it is of latents that are a grid, and these are a sequence")
+    return {measure: reason for measure, reason in found.items() if measure in config.measures}
 
 
 def measure_latents(

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from scipy.stats import spearmanr
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from sendvae_fast.cli.main import main
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.latent_space.clusters import clusters, has_clusters, spread_over_classes
 from sendvae_fast.evaluation.latent_space.patches import (
@@ -23,6 +25,7 @@ from sendvae_fast.evaluation.latent_space.patches import (
 )
 from sendvae_fast.evaluation.latent_space.view import VIEW_FILE, LatentView, read_view, write_view
 from sendvae_fast.evaluation.latent_views import sights_of
+from sendvae_fast.evaluation.result import read_results
 
 
 def cells_of(seed, *shape):
@@ -128,6 +131,23 @@ def test_what_cannot_be_seen_is_left_out():
     assert sights_of(np.array([0, 0, 1]), (32, 4, 4)) == {"clusters", "patches"}
     assert sights_of(np.array([0, 0, 0]), (32, 4, 4)) == {"patches"}
     assert sights_of(np.array([0, 0, 1]), (32, 1, 128)) == sights_of(np.array([0, 0, 1]), (32, 1, 1)) == {"clusters"}
+
+
+def test_what_pictures_of_one_class_do_not_allow_is_left_out_and_said(tmp_path, capsys):
+    draw = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    arguments = [f"--train_data={tmp_path}", f"--data={tmp_path}", "--image_size=32", f"--out={tmp_path / 'out.jsonl'}"]
+    verb = ["evaluate", "latents", "--autoencoder=demo", *arguments]
+    assert main([*verb, "--measures=[classes,clusters,spectrum]"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == [
+        f"classes is left out: the pictures in {tmp_path} are of one class",
+        f"clusters is left out: it needs pictures of two classes, several of one, and those in {tmp_path} are not",
+    ]
+    assert [result.metric for result in read_results(tmp_path / "out.jsonl")] == ["latent_high_frequency"]
+    assert main([*verb, "--measures=[clusters]"]) == 2
+    assert "clusters cannot be measured: it needs pictures of two classes" in capsys.readouterr().err
 
 
 def test_one_looks_from_the_cell_that_stands_out():
