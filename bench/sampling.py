@@ -31,9 +31,10 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.ops import philox
-from sendvae_fast.sampling.generate import GenerateConfig, LatentSampler, tensor_cores
+from sendvae_fast.sampling.generate import LatentSampler, tensor_cores
 from sendvae_fast.sampling.labels import sample_labels
-from sendvae_fast.sampling.samplers import SamplerConfig, initial_noise
+from sendvae_fast.sampling.samplers import initial_noise
+from sendvae_fast.sampling.settings import GenerateConfig, SamplerConfig
 
 OURS, NO_GRAPHS = "ours", "ours, no graphs"
 SCALE, SEED, NUM_CLASSES = 2.5, 0, 1000

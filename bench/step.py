@@ -41,6 +41,7 @@ from bench.step_names import OURS
 from bench.step_parts import parts_of
 from bench.timing import time_interleaved
 from sendvae_fast.engine.distributed import Distributed, init_distributed
+from sendvae_fast.engine.engine import dtype_of
 from sendvae_fast.engine.flops import count_flops
 from sendvae_fast.errors import UserError
 
@@ -98,7 +99,7 @@ def measure(
         batch = batch or case.batch(form.stage.config, device)
         form.losses = {name: float(value) for name, value in form.step(0, batch, same_noise=True).items()}
         form.state_bytes = memory_bytes(device) - before
-    dtype = forms[0].stage.config.engine.dtype
+    dtype = dtype_of(forms[0].stage.config.engine)
     check_losses(forms, dtype)
     flops = count_flops(lambda: forms[0].step(1, batch)) / case.batch_size
     gemm = gemm_flops_per_s(device, dtype, seconds=0.1 * seconds)

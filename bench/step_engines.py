@@ -17,6 +17,7 @@ from bench.step_cases import Stage, StepCase
 from bench.timing import MAX_ROUNDS, MIN_ROUNDS, Timing, rotations
 from sendvae_fast.engine.build import NUM_FIRST_STEPS
 from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.engine import dtype_of
 from sendvae_fast.errors import UserError
 
 ENGINES = {
@@ -74,7 +75,7 @@ def engine_forms(
             results[name]["rank0"] = {
                 key: median(cost[key] for cost in of_rank) for key in of_rank[0] if key != "step_us"
             }
-    return {"precision": str(stage.config.engine.dtype).removeprefix("torch."), "engines": results}
+    return {"precision": str(dtype_of(stage.config.engine)).removeprefix("torch."), "engines": results}
 
 
 def check_equal(losses: dict[str, dict[str, float]]) -> None:

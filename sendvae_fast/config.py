@@ -8,7 +8,9 @@ from another one with `base: other.yaml` (relative to itself, or a packaged name
 import copy
 import dataclasses
 import difflib
+import enum
 import functools
+import os
 import re
 import types
 import typing
@@ -210,3 +212,16 @@ def _one_line(error: Exception) -> str:
     told = "; ".join(text for text in problems if text != "Expected a <class 'NoneType'>")
     value = "" if union["value"].startswith(("Namespace(", "{")) else f". Got value: {union['value']}"
     return f"{union['key']}: {told}{value}"
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, enums, paths and tuples as the dicts, strings and lists that YAML and JSON have."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    return str(value) if isinstance(value, os.PathLike) else value

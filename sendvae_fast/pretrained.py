@@ -20,7 +20,8 @@ from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.storage import load_sit
-from sendvae_fast.sampling.generate import GenerateConfig, Generated, LatentDecoder, check_fit, generate
+from sendvae_fast.sampling.generate import Generated, LatentDecoder, check_fit, generate
+from sendvae_fast.sampling.settings import GenerateConfig
 
 
 class PretrainedAutoencoder(nn.Module):

@@ -13,10 +13,10 @@ from sendvae_fast.config import (
     load_config,
     packaged_configs,
     parse_overrides,
+    plain,
     read_config,
     read_files,
 )
-from sendvae_fast.engine.run import plain
 from sendvae_fast.errors import UserError
 
 

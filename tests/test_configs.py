@@ -18,8 +18,8 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.models.discriminator import Discriminator
 from sendvae_fast.models.foundation.foundation import load_foundation
 from sendvae_fast.models.sit.sit import SiT
-from sendvae_fast.sampling.sample_to_folder import SampleConfig
 from sendvae_fast.sampling.samplers import time_grid
+from sendvae_fast.sampling.settings import SampleConfig
 from sendvae_fast.train.e2e.networks import build_networks
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
 from sendvae_fast.train.sit.settings import FlowConfig, SiTTrainConfig

@@ -17,9 +17,9 @@ from sendvae_fast.engine import checkpoint, run_lock
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.checkpoint import Checkpointer
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.engine import Engine, EngineConfig
-from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.engine import Engine
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.settings import EngineConfig, OptimizerConfig
 from sendvae_fast.engine.snapshot import Snapshot
 from sendvae_fast.engine.streams import HostMemory
 from sendvae_fast.errors import UserError

@@ -14,7 +14,8 @@ from fuzz import Reader, check_reader, damaged_content, damaged_text
 from sendvae_fast.compare.compare import claim_folder
 from sendvae_fast.compare.results import Results
 from sendvae_fast.compare.timeline import Speed, Timeline, costs
-from sendvae_fast.demo.demo import DemoConfig, comparison_of
+from sendvae_fast.demo.demo import comparison_of
+from sendvae_fast.demo.settings import DemoConfig
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.correlation import PAPER_TABLE, read_table
@@ -27,7 +28,8 @@ from sendvae_fast.evaluation.probing.attribute_tables import read_celeba_attribu
 from sendvae_fast.evaluation.result import Result, append_results, read_results
 from sendvae_fast.ops.attention import table
 from sendvae_fast.sampling.generate import SamplerConfig
-from sendvae_fast.sampling.sample_to_folder import SampleConfig, sample_to_folder
+from sendvae_fast.sampling.sample_to_folder import sample_to_folder
+from sendvae_fast.sampling.settings import SampleConfig
 
 pytestmark = pytest.mark.slow
 

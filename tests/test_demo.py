@@ -18,7 +18,8 @@ from sendvae_fast.compare.pictures import split_photographs
 from sendvae_fast.compare.results import Results
 from sendvae_fast.compare.timeline import Speed, Timeline, costs, finish_times, in_words, measure_speed
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.demo.demo import DemoConfig, comparison_of
+from sendvae_fast.demo.demo import comparison_of
+from sendvae_fast.demo.settings import DemoConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.latent_space.view import read_view
 from sendvae_fast.evaluation.result import read_results

@@ -11,10 +11,11 @@ import sendvae_fast
 from sendvae_fast.data.scenes.scene_folder import render_scenes
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.reconstruction_quality import psnr
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.pixels import to_uint8
 from sendvae_fast.pretrained import PretrainedAutoencoder, PretrainedGenerator
-from sendvae_fast.sampling.samplers import SamplerConfig
+from sendvae_fast.sampling.settings import SamplerConfig
 
 RUNS = Path(__file__).parent / "old_runs"
 STEPS = SamplerConfig(num_steps=3)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import sendvae_fast.ops
-from sendvae_fast.evaluation.generation import GenerationConfig
+from sendvae_fast.evaluation.settings import GenerationConfig
 from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.vae.settings import VAETrainConfig
 

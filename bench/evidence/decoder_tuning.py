@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.engine import EngineConfig
-from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.engine import dtype_of
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.run_weights import resolve_weights
+from sendvae_fast.engine.settings import EngineConfig, OptimizerConfig
 from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.losses.reconstruction import reconstruction_loss
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
@@ -28,8 +28,9 @@ from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, convolutional,
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.models.weights import read_weights
 from sendvae_fast.ops import philox
-from sendvae_fast.train.loop import LoopConfig, fit
-from sendvae_fast.train.training_images import ImageDataConfig, TrainingImages
+from sendvae_fast.train.loop import fit
+from sendvae_fast.train.settings import ImageDataConfig, LoopConfig
+from sendvae_fast.train.training_images import TrainingImages
 
 
 @dataclass(kw_only=True)
@@ -73,7 +74,7 @@ class DecoderStage:
 
     def __init__(self, config: DecoderTuningConfig, images: TrainingImages, distributed: Distributed) -> None:
         self.config, self.images, self.distributed = config, images, distributed
-        self.dtype, self.learning_rate = config.engine.dtype, config.optimizer.learning_rate
+        self.dtype, self.learning_rate = dtype_of(config.engine), config.optimizer.learning_rate
         saved = load_autoencoder(resolve_weights(config.init_from))
         self.statistics = saved.latent_mean, saved.latent_std
         self.std = saved.latent_std.to(distributed.device)[:, None, None]

@@ -17,12 +17,14 @@ from torch import Tensor
 from sendvae_fast.data.attributes import Attributes
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.latents.latent_cache import LatentCache
-from sendvae_fast.data.loader import ImageLoader, LoaderConfig
+from sendvae_fast.data.loader import ImageLoader
+from sendvae_fast.data.loader_config import LoaderConfig
 from sendvae_fast.evaluation.latent_space.sensitivity import decoder_sensitivity
 from sendvae_fast.evaluation.latent_space.spectrum import band_powers
 from sendvae_fast.evaluation.probing.attribute_probe import Labelled, held_out, probe_attributes
-from sendvae_fast.evaluation.probing.linear_fit import LinearModel, ProbeConfig, fit_linear
+from sendvae_fast.evaluation.probing.linear_fit import LinearModel, fit_linear
 from sendvae_fast.evaluation.probing.rows import Rows
+from sendvae_fast.evaluation.settings import ProbeConfig
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.models.sit.sit import SiT

@@ -22,6 +22,7 @@ from sendvae_fast.data.scenes.scene_folder import synth_scenes
 from sendvae_fast.evaluation.distribution_metrics import Moments, Pair, frechet
 from sendvae_fast.evaluation.extraction import FeatureSet, extract
 from sendvae_fast.evaluation.feature_config import FeaturesConfig
+from sendvae_fast.evaluation.feature_networks import load_features
 from sendvae_fast.evaluation.features import FeatureNetwork, FoundationFeatures
 from sendvae_fast.evaluation.frechet import FeatureStatistics, frechet_distance
 from sendvae_fast.evaluation.neighbours import precision_recall
@@ -60,7 +61,7 @@ class Judge:
     def open(cls, runs: Runs, features: FeaturesConfig, device: torch.device) -> Judge:
         """The study's own network where the scale has one, else the one that the user names."""
         weights = runs.scale.judge
-        network = features.load(device) if weights is None else FoundationFeatures("demo", weights).to(device)
+        network = load_features(features, device) if weights is None else FoundationFeatures("demo", weights).to(device)
         size = runs.scale.image_size
         train, held_out = (CatalogPictures(Catalog.open(part), size, 1) for part in (runs.train, runs.held_out))
         return cls(network.eval(), train, held_out, runs.root / "features")

@@ -21,11 +21,10 @@ from bench.evidence.latent_measures import ClassProbe, LatentSet
 from bench.evidence.pictures import Judge, prepare_pictures, spread
 from bench.evidence.study import Runs, short_hash
 from bench.machine import ROOT
-from sendvae_fast.config import build_config, merge
+from sendvae_fast.config import build_config, merge, plain
 from sendvae_fast.data.latents.latent_cache import LatentCache
-from sendvae_fast.engine.checkpoint import FINAL_NAME, newest_checkpoint
+from sendvae_fast.engine.checkpoint_files import FINAL_NAME, newest_checkpoint
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.run import plain
 from sendvae_fast.engine.run_lock import lock_run
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.evaluation.pictures import CatalogPictures
@@ -37,7 +36,8 @@ from sendvae_fast.models.autoencoder.storage import convolutional, load_autoenco
 from sendvae_fast.models.pixels import to_model_range, to_uint8
 from sendvae_fast.models.sit.storage import load_sit
 from sendvae_fast.reading import read_json
-from sendvae_fast.sampling.generate import GenerateConfig, LatentSampler
+from sendvae_fast.sampling.generate import LatentSampler
+from sendvae_fast.sampling.settings import GenerateConfig
 from sendvae_fast.train.cache_latents import cache
 from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.vae.stage import train_vae

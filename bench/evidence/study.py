@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import ROOT
-from sendvae_fast.config import build_config, merge, read_config
-from sendvae_fast.engine.run import plain
+from sendvae_fast.config import build_config, merge, plain, read_config
 from sendvae_fast.engine.run_weights import PACKAGED
 from sendvae_fast.errors import UserError
-from sendvae_fast.train.cache_latents import CacheConfig
+from sendvae_fast.train.settings import CacheConfig
 from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.vae.settings import VAETrainConfig
 

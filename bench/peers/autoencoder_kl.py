@@ -21,8 +21,9 @@ from bench.peers.ours import OurStep, draws_of
 from bench.peers.theirs import Runner, versions_of
 from bench.step_cases import StepCase, random_vgg
 from sendvae_fast.errors import UserError
-from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
-from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
+from sendvae_fast.losses.perceptual import Perceptual
+from sendvae_fast.losses.settings import PerceptualConfig
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.diffusers_layout import from_diffusers, from_diffusers_config
 from sendvae_fast.models.pixels import to_model_range
 

@@ -26,7 +26,8 @@ from bench.peers.first_step import FirstStep, gradients_of
 from bench.peers.ours import Draws, OurStep, Weights, draws_of
 from bench.peers.theirs import Runner, allow_tf32, fill_zero_weights, random_features, versions_of
 from bench.step_cases import NUM_CLASSES, StepCase, random_vgg
-from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
+from sendvae_fast.losses.perceptual import Perceptual
+from sendvae_fast.losses.settings import PerceptualConfig
 from sendvae_fast.models.autoencoder.published import ldm_state
 from sendvae_fast.models.sit.published_layouts import from_published
 from sendvae_fast.models.weights import read_weights

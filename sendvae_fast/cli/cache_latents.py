@@ -5,8 +5,7 @@
 Resumable; refuses to mix autoencoders, crops or pictures.
 """
 
-from sendvae_fast.engine.distributed import init_distributed
-from sendvae_fast.train.cache_latents import CacheConfig, cache
+from sendvae_fast.train.settings import CacheConfig
 
 Config = CacheConfig
 MAIN_OPTIONS = (
@@ -19,6 +18,9 @@ MAIN_OPTIONS = (
 
 def run(config: CacheConfig) -> None:
     """Fill the cache and say what is in it."""
+    from sendvae_fast.engine.distributed import init_distributed
+    from sendvae_fast.train.cache_latents import cache
+
     distributed = init_distributed()
     latents = cache(config, distributed)
     channels, height, width = latents.latent_shape

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from sendvae_fast.config import build_config, merge, read_files, required_keys
-from sendvae_fast.engine.run import plain
+from sendvae_fast.config import build_config, merge, plain, read_files, required_keys
 
 PLACEHOLDER = "(required)"
 

@@ -8,10 +8,9 @@ Trains a plain VAE, fine-tunes it with and without the alignment loss for equal 
 latents of each, samples with guidance, evaluates, and writes RUN/report.html. The same command again goes on.
 """
 
-from sendvae_fast.demo.demo import DemoConfig, run_demo
+from sendvae_fast.demo.settings import DemoConfig
 
 Config = DemoConfig
-run = run_demo
 MAIN_OPTIONS = (
     "run",
     "data",
@@ -22,3 +21,10 @@ MAIN_OPTIONS = (
     "generator_steps",
     "generate.num_samples",
 )
+
+
+def run(config: DemoConfig) -> int:
+    """Run all of it; returns the exit code."""
+    from sendvae_fast.demo.demo import run_demo
+
+    return run_demo(config)

@@ -8,7 +8,7 @@ latents. Beside them: the same heads on true features, heads fitted to raw laten
 results to `evaluation.jsonl` in the autoencoder's run.
 """
 
-from sendvae_fast.downstream.downstream import DownstreamConfig, downstream
+from sendvae_fast.downstream.settings import DownstreamConfig
 
 Config = DownstreamConfig
 MAIN_OPTIONS = ("autoencoder", "train_data", "data", "trimaps", "generator", "num_train", "num_test", "folder", "out")
@@ -16,4 +16,6 @@ MAIN_OPTIONS = ("autoencoder", "train_data", "data", "trimaps", "generator", "nu
 
 def run(config: DownstreamConfig) -> None:
     """Fit, measure, print and draw."""
+    from sendvae_fast.downstream.downstream import downstream
+
     downstream(config)

@@ -7,7 +7,7 @@ Benchmarks: celeba, deepfashion, awa2, with their official splits; or any two fo
 torchrun every rank takes its share. Results are added to `evaluation.jsonl` in the autoencoder's run.
 """
 
-from sendvae_fast.evaluation.attributes import AttributesConfig, evaluate_attributes
+from sendvae_fast.evaluation.settings import AttributesConfig
 
 Config = AttributesConfig
 MAIN_OPTIONS = ("benchmark", "train_data", "split", "image_size", "control", "cache", "out")
@@ -15,4 +15,6 @@ MAIN_OPTIONS = ("benchmark", "train_data", "split", "image_size", "control", "ca
 
 def run(config: AttributesConfig) -> None:
     """Measure and print."""
+    from sendvae_fast.evaluation.attributes import evaluate_attributes
+
     evaluate_attributes(config)

@@ -8,7 +8,7 @@ protocol. Results are added to `evaluation.jsonl` in the generator's run, a JSON
 it; `sendvae report` shows them. Runs on several ranks, and goes on where it was interrupted.
 """
 
-from sendvae_fast.evaluation.generation import GenerationConfig, evaluate_generation
+from sendvae_fast.evaluation.settings import GenerationConfig
 
 Config = GenerationConfig
 MAIN_OPTIONS = (
@@ -26,4 +26,6 @@ MAIN_OPTIONS = (
 
 def run(config: GenerationConfig) -> None:
     """Measure and print."""
+    from sendvae_fast.evaluation.generation import evaluate_generation
+
     evaluate_generation(config)

@@ -8,7 +8,7 @@ a picture are alike, beside a foundation model's (`--foundation.name=...`). Resu
 the autoencoder's run.
 """
 
-from sendvae_fast.evaluation.latents import LatentsConfig, evaluate_latents
+from sendvae_fast.evaluation.settings import LatentsConfig
 
 Config = LatentsConfig
 MAIN_OPTIONS = ("measures", "image_size", "num_decoded", "foundation.name", "cache", "out")
@@ -16,4 +16,6 @@ MAIN_OPTIONS = ("measures", "image_size", "num_decoded", "foundation.name", "cac
 
 def run(config: LatentsConfig) -> None:
     """Measure and print."""
+    from sendvae_fast.evaluation.latents import evaluate_latents
+
     evaluate_latents(config)

@@ -5,7 +5,7 @@
 Results are added to `evaluation.jsonl` in the autoencoder's run; `sendvae report` shows them.
 """
 
-from sendvae_fast.evaluation.reconstruction import ReconstructionConfig, evaluate_reconstruction
+from sendvae_fast.evaluation.settings import ReconstructionConfig
 
 Config = ReconstructionConfig
 MAIN_OPTIONS = (
@@ -23,4 +23,6 @@ MAIN_OPTIONS = (
 
 def run(config: ReconstructionConfig) -> None:
     """Measure and print."""
+    from sendvae_fast.evaluation.reconstruction import evaluate_reconstruction
+
     evaluate_reconstruction(config)

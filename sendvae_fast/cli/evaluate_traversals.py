@@ -6,7 +6,7 @@ Probes on another network's features judge the decoded pictures: the diagonal of
 `folder`, results to `evaluation.jsonl` in each autoencoder's run.
 """
 
-from sendvae_fast.evaluation.traversals import TraversalsConfig, evaluate_traversals
+from sendvae_fast.evaluation.settings import TraversalsConfig
 
 Config = TraversalsConfig
 MAIN_OPTIONS = ("benchmark", "train_data", "split", "direction", "num_pictures", "num_shown", "folder", "cache")
@@ -14,4 +14,6 @@ MAIN_OPTIONS = ("benchmark", "train_data", "split", "direction", "num_pictures",
 
 def run(config: TraversalsConfig) -> None:
     """Measure, print and draw."""
+    from sendvae_fast.evaluation.traversals import evaluate_traversals
+
     evaluate_traversals(config)

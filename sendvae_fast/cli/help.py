@@ -16,6 +16,8 @@ GENERAL = (
 )
 MAX_INDENT = 36
 MIN_WIDTH, MAX_WIDTH = 80, 110
+LEAST_TEXT = 30
+"""Characters of a description in a short help; a default that leaves fewer is left out."""
 MANY = 18
 """Options in a short help from which on each has one line."""
 
@@ -112,7 +114,9 @@ def _sections(sections: Mapping[str, Sequence[tuple[str, str, str]]], complete: 
             if len(name) + 4 > indent:
                 lines, start = [*lines, start.rstrip()], " " * indent
             if not complete:
-                text = _first_sentence(text, num_lines * (width - indent) - len(f" {remark}"))
+                room = num_lines * (width - indent)
+                remark = remark if len(remark) <= room - LEAST_TEXT else ""  # the complete help has it
+                text = _first_sentence(text, room - len(f" {remark}"))
             body = f"{text} {remark}".strip()
             lines += textwrap.wrap(
                 body, width, initial_indent=start, subsequent_indent=" " * indent, break_on_hyphens=False

@@ -4,6 +4,8 @@ A verb is a module in this package with a docstring (its help), a dataclass `Con
 one of `OF_VERBS` has `run_for(config_class, files, overrides)` in its place, for the verb that follows it;
 optionally `POSITIONAL`, the name of the option that may be given bare (several times where it is a tuple; "config" is a
 config file), and `MAIN_OPTIONS`, the options beside the required ones that its short help shows (without it: all).
+
+Its help and the reading of its options need no torch, which takes seconds: what does the work is imported in `run`.
 """
 
 import difflib
@@ -233,7 +235,7 @@ def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def _module(verb: str) -> ModuleType:
-    # Imported only now: torch and its friends take seconds, and no verb needs the others' imports.
+    # Imported only now: no verb needs the others' imports.
     with _needs_extra_of(verb):
         return importlib.import_module("sendvae_fast.cli." + verb.replace(" ", "_").replace("-", "_"))
 

@@ -15,9 +15,7 @@ from typing import Any
 
 from sendvae_fast.config import build_config, merge, read_files, required_keys
 from sendvae_fast.errors import UserError
-from sendvae_fast.plan.plan import Planner
 from sendvae_fast.plan.settings import PlanConfig
-from sendvae_fast.plan.words import plan_words, sweep_words
 
 Config = PlanConfig
 PLACEHOLDER = "(not given)"
@@ -31,7 +29,12 @@ def run_for(config_class: type, files: list[Path], overrides: dict[str, Any]) ->
     plan = build_config(PlanConfig, {key: value for key, value in overrides.items() if key in own}, "the command line")
     of_run = {key: value for key, value in overrides.items() if key not in own}
     content = merge(required_keys(config_class, PLACEHOLDER), merge(read_files(files), of_run))
-    planner = Planner(build_config(config_class, content), plan)
+    of_stage = build_config(config_class, content)
+
+    from sendvae_fast.plan.plan import Planner
+    from sendvae_fast.plan.words import plan_words, sweep_words
+
+    planner = Planner(of_stage, plan)
     if plan.sweep:
         plans = planner.sweep()
         print(json.dumps([one.as_json() for one in plans], indent=1) if plan.json else sweep_words(plans, plan))

@@ -6,7 +6,6 @@
 The page is served to this machine alone and fetches nothing from elsewhere. Several runs are shown side by side.
 """
 
-from sendvae_fast.play.server import play
 from sendvae_fast.play.settings import PlayConfig
 
 Config = PlayConfig
@@ -16,4 +15,6 @@ MAIN_OPTIONS = ("autoencoder", "attributes", "benchmark", "direction", "image_si
 
 def run(config: PlayConfig) -> None:
     """Serve the page until it is stopped."""
+    from sendvae_fast.play.server import play
+
     play(config)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.report import load_report, write_report
 
 POSITIONAL = "runs"
 
@@ -32,6 +31,8 @@ class Config:
 
 def run(config: Config) -> None:
     """Write the page and say where it is."""
+    from sendvae_fast.report import load_report, write_report
+
     folder = Path(config.runs[0]) if len(config.runs) == 1 else Path()
     path = Path(config.out) if config.out else folder / "report.html"
     write_report(path, load_report(*config.runs))

@@ -7,8 +7,7 @@ On several ranks: torchrun --nproc-per-node 8 -m -- sendvae_fast sample ... A pi
 Run the same command again to go on where it stopped; more --num_samples add to what is there.
 """
 
-from sendvae_fast.engine.distributed import init_distributed
-from sendvae_fast.sampling.sample_to_folder import SampleConfig, npz_path, sample_to_folder
+from sendvae_fast.sampling.settings import SampleConfig
 
 Config = SampleConfig
 MAIN_OPTIONS = (
@@ -27,6 +26,9 @@ MAIN_OPTIONS = (
 
 def run(config: SampleConfig) -> None:
     """Draw the missing pictures and print their folder."""
+    from sendvae_fast.engine.distributed import init_distributed
+    from sendvae_fast.sampling.sample_to_folder import npz_path, sample_to_folder
+
     distributed = init_distributed()
     folder = sample_to_folder(config, distributed)
     if distributed.is_main:

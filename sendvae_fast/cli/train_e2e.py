@@ -8,7 +8,6 @@ Running the same command again resumes it. On SIGTERM, SIGINT, SIGHUP, SIGUSR1 o
 
 from sendvae_fast.cli.training import train_or_look
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
-from sendvae_fast.train.e2e.stage import train_e2e
 
 Config = E2ETrainConfig
 MAIN_OPTIONS = (
@@ -34,4 +33,6 @@ MAIN_OPTIONS = (
 
 def run(config: E2ETrainConfig) -> int:
     """Train, or with --dry_run look at what training would need; returns the exit code."""
+    from sendvae_fast.train.e2e.stage import train_e2e
+
     return train_or_look(train_e2e, config)

@@ -8,7 +8,6 @@ exits with 75.
 
 from sendvae_fast.cli.training import train_or_look
 from sendvae_fast.train.sit.settings import SiTTrainConfig
-from sendvae_fast.train.sit.stage import train_sit
 
 Config = SiTTrainConfig
 MAIN_OPTIONS = (
@@ -34,4 +33,6 @@ MAIN_OPTIONS = (
 
 def run(config: SiTTrainConfig) -> int:
     """Train, or with --dry_run look at what training would need; returns the exit code."""
+    from sendvae_fast.train.sit.stage import train_sit
+
     return train_or_look(train_sit, config)

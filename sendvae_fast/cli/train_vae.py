@@ -8,7 +8,6 @@ exits with 75.
 
 from sendvae_fast.cli.training import train_or_look
 from sendvae_fast.train.vae.settings import VAETrainConfig
-from sendvae_fast.train.vae.stage import train_vae
 
 Config = VAETrainConfig
 MAIN_OPTIONS = (
@@ -36,4 +35,6 @@ MAIN_OPTIONS = (
 
 def run(config: VAETrainConfig) -> int:
     """Train, or with --dry_run look at what training would need; returns the exit code."""
+    from sendvae_fast.train.vae.stage import train_vae
+
     return train_or_look(train_vae, config)

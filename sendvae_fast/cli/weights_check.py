@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sendvae_fast.config import build_config, merge, read_files, required_keys
-from sendvae_fast.engine.run import plain
+from sendvae_fast.config import build_config, merge, plain, read_files, required_keys
 from sendvae_fast.weights.needs import look_at
 
 PLACEHOLDER = "(not given)"

@@ -23,8 +23,9 @@ from sendvae_fast.compare.settings import CompareConfig
 from sendvae_fast.compare.timeline import PICTURES, Timeline, costs, in_words, measure_speed
 from sendvae_fast.compare.trial import REFERENCE
 from sendvae_fast.compare.workers import num_workers, side_by_side, train_starts, work_off
+from sendvae_fast.config import plain
 from sendvae_fast.engine.distributed import Distributed, init_distributed
-from sendvae_fast.engine.run import describe_changes, plain
+from sendvae_fast.engine.run import describe_changes
 from sendvae_fast.engine.run_lock import wait_for_claim
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic

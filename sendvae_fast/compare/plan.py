@@ -10,8 +10,7 @@ from typing import Any
 
 from sendvae_fast.compare.pictures import num_pictures, picture_folders
 from sendvae_fast.compare.settings import CompareConfig, MethodConfig
-from sendvae_fast.config import build_config, find_config, merge, read_config
-from sendvae_fast.engine.run import plain
+from sendvae_fast.config import build_config, find_config, merge, plain, read_config
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.generation import open_reference
@@ -19,9 +18,9 @@ from sendvae_fast.evaluation.latent_space.view import VIEW_FOLDER
 from sendvae_fast.evaluation.result import RESULTS_FILE
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
-from sendvae_fast.sampling.sample_to_folder import SampleConfig
-from sendvae_fast.train.cache_latents import CacheConfig
+from sendvae_fast.sampling.settings import SampleConfig
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
+from sendvae_fast.train.settings import CacheConfig
 from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.vae.settings import VAETrainConfig
 

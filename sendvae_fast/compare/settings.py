@@ -10,14 +10,12 @@ from typing import Any
 
 from sendvae_fast import checks
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.distribution_metrics import METRICS, MetricName
 from sendvae_fast.evaluation.feature_config import FeaturesConfig
-from sendvae_fast.evaluation.latent_views import ViewsConfig
-from sendvae_fast.evaluation.reconstruction_protocols import Name as ProtocolName
-from sendvae_fast.losses.perceptual import PerceptualConfig
+from sendvae_fast.evaluation.latent_space.settings import ViewsConfig
+from sendvae_fast.evaluation.settings import METRICS, MetricName, ProtocolName
+from sendvae_fast.losses.settings import PerceptualConfig
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
-from sendvae_fast.sampling.generate import GenerateConfig
-from sendvae_fast.sampling.samplers import SamplerConfig
+from sendvae_fast.sampling.settings import GenerateConfig, SamplerConfig
 
 
 @dataclass(kw_only=True)

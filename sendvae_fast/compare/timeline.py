@@ -16,7 +16,7 @@ from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.sit.sit import SiT
-from sendvae_fast.sampling.generate import GenerateConfig
+from sendvae_fast.sampling.settings import GenerateConfig
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
 
 NUM_TIMED = 3

@@ -26,6 +26,7 @@ from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.evaluation.attributes import measure_attributes
 from sendvae_fast.evaluation.distribution_metrics import Reference, distribution_metrics
 from sendvae_fast.evaluation.extraction import FeatureSet, extract
+from sendvae_fast.evaluation.feature_networks import load_features
 from sendvae_fast.evaluation.features import FeatureNetwork
 from sendvae_fast.evaluation.generation import moments_origin, open_reference
 from sendvae_fast.evaluation.job import Evaluation
@@ -35,10 +36,10 @@ from sendvae_fast.evaluation.origins import weights_origin
 from sendvae_fast.evaluation.pictures import CatalogPictures, Pictures, open_pictures
 from sendvae_fast.evaluation.probing.benchmarks import csv_data
 from sendvae_fast.evaluation.probing.encoding import encoded_rows, posterior_means
-from sendvae_fast.evaluation.probing.linear_fit import ProbeConfig
 from sendvae_fast.evaluation.reconstruction import ReconstructionJob
 from sendvae_fast.evaluation.reconstruction_protocols import PROTOCOLS, reconstructed_origin
 from sendvae_fast.evaluation.result import Measurement
+from sendvae_fast.evaluation.settings import ProbeConfig
 from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
@@ -167,7 +168,7 @@ def measure(trial: Trial, ranks: Distributed) -> None:
     protocol, perceptual = PROTOCOLS[config.protocol], None
     if config.perceptual is not None:
         perceptual = Perceptual(config.perceptual).to(ranks.device)
-    network, own = (config.features.load(ranks.device, resizing) for resizing in ("adm", protocol.resizing))
+    network, own = (load_features(config.features, ranks.device, resizing) for resizing in ("adm", protocol.resizing))
     job = ReconstructionJob(
         autoencoder=autoencoder,
         protocol=protocol,

@@ -21,7 +21,8 @@ from sendvae_fast.models.foundation.foundation import Foundation, load_foundatio
 from sendvae_fast.models.mappers.latent_mapper import LatentMapper
 from sendvae_fast.models.weights import load_weights, read_weights
 from sendvae_fast.reading import read_yaml
-from sendvae_fast.train.vae.alignment_methods import AlignmentConfig, build_mapper
+from sendvae_fast.train.vae.alignment_methods import build_mapper
+from sendvae_fast.train.vae.alignment_settings import AlignmentConfig
 from sendvae_fast.train.vae.networks import tokens_per_side
 from sendvae_fast.train.vae.stage import MAPPER_FILE
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sendvae_fast import checks
 from sendvae_fast.downstream.alignment_network import AlignmentNetwork, load_alignment_network, patches
 from sendvae_fast.downstream.dense_data import DensePictures, open_dense
 from sendvae_fast.downstream.generated import DrawnLatents, draw_latents
@@ -22,55 +20,20 @@ from sendvae_fast.downstream.heads import (
     fit_segmentation,
     segmentation_score,
 )
+from sendvae_fast.downstream.settings import DownstreamConfig
 from sendvae_fast.downstream.strips import Maps, save_strips
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights, run_of
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.job import Evaluation, EvaluationConfig, Say
+from sendvae_fast.evaluation.job import Evaluation, Say
 from sendvae_fast.evaluation.origins import crop_size, weights_origin
 from sendvae_fast.evaluation.probing.encoding import posterior_means
 from sendvae_fast.evaluation.probing.scores import Estimate
 from sendvae_fast.evaluation.result import Measurement, Result
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.progress import Progress
-from sendvae_fast.sampling.generate import GenerateConfig
 
 PROTOCOL = "linear heads on directions of patch tokens"
-
-
-@dataclass(kw_only=True)
-class DownstreamConfig(EvaluationConfig):
-    """The autoencoder's run, the pictures, and the generator. Raises `UserError` for a value out of range."""
-
-    autoencoder: str
-    """Run of stage 1 with alignment, or a checkpoint in one: its alignment network is what is measured."""
-    train_data: str
-    """Pictures that heads are fitted to: scenes of `sendvae data synth`, or any with `trimaps`."""
-    data: str
-    """Held-out pictures."""
-    trimaps: str | None = None
-    """Folder of trimaps as the Oxford pets' `annotations/trimaps`, for the pictures of both: segmentation alone."""
-    generator: str | None = None
-    """Run of stage 2 on this autoencoder's latents: its latents are segmented, and their depth told, undecoded."""
-    generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(num_samples=64))
-    """How latents are drawn."""
-    foundation_weights: str | None = None
-    """Weight file of the run's foundation model, where it is no longer where the run had it."""
-    image_size: int | None = None
-    """Side of the ADM centre crop in pixels; by default that of the run."""
-    num_train: int = 1000
-    """Pictures at most that heads are fitted to."""
-    num_test: int = 500
-    """Held-out pictures at most."""
-    num_shown: int = 8
-    """Pictures in a strip."""
-    folder: str = "downstream"
-    """Folder of the figures: `held_out.png` and, with a generator, `generated.png`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.at_least(1, self, "image_size", "num_train", "num_test", "num_shown")
-        checks.weight_paths(self, "folder")
 
 
 class Tokens(NamedTuple):

@@ -19,7 +19,8 @@ from sendvae_fast.models.sit.storage import load_sit
 from sendvae_fast.models.weights import weights_sha256
 from sendvae_fast.progress import Progress
 from sendvae_fast.reading import read_yaml
-from sendvae_fast.sampling.generate import GenerateConfig, LatentSampler, check_fit
+from sendvae_fast.sampling.generate import LatentSampler, check_fit
+from sendvae_fast.sampling.settings import GenerateConfig
 
 
 class DrawnLatents(NamedTuple):

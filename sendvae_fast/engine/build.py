@@ -8,9 +8,9 @@ from torch import nn
 from sendvae_fast.engine.ddp_engine import DDPEngine
 from sendvae_fast.engine.deepspeed_engine import DeepSpeedEngine
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.engine import Engine, EngineConfig
-from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.engine import Engine
 from sendvae_fast.engine.replayed_functions import Recorder, Replayed
+from sendvae_fast.engine.settings import EngineConfig, OptimizerConfig
 from sendvae_fast.engine.streams import CudaGraphRecorder
 from sendvae_fast.errors import UserError
 

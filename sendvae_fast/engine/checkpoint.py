@@ -5,34 +5,28 @@ It is written under another name and renamed when all of it is on the disk, so a
 checkpoints before it as they were. No other file points to the newest: the directories themselves are searched.
 """
 
-import hashlib
-import json
 import os
-import re
 import shutil
 import sys
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from safetensors import SafetensorError
 
+from sendvae_fast.engine.checkpoint_files import (
+    STAGED_NAME,
+    CorruptCheckpointError,
+    is_milestone,
+    is_valid,
+    newest_first,
+    verify,
+    write_manifest,
+)
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.snapshot import UnsoundStateError, Write
 from sendvae_fast.errors import UserError
-from sendvae_fast.files import file_sha256, fsync_path, write_atomic
-from sendvae_fast.reading import NotOfItsKind, count_in, read_json, reading
-from sendvae_fast.version import __version__
-
-SCHEMA = 1
-MANIFEST = "manifest.json"
-FINAL_NAME = re.compile(r"step_(\d{8,})")
-STAGED_NAME = re.compile(r"step_\d{8,}\.tmp-[0-9a-f]+")
-
-
-class CorruptCheckpointError(Exception):
-    """A checkpoint is not what its manifest says; the message names the file."""
+from sendvae_fast.files import fsync_path
 
 
 class Checkpointer:
@@ -77,7 +71,7 @@ class Checkpointer:
         """
         ranks = self._distributed
         final = self.directory / f"step_{step:08d}"
-        if ranks.broadcast_object(ranks.is_main and _is_valid(final)):
+        if ranks.broadcast_object(ranks.is_main and is_valid(final)):
             return final
         staged = ranks.broadcast_object(self.directory / f"{final.name}.tmp-{uuid.uuid4().hex}")
 
@@ -106,7 +100,7 @@ class Checkpointer:
     def discard_after(self, step: int) -> None:
         """Remove the checkpoints of later steps. Collective."""
         if self._distributed.is_main:
-            for number, directory in _newest_first(self.directory):
+            for number, directory in newest_first(self.directory):
                 if number > step:
                     _set_aside(directory)
             self._remove_set_aside()
@@ -136,7 +130,7 @@ class Checkpointer:
 
     def _purge(self, step: int) -> None:
         """Remove all but milestones and the newest checkpoints up to `step`, and what killed saves left behind."""
-        older = [(number, directory) for number, directory in _newest_first(self.directory) if number <= step]
+        older = [(number, directory) for number, directory in newest_first(self.directory) if number <= step]
         for number, directory in older[self.keep :]:
             if not is_milestone(number, self.keep_every):
                 _set_aside(directory)  # first: a kill halfway leaves no half of a checkpoint under a checkpoint's name
@@ -149,7 +143,7 @@ class Checkpointer:
 
     def _find_latest(self, before: int | None) -> tuple[tuple[int, Path] | None, str | None]:
         """The newest sound checkpoint as rank 0 found it, or else an error for the user."""
-        found = [(step, path) for step, path in _newest_first(self.directory) if before is None or step < before]
+        found = [(step, path) for step, path in newest_first(self.directory) if before is None or step < before]
         for step, directory in found:
             try:
                 manifest = verify(directory)
@@ -198,107 +192,6 @@ def _set_aside(directory: Path) -> None:
         os.rename(directory, directory.with_name(f"{directory.name}.tmp-{uuid.uuid4().hex}"))
     except OSError as error:
         _warn(f"cannot rename {directory}: {error.strerror}")
-
-
-def is_milestone(step: int, keep_every: int | None) -> bool:
-    """Whether the checkpoint of a step is kept for good."""
-    return keep_every is not None and step % keep_every == 0
-
-
-def newest_checkpoint(directory: Path) -> Path | None:
-    """The newest sound checkpoint under `directory`, whatever configuration wrote it; None where there is none."""
-    return next((path for _, path in _newest_first(Path(directory)) if _is_valid(path)), None)
-
-
-def write_manifest(directory: Path, *, step: int, config_hash: str, world_size: int) -> None:
-    """List every file under `directory` in its manifest, which is sealed with its own sha256."""
-    paths = _files(directory)
-    with ThreadPoolExecutor() as pool:
-        sums = list(pool.map(file_sha256, paths))
-    manifest = {
-        "schema": SCHEMA,
-        "version": __version__,
-        "step": step,
-        "config_hash": config_hash,
-        "world_size": world_size,
-        "files": {
-            path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
-            for path, digest in zip(paths, sums, strict=True)
-        },
-    }
-    manifest["seal"] = _seal(manifest)
-    write_atomic(directory / MANIFEST, json.dumps(manifest, indent=1))
-
-
-def verify(directory: Path) -> dict:
-    """The manifest of a checkpoint, after comparing every file with it.
-
-    Raises:
-        CorruptCheckpointError: a file is missing or differs, or the manifest itself does.
-    """
-    try:
-        manifest = read_json(directory / MANIFEST, "use another checkpoint")
-        seal = manifest.pop("seal", None)
-        if seal != _seal(manifest):
-            raise CorruptCheckpointError(f"{MANIFEST} was changed after it was written")
-        with reading(directory / MANIFEST, "use another checkpoint"):
-            _check_entries(manifest)
-    except UserError as error:
-        raise CorruptCheckpointError(str(error)) from error
-    if f"step_{manifest['step']:08d}" != directory.name:
-        raise CorruptCheckpointError(f"{MANIFEST} is that of step {manifest['step']}")
-
-    def check(item: tuple[str, dict]) -> str | None:
-        name, wanted = item
-        path = directory / name
-        try:
-            if path.stat().st_size != wanted["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes, not {wanted['bytes']}"
-            return None if file_sha256(path) == wanted["sha256"] else f"{name} has other content than was written"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-
-    with ThreadPoolExecutor() as pool:
-        for problem in pool.map(check, manifest["files"].items()):
-            if problem is not None:
-                raise CorruptCheckpointError(problem)
-    return manifest
-
-
-def _check_entries(manifest: dict) -> None:
-    """Raise what `reading` names where a manifest, sealed by whomever, is none of ours or leads out of its folder."""
-    count_in(manifest, "step")
-    if not isinstance(manifest["config_hash"], str):
-        raise NotOfItsKind("config_hash is no text")
-    for name, entry in manifest["files"].items():
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
-            raise NotOfItsKind(f"a file of a checkpoint cannot be {name!r:.80}")
-        count_in(entry, "bytes")
-        if not isinstance(entry["sha256"], str):
-            raise NotOfItsKind(f"the sha256 of {name!r:.80} is no text")
-
-
-def _newest_first(directory: Path) -> list[tuple[int, Path]]:
-    if not directory.is_dir():
-        return []
-    matches = [(FINAL_NAME.fullmatch(path.name), path) for path in directory.iterdir()]
-    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
-
-
-def _is_valid(directory: Path) -> bool:
-    try:
-        verify(directory)
-    except CorruptCheckpointError:
-        return False
-    return True
-
-
-def _files(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.rglob("*") if path.is_file())
-
-
-def _seal(manifest: dict) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _warn(message: str) -> None:

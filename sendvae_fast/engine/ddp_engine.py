@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.engine import Engine, EngineConfig
-from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.engine import Engine
+from sendvae_fast.engine.settings import EngineConfig, OptimizerConfig
 from sendvae_fast.ops.layout import MEMORY_FORMAT
 
 NEVER = 2**31 - 1

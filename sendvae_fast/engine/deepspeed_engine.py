@@ -18,8 +18,8 @@ from sendvae_fast.engine.deepspeed_private import (
     local_fragment,
 )
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.engine import Engine, EngineConfig
-from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.engine import Engine
+from sendvae_fast.engine.settings import EngineConfig, OptimizerConfig
 from sendvae_fast.engine.state_parts import Part
 
 MAX_BUCKET_ELEMENTS = 100_000_000

@@ -1,84 +1,25 @@
 """The interface of every engine to a trainer."""
 
-import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sendvae_fast import checks
 from sendvae_fast.engine.blocks import compile_blocks, recompute_blocks
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.optimizer import AdamWEMA, OptimizerConfig
+from sendvae_fast.engine.optimizer import AdamWEMA
 from sendvae_fast.engine.running_statistics import RunningStatistics
+from sendvae_fast.engine.settings import EngineConfig, OptimizerConfig
 from sendvae_fast.engine.state import TrainingState, trained_parameters
 from sendvae_fast.engine.streams import ToHost
-from sendvae_fast.errors import UserError
 
 
-@dataclass(kw_only=True)
-class EngineConfig:
-    """How a module is trained over ranks. Raises `UserError` for a value out of range, or that another one excludes."""
-
-    name: Literal["deepspeed", "ddp"] = "deepspeed"
-    """deepspeed: ZeRO. ddp: PyTorch's DistributedDataParallel with a plain optimizer."""
-
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """What DeepSpeed splits over ranks: 0 nothing, 1 optimizer state and EMA, 2 gradients too, 3 parameters too."""
-
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the forward and backward under autocast; parameters, gradients and optimizer state stay fp32. Frozen
-    networks (foundation model, LPIPS) hold their weights in bf16."""
-
-    accumulation_steps: int = 1
-    """Backward passes per optimizer step; their gradients are averaged, and reduced over ranks after the last one."""
-
-    compile: bool = False
-    """Compile the repeated blocks of every network (torch.compile). Starts a minute or so later. Off, because its gain
-    differs from machine to machine: `python -m bench step` measures it. Not with zero_stage 3."""
-
-    recompute: bool = False
-    """Activation checkpointing: keep the inputs of each block alone and compute it again in the backward pass. A third
-    more arithmetic for a fraction of the memory, the same gradients. Not with zero_stage 3."""
-
-    cuda_graph: bool = False
-    """Record the whole step as a CUDA graph after its first steps and replay it: one launch in place of thousands, for
-    steps that the host cannot queue as fast as the GPU does them. Needs a GPU and name ddp."""
-
-    def __post_init__(self) -> None:
-        checks.choices(self, where="engine")
-        checks.at_least(1, self, "accumulation_steps", where="engine")
-        for name in ("compile", "recompute"):
-            if getattr(self, name) and not self.has_whole_parameters:
-                raise UserError(f"engine.{name} does not work where parameters are split: take zero_stage 2 or less")
-        if self.cuda_graph and self.name != "ddp":
-            raise UserError(
-                "engine.cuda_graph does not work with DeepSpeed, whose hooks run on the host: set engine.name=ddp, or "
-                "leave it out"
-            )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype in which the networks compute."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
-
-    @property
-    def has_whole_parameters(self) -> bool:
-        """Whether every rank holds all weights at all times."""
-        return self.name == "ddp" or self.zero_stage < 3
-
-    def with_whole_parameters(self) -> "EngineConfig":
-        """These settings, changed where needed for a network that needs whole weights."""
-        return self if self.has_whole_parameters else dataclasses.replace(self, zero_stage=2)
-
-    @property
-    def has_whole_gradients(self) -> bool:
-        """Whether the optimizer is given whole gradients, and not partitions that DeepSpeed has clipped."""
-        return self.name == "ddp" or self.zero_stage == 0
+def dtype_of(config: EngineConfig) -> torch.dtype:
+    """The dtype in which the networks compute."""
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 
 class StepResult(NamedTuple):

@@ -12,19 +12,8 @@ from torch.utils.flop_counter import flop_registry
 
 from sendvae_fast import ops
 from sendvae_fast.engine.distributed import Distributed
+from sendvae_fast.engine.peak_flops import PEAK_BF16_FLOPS
 from sendvae_fast.progress import Progress
-
-PEAK_BF16_FLOPS = {
-    "B200": 2250e12,
-    "H200": 989.5e12,
-    "H100 PCIe": 756.5e12,
-    "H100 NVL": 835.5e12,
-    "H100": 989.5e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "A10": 125e12,
-}
-"""Dense bf16 with fp32 sums, by a part of the GPU's name, the longer names first (NVIDIA's data sheets)."""
 
 
 class FlopCounter(TorchDispatchMode):

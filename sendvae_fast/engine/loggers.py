@@ -7,16 +7,15 @@ import sys
 import uuid
 from collections.abc import Mapping
 from contextlib import closing, redirect_stdout
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import yaml
 from PIL import Image
 
-from sendvae_fast import checks
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.settings import LOGGERS, LoggingConfig
 from sendvae_fast.errors import UserError, needs_extra
 from sendvae_fast.files import write_atomic
 
@@ -28,24 +27,6 @@ GROUPS = {
     "memory": ("peak_memory_gib",),
 }
 """Tags by group; values of none of them are losses. A name with a slash, "evaluation/psnr", has its group already."""
-
-
-@dataclass(kw_only=True)
-class LoggingConfig:
-    """Where a run is shown while it trains. Raises `UserError` for a logger that does not exist."""
-
-    to: list[str] = field(default_factory=lambda: ["tensorboard"])
-    """Any of tensorboard, wandb and trackio; [] for metrics.jsonl alone. They come with the extra `logging`."""
-    project: str = "sendvae"
-    """The project of wandb and trackio; the run is called as its folder."""
-    wandb_mode: Literal["online", "offline"] = "online"
-    """offline: into the run folder, without an account or a network; `wandb sync` sends it later."""
-
-    def __post_init__(self) -> None:
-        checks.choices(self, where="logging")
-        for name in self.to:
-            if name not in LOGGERS:
-                raise UserError(f"logging.to names {name!r}: there are {', '.join(LOGGERS)}")
 
 
 class Logger(Protocol):
@@ -172,11 +153,8 @@ def _forget_steps(project: str, run_name: str, last_step: int) -> None:
         print(f"warning: trackio will show steps after {last_step:,} twice ({error})", file=sys.stderr)
 
 
-LOGGERS: dict[str, type[TensorBoard | Wandb | Trackio]] = {
-    "tensorboard": TensorBoard,
-    "wandb": Wandb,
-    "trackio": Trackio,
-}
+CLASSES: dict[str, type[TensorBoard | Wandb | Trackio]] = dict(zip(LOGGERS, (TensorBoard, Wandb, Trackio), strict=True))
+"""Loggers by name."""
 
 
 def tagged(values: Mapping[str, float]) -> dict[str, float]:

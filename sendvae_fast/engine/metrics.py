@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.loggers import LOGGERS, Logger, LoggingConfig
+from sendvae_fast.engine.loggers import CLASSES, Logger
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.settings import LoggingConfig
 from sendvae_fast.files import write_atomic
 
 
@@ -40,7 +41,7 @@ class MetricsLogger:
         config = config or LoggingConfig()
         self._start("metrics.jsonl", lambda: MetricsFile(run, last_step))
         for name in config.to:
-            self._start(name, lambda name=name: LOGGERS[name](run, config, last_step))
+            self._start(name, lambda name=name: CLASSES[name](run, config, last_step))
 
     def log(self, step: int, values: Mapping[str, float | Tensor]) -> None:
         """Record `values` (numbers or one-element tensors) at `step`. NaN and infinities are null in the JSON line."""

@@ -4,45 +4,12 @@ The average is optimizer state, so that ZeRO shards it with the moments and one 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sendvae_fast import checks
-from sendvae_fast.errors import UserError
+from sendvae_fast.engine.settings import OptimizerConfig
 from sendvae_fast.ops import adamw_ema_, global_norm
-
-
-@dataclass(kw_only=True)
-class OptimizerConfig:
-    """AdamW, gradient clipping and EMA. Raises `UserError` for a value out of range."""
-
-    learning_rate: float = 1e-4
-    """Constant learning rate (the field's recipes for these models have no schedule)."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the first and the second moment."""
-
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-
-    weight_decay: float = 0.0
-    """Decoupled weight decay per unit of learning rate."""
-
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this global L2 norm; 0 leaves them as they are."""
-
-    ema_decay: float | None = None
-    """Decay of the moving average of the parameters per step, such as 0.9999; null keeps no average."""
-
-    def __post_init__(self) -> None:
-        checks.above(0, self, "learning_rate", "eps")
-        checks.at_least(0, self, "weight_decay")
-        checks.at_least(0, self, "max_grad_norm", hint=" (0 turns clipping off)")
-        checks.in_interval("(0, 1)", self, "ema_decay", hint=", or null for no average")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"betas are {self.betas}: they must be two numbers in [0, 1)")
 
 
 class AdamWEMA(torch.optim.Optimizer):

@@ -1,7 +1,6 @@
 """The directory of a run: its configuration, its environment and its results."""
 
 import dataclasses
-import enum
 import hashlib
 import importlib.metadata
 import json
@@ -18,6 +17,7 @@ import torch
 import yaml
 
 from sendvae_fast.checks import ADDED_LATER
+from sendvae_fast.config import plain
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_lock import lock_run
 from sendvae_fast.errors import UserError
@@ -121,19 +121,6 @@ class RunDirectory:
                 print(f"warning: {path} is damaged; what it said of earlier starts is lost", file=sys.stderr)
         facts = {"started": time.strftime("%FT%T%z"), **facts, "earlier_starts": earlier}
         write_atomic(path, json.dumps(facts, indent=1) + "\n")
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, enums, paths and tuples as the dicts, strings and lists that YAML and JSON have."""
-    if dataclasses.is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, enum.Enum):
-        return plain(value.value)
-    return str(value) if isinstance(value, os.PathLike) else value
 
 
 def config_hash(config: Any, may_change: Collection[str] = ()) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sendvae_fast.engine.checkpoint import FINAL_NAME, MANIFEST
+from sendvae_fast.engine.checkpoint_files import FINAL_NAME, MANIFEST
 from sendvae_fast.engine.run_lock import is_locked
 from sendvae_fast.errors import UserError
 from sendvae_fast.reading import read_json_lines, read_yaml

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sendvae_fast.engine.checkpoint import FINAL_NAME, newest_checkpoint
+from sendvae_fast.engine.checkpoint_files import FINAL_NAME, newest_checkpoint
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import AUTOENCODER_PART, CONFIG_FILE, GENERATOR_PART
 from sendvae_fast.hub import PREFIX, fetched_folder

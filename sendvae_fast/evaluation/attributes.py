@@ -3,84 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights, run_of
-from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.job import Evaluation, EvaluationConfig, Say
+from sendvae_fast.evaluation.job import Evaluation, Say
 from sendvae_fast.evaluation.origins import crop_size, weights_origin
 from sendvae_fast.evaluation.pictures import CatalogPictures
 from sendvae_fast.evaluation.probing.attribute_probe import Labelled, ProbeScores, probe_attributes
-from sendvae_fast.evaluation.probing.benchmarks import Benchmark, ProbeData, Splitting, csv_data, open_benchmark
+from sendvae_fast.evaluation.probing.benchmarks import ProbeData, csv_data, open_benchmark
 from sendvae_fast.evaluation.probing.encoding import Encode, encoded_rows, feature_folder, posterior_means
-from sendvae_fast.evaluation.probing.linear_fit import ProbeConfig
 from sendvae_fast.evaluation.probing.rows import Rows, noise_rows
 from sendvae_fast.evaluation.probing.scores import Estimate
 from sendvae_fast.evaluation.result import Measurement, Result
+from sendvae_fast.evaluation.settings import (
+    AttributeDataConfig,
+    AttributesConfig,
+    ProbeConfig,
+)
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 
 
-@dataclass(kw_only=True)
-class AttributeDataConfig(EvaluationConfig):
-    """Pictures with their attributes, and probes of them."""
-
-    data: str
-    """The benchmark's folder; with `benchmark=csv` pictures with an attributes.csv, to score the probes on."""
-    benchmark: Benchmark = "csv"
-    """Where attributes and splits come from."""
-    train_data: str | None = None
-    """With `benchmark=csv`: pictures with an attributes.csv that the probes are fitted to."""
-    validation_data: str | None = None
-    """With `benchmark=csv`: pictures with an attributes.csv that thresholds are tuned on; by default a tenth of the
-    training pictures, which then are not fitted to."""
-    split: Splitting = "official"
-    """Split of a benchmark: `official`, or `random` for a part of one."""
-    image_size: int | None = None
-    """Side of the ADM centre crop in pixels; by default that of the autoencoder's run."""
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-    """How the probes are fitted."""
-    cache: str | None = None
-    """Folder that latents are kept in, 2 bytes a number: an interrupted job goes on, a second one is fast. By default
-    it is a temporary one."""
-    seed: int = 0
-    """Of splits and resamples."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.at_least(1, self, "image_size")
-        checks.seeds(self, "seed")
-        checks.choices(self)
-        checks.weight_paths(self, "cache")
-        if (self.benchmark == "csv") != (self.train_data is not None):
-            raise UserError("train_data goes with benchmark=csv, and only with it: a benchmark has a split of its own")
-
-    def open(self, image_size: int) -> ProbeData:
-        """The pictures with their attributes. Raises UserError where they are missing or do not match."""
-        if self.benchmark != "csv":
-            return open_benchmark(self.benchmark, Path(self.data), image_size, self.split, self.seed)
-        train, validation, test = (
-            None if where is None else CatalogPictures(Catalog.open(where), image_size)
-            for where in (self.train_data, self.validation_data, self.data)
-        )
-        assert train is not None and test is not None  # for type checkers: __post_init__ saw to it
-        return csv_data(train, test, validation, self.seed)
-
-
-@dataclass(kw_only=True)
-class AttributesConfig(AttributeDataConfig):
-    """The autoencoder, and the pictures with their attributes."""
-
-    autoencoder: str
-    """Autoencoder folder or run."""
-    control: bool = False
-    """Probe random numbers in the place of latents as well: what the protocol gives where nothing is known."""
+def open_data(config: AttributeDataConfig, image_size: int) -> ProbeData:
+    """The pictures with their attributes. Raises UserError where they are missing or do not match."""
+    if config.benchmark != "csv":
+        return open_benchmark(config.benchmark, Path(config.data), image_size, config.split, config.seed)
+    train, validation, test = (
+        None if where is None else CatalogPictures(Catalog.open(where), image_size)
+        for where in (config.train_data, config.validation_data, config.data)
+    )
+    assert train is not None and test is not None  # for type checkers: the config's __post_init__ saw to it
+    return csv_data(train, test, validation, config.seed)
 
 
 def evaluate_attributes(config: AttributesConfig, say: Say = print) -> list[Result]:
@@ -90,7 +47,7 @@ def evaluate_attributes(config: AttributesConfig, say: Say = print) -> list[Resu
         UserError: pictures, attributes or weights are missing or broken.
     """
     weights = resolve_weights(config.autoencoder)
-    data = config.open(crop_size(config.image_size, weights))
+    data = open_data(config, crop_size(config.image_size, weights))
     out = config.results_file(run_of(weights))
     distributed = init_distributed()
     autoencoder = load_autoencoder(weights).autoencoder.to(distributed.device)

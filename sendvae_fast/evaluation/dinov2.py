@@ -19,7 +19,6 @@ from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.foundation.vision_transformer import TransformerTokens, load_transformer
 
 INPUT_PX = 224
-NAMES = tuple(f"dinov2-vit-{size}" for size in "sblg")
 
 
 class DINOv2Features(FeatureNetwork):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,11 +25,8 @@ from sendvae_fast.evaluation.kernel_distance import kernel_distance
 from sendvae_fast.evaluation.monge_distance import monge_distance
 from sendvae_fast.evaluation.neighbours import NEIGHBOUR, precision_recall
 from sendvae_fast.evaluation.result import Measurement
+from sendvae_fast.evaluation.settings import METRICS, MetricName
 
-MetricName = Literal[
-    "frechet", "spatial_frechet", "frechet_infinity", "inception_score", "precision_recall", "kid", "mind"
-]
-METRICS: tuple[MetricName, ...] = get_args(MetricName)
 SCORE_SPLIT = 5000
 """Pictures in a split of the Inception score."""
 INFINITY_POINTS, INFINITY_LEAST = 15, 5000

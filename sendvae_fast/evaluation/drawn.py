@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sendvae_fast.engine.run import plain
+from sendvae_fast.config import plain
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.evaluation.origins import weights_origin
 from sendvae_fast.evaluation.pictures import Pictures
@@ -21,8 +21,9 @@ from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.storage import load_sit
 from sendvae_fast.reading import count_in, dataclass_of, read_yaml, reading
-from sendvae_fast.sampling.generate import GenerateConfig, LatentDecoder, check_fit, generate
+from sendvae_fast.sampling.generate import LatentDecoder, check_fit, generate
 from sendvae_fast.sampling.sample_to_folder import SETTINGS_FILE
+from sendvae_fast.sampling.settings import GenerateConfig
 
 NOT_THE_PICTURES = ("num_samples", "batch_size", "cuda_graphs")
 """Settings that do not decide what a picture looks like."""

@@ -1,23 +1,19 @@
-"""The choice of a feature network by name and weight file."""
+"""The settings of a feature network: its name and weight file."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.dinov2 import NAMES as DINOV2
-from sendvae_fast.evaluation.dinov2 import DINOv2Features
-from sendvae_fast.evaluation.features import PACKAGED, FeatureNetwork, FoundationFeatures
 from sendvae_fast.evaluation.inception_file import WHERE_FROM
 from sendvae_fast.models.foundation.recipes import recipe_of
 
-if TYPE_CHECKING:
-    from sendvae_fast.evaluation.inception import Resizing
+DINOV2 = tuple(f"dinov2-vit-{size}" for size in "sblg")
+"""The names that stand for FD-DINOv2's features."""
+PACKAGED: tuple[str, ...] = ("demo", "judge")
+"""Networks whose weights come with the package, both of the demo foundation model's kind."""
 
 
 @dataclass(kw_only=True)
@@ -50,22 +46,3 @@ class FeaturesConfig:
             raise UserError(f"features of {self.name} need its weights: {needed}")
         if not Path(self.weights).is_file():
             raise UserError(f"the weights of {self.name} are not at {self.weights}: {needed}")
-
-    def load(self, device: torch.device, resizing: Resizing = "adm") -> FeatureNetwork:
-        """The network, on a device.
-
-        Args:
-            device: where it is to work.
-            resizing: Inception's, see `InceptionFeatures`.
-
-        Raises:
-            UserError: the file is not given, or not that network's.
-        """
-        self.check()
-        if self.name == "inception" and self.weights is not None:
-            from sendvae_fast.evaluation.inception import InceptionFeatures
-
-            return InceptionFeatures(self.weights, resizing).to(device)
-        if self.name in DINOV2 and self.weights is not None:
-            return DINOv2Features(self.name, self.weights).to(device)
-        return FoundationFeatures(self.name, self.weights).to(device)

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sendvae_fast.evaluation.feature_config import PACKAGED
 from sendvae_fast.evaluation.result import FeaturesOrigin
 from sendvae_fast.files import file_sha256
 from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS, JUDGE_WEIGHTS
 from sendvae_fast.models.foundation.foundation import load_foundation
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 
-PACKAGED = {"demo": DEMO_WEIGHTS, "judge": JUDGE_WEIGHTS}
-"""Networks whose weights come with the package, both of the demo foundation model's kind."""
+_WEIGHTS: dict[str, Path] = dict(zip(PACKAGED, (DEMO_WEIGHTS, JUDGE_WEIGHTS), strict=True))
 
 
 class Features(NamedTuple):
@@ -66,7 +66,7 @@ class FoundationFeatures(FeatureNetwork):
     """The mean of a foundation model's patch tokens: compares this project's runs with each other alone."""
 
     def __init__(self, name: str, weights: str | None) -> None:
-        file = Path(PACKAGED[name] if weights is None else weights)
+        file = Path(_WEIGHTS[name] if weights is None else weights)
         foundation = load_foundation(FoundationConfig(name="demo" if name in PACKAGED else name, weights=str(file)))
         own = FeaturesOrigin(
             name=name.replace("-vit-", "_").replace("-", "_"),

@@ -4,69 +4,28 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from sendvae_fast import checks
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights, run_of
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.distribution_metrics import (
-    METRICS,
-    MetricName,
-    Moments,
-    Reference,
-    distribution_metrics,
-)
+from sendvae_fast.evaluation.distribution_metrics import Moments, Reference, distribution_metrics
 from sendvae_fast.evaluation.drawn import open_drawn, sampling_settings, weights_of_samples
 from sendvae_fast.evaluation.extraction import extract
-from sendvae_fast.evaluation.feature_config import FeaturesConfig
+from sendvae_fast.evaluation.feature_networks import load_features
 from sendvae_fast.evaluation.features import FeatureNetwork
 from sendvae_fast.evaluation.frechet import load_moments
 from sendvae_fast.evaluation.inception import DIM, SPATIAL_DIM
-from sendvae_fast.evaluation.job import Evaluation, EvaluationConfig, Say
+from sendvae_fast.evaluation.job import Evaluation, Say
 from sendvae_fast.evaluation.pictures import Pictures, npz_keys, open_pictures
 from sendvae_fast.evaluation.result import Measurement, PicturesOrigin, Result
+from sendvae_fast.evaluation.settings import METRICS, GenerationConfig, MetricName
 from sendvae_fast.files import file_sha256
-from sendvae_fast.sampling.generate import GenerateConfig
 
 LEAST_PICTURES = 2
-
-
-@dataclass(kw_only=True)
-class GenerationConfig(EvaluationConfig):
-    """The pictures, and the network that looks at them. Raises `UserError` unless samples come from one place."""
-
-    samples: str | None = None
-    """Generated pictures: a folder of PNG files, as `sendvae sample` writes it, or an npz of them."""
-    generator: str | None = None
-    """In place of `samples`, a SiT folder, checkpoint or run that draws them; nothing is written."""
-    autoencoder: str | None = None
-    """The one that made the generator's latents."""
-    ema: bool = True
-    """Draw from the moving average of the generator's weights."""
-    generate: GenerateConfig = field(default_factory=GenerateConfig)
-    """How pictures are drawn."""
-    reference: str
-    """Real pictures: an ImageFolder, tar shards, parquet files or a catalog, cropped to the samples' size; or an npz of
-    pictures or of Inception's moments, such as ADM's reference files, which have both."""
-    features: FeaturesConfig = field(default_factory=FeaturesConfig)
-    """The feature network. FID, sFID, Inception score, precision and recall by the ADM protocol are Inception's."""
-    metrics: list[MetricName] = field(default_factory=lambda: list(METRICS))
-    """What to measure; the network's features, not the metrics, take the time, but for FID-infinity on a CPU."""
-    features_dir: str | None = None
-    """Folder to keep features in, so that a reference's are computed once. Without it they are kept beside the results
-    until the evaluation is finished, so that an interrupted one goes on."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.choices(self)
-        if (self.samples is None) == (self.generator is None):
-            raise UserError("give --samples, or --generator and --autoencoder to draw them")
-        if self.generator is not None and self.autoencoder is None:
-            raise UserError("--generator needs --autoencoder, the one that made its latents")
 
 
 def evaluate_generation(config: GenerationConfig, say: Say = print) -> list[Result]:
@@ -93,7 +52,7 @@ def evaluate_generation(config: GenerationConfig, say: Say = print) -> list[Resu
     }
     out = config.results_file(run)
     folder, is_kept = _features_folder(config, out)
-    network = config.features.load(ranks.device)
+    network = load_features(config.features, ranks.device)
     measured = measure_generation(samples, pictures, network, config.batch_size, moments, ranks, folder, config.metrics)
     results = evaluation.finish(measured, out, say) if ranks.is_main else []
     ranks.barrier()

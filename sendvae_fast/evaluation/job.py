@@ -11,11 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sendvae_fast import checks
 from sendvae_fast.engine.run import environment
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.result import (
-    RESULTS_FILE,
     Measurement,
     PicturesOrigin,
     Result,
@@ -25,23 +23,6 @@ from sendvae_fast.evaluation.result import (
 )
 
 Say = Callable[[str], object]
-
-
-@dataclass(kw_only=True)
-class EvaluationConfig:
-    """Settings of every evaluation. Raises `UserError` for a value out of range."""
-
-    batch_size: int = 64
-    """Pictures at once; no result depends on it beyond the rounding of matrix products."""
-    out: str | None = None
-    """File that results are added to, a JSON line each; by default `evaluation.jsonl` in the run that is measured."""
-
-    def __post_init__(self) -> None:
-        checks.at_least(1, self, "batch_size")
-
-    def results_file(self, run: Path | None) -> Path | None:
-        """`out`, else the file in the run, None without either."""
-        return Path(self.out) if self.out is not None else None if run is None else run / RESULTS_FILE
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sendvae_fast import checks
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.evaluation.latent_space.clusters import NUM_COMPONENTS, clusters, has_clusters, spread_over_classes
 from sendvae_fast.evaluation.latent_space.patches import (
@@ -22,6 +20,7 @@ from sendvae_fast.evaluation.latent_space.patches import (
     maps_of,
     marked,
 )
+from sendvae_fast.evaluation.latent_space.settings import ViewsConfig
 from sendvae_fast.evaluation.latent_space.view import LatentView
 from sendvae_fast.evaluation.pictures import CatalogPictures
 from sendvae_fast.evaluation.probing.encoding import encoded_rows
@@ -37,23 +36,6 @@ Sight = Literal["clusters", "patches"]
 SIGHTS: tuple[Sight, ...] = get_args(Sight)
 SILHOUETTE, SIMILARITY = "class_silhouette", "patch_similarity"
 """Metrics; the second goes on with the foundation model's name."""
-
-
-@dataclass(kw_only=True)
-class ViewsConfig:
-    """Which held-out pictures are looked at. Raises `UserError` for a value out of range."""
-
-    num_pictures: int = 500
-    """Pictures at most: points of t-SNE, and what means are over."""
-    num_classes: int = 10
-    """Classes at most, from all over the list, with as many pictures each."""
-    num_shown: int = 6
-    """Pictures whose maps of patch similarity are drawn."""
-
-    def __post_init__(self) -> None:
-        checks.at_least(2, self, "num_pictures", where="views")
-        checks.in_interval("[1, 12]", self, "num_classes", where="views")
-        checks.at_least(1, self, "num_shown", where="views")
 
 
 class FoundationTokens(NamedTuple):

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights, run_of
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.intervals import interval_over_runs
-from sendvae_fast.evaluation.job import Evaluation, EvaluationConfig, Say
+from sendvae_fast.evaluation.job import Evaluation, Say
 from sendvae_fast.evaluation.latent_space.clusters import has_clusters
-from sendvae_fast.evaluation.latent_space.discrimination import DiscriminationConfig, discrimination, sizes_for
-from sendvae_fast.evaluation.latent_space.learnability import LearnabilityConfig, velocity_loss_of_small_sit
+from sendvae_fast.evaluation.latent_space.discrimination import discrimination, sizes_for
+from sendvae_fast.evaluation.latent_space.learnability import velocity_loss_of_small_sit
 from sendvae_fast.evaluation.latent_space.sensitivity import decoder_sensitivity
 from sendvae_fast.evaluation.latent_space.spectrum import NUM_BANDS, band_powers
-from sendvae_fast.evaluation.latent_space.uniformity import UniformityConfig, check_number, uniformity
+from sendvae_fast.evaluation.latent_space.uniformity import check_number, uniformity
 from sendvae_fast.evaluation.latent_space.view import VIEW_FOLDER, write_view
 from sendvae_fast.evaluation.latent_views import (
     SIGHTS,
     FoundationTokens,
     Sight,
-    ViewsConfig,
     foundation_tokens,
     pictures_to_view,
     view_latents,
@@ -37,65 +35,16 @@ from sendvae_fast.evaluation.latent_views import (
 from sendvae_fast.evaluation.origins import crop_size, weights_origin
 from sendvae_fast.evaluation.pictures import CatalogPictures
 from sendvae_fast.evaluation.probing.encoding import encoded_rows, feature_folder, posterior_means
-from sendvae_fast.evaluation.probing.linear_fit import ProbeConfig, fit_linear
+from sendvae_fast.evaluation.probing.linear_fit import fit_linear
 from sendvae_fast.evaluation.probing.rows import Rows
 from sendvae_fast.evaluation.probing.scores import mean_with_interval
 from sendvae_fast.evaluation.result import Measurement, Result
+from sendvae_fast.evaluation.settings import LatentsConfig, Measure
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.foundation.foundation import load_foundation
-from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.sit.sizes import is_sequence
 from sendvae_fast.progress import Progress
-
-Measure = Literal[
-    "classes", "uniformity", "discrimination", "spectrum", "sensitivity", "learnability", "clusters", "patches"
-]
-MEASURES: tuple[Measure, ...] = get_args(Measure)
-
-
-@dataclass(kw_only=True)
-class LatentsConfig(EvaluationConfig):
-    """The autoencoder, the pictures, and what to measure."""
-
-    autoencoder: str
-    """Autoencoder folder or run."""
-    train_data: str
-    """Pictures that class probe and small SiT are fitted to; the other measures but the decoder's are of them, too."""
-    data: str
-    """Held-out pictures, with the same classes."""
-    measures: tuple[Measure, ...] = MEASURES
-    """What to measure; what the pictures or the latents do not allow is left out, and a line says so."""
-    image_size: int | None = None
-    """Side of the ADM centre crop in pixels; by default that of the autoencoder's run."""
-    num_decoded: int = 1000
-    """Held-out pictures at most whose latents are decoded with noise."""
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-    """The class probe."""
-    uniformity: UniformityConfig = field(default_factory=UniformityConfig)
-    """Uniformity, and its size."""
-    discrimination: DiscriminationConfig = field(default_factory=DiscriminationConfig)
-    """Discrimination, and its mixtures."""
-    learnability: LearnabilityConfig = field(default_factory=LearnabilityConfig)
-    """The small SiT."""
-    views: ViewsConfig = field(default_factory=ViewsConfig)
-    """Which held-out pictures `clusters` (t-SNE and silhouette) and `patches` (similarity maps) are of."""
-    foundation: FoundationConfig | None = None
-    """Foundation model that patch similarities are compared with; without it there are maps and no number."""
-    view: str | None = None
-    """Folder of what `clusters` and `patches` draw; by default `latent_space` in the run, where `report` looks."""
-    cache: str | None = None
-    """Folder that latents are kept in, as of `evaluate attributes`; by default a temporary one."""
-    seed: int = 0
-    """Of everything that is drawn."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.at_least(1, self, "image_size", "num_decoded")
-        checks.seeds(self, "seed")
-        checks.weight_paths(self, "cache", "view")
-        if unknown := [name for name in self.measures if name not in MEASURES]:
-            raise UserError(f"measures has {unknown[0]!r}: it may name {', '.join(MEASURES)}")
 
 
 class Latents(NamedTuple):

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.decode import decode_rgb
-from sendvae_fast.data.loader import ImageLoader, LoaderConfig
+from sendvae_fast.data.loader import ImageLoader
+from sendvae_fast.data.loader_config import LoaderConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.origins import catalog_origin
 from sendvae_fast.evaluation.result import PicturesOrigin

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sendvae_fast import checks
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights, run_of
 from sendvae_fast.evaluation.chunks import Chunks, Columns, compute_chunks, folder_name
 from sendvae_fast.evaluation.distribution_metrics import Moments, too_few
 from sendvae_fast.evaluation.extraction import FeatureSet, finite_columns, statistics_of
-from sendvae_fast.evaluation.feature_config import FeaturesConfig
+from sendvae_fast.evaluation.feature_networks import load_features
 from sendvae_fast.evaluation.features import FeatureNetwork
 from sendvae_fast.evaluation.frechet import frechet_distance, influence
 from sendvae_fast.evaluation.intervals import interval_of_mean
-from sendvae_fast.evaluation.job import Evaluation, EvaluationConfig, Say
+from sendvae_fast.evaluation.job import Evaluation, Say
 from sendvae_fast.evaluation.origins import crop_size, weights_origin
 from sendvae_fast.evaluation.pictures import Pictures, open_pictures
 from sendvae_fast.evaluation.reconstruction_protocols import (
     PROTOCOLS,
-    Name,
     Protocol,
     in_model_range,
     protocol_pictures,
@@ -32,40 +30,13 @@ from sendvae_fast.evaluation.reconstruction_protocols import (
 )
 from sendvae_fast.evaluation.reconstruction_quality import IDENTICAL_PSNR_DB, psnr
 from sendvae_fast.evaluation.result import Measurement, Result
-from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
+from sendvae_fast.evaluation.settings import ReconstructionConfig
+from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.pixels import to_uint8
 from sendvae_fast.progress import Progress
 from sendvae_fast.sampling.writer import PngFolder
-
-
-@dataclass(kw_only=True)
-class ReconstructionConfig(EvaluationConfig):
-    """The autoencoder, the pictures and the networks that compare them. Raises `UserError` for a value out of range."""
-
-    autoencoder: str
-    """Autoencoder folder or run."""
-    data: str
-    """Held-out pictures: an ImageFolder, tar shards, parquet files, a catalog, or an npz."""
-    protocol: Name = "lightningdit"
-    """``lightningdit``, by which the tokenizer papers' tables are made (its crop, a sample of the posterior, its SSIM),
-    or ``adm``: ADM's crop, the posterior's mean, Wang's SSIM."""
-    image_size: int | None = None
-    """Side of the centre crop in pixels; by default that of the autoencoder's run."""
-    features: FeaturesConfig = field(default_factory=FeaturesConfig)
-    """The feature network of the Fréchet distance, which is rFID with Inception's."""
-    perceptual: PerceptualConfig | None = None
-    """LPIPS network and weights; without it LPIPS is not measured. Published numbers are vgg's."""
-    seed: int = 0
-    """Of the posterior's samples."""
-    pictures: str | None = None
-    """Folder to write the pictures to, as they were compared: `originals/` and `reconstructions/`, PNG files."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.choices(self)
-        checks.at_least(1, self, "image_size")
 
 
 def evaluate_reconstruction(config: ReconstructionConfig, say: Say = print) -> list[Result]:
@@ -86,7 +57,7 @@ def evaluate_reconstruction(config: ReconstructionConfig, say: Say = print) -> l
     autoencoder = load_autoencoder(weights).autoencoder.to(ranks.device)
     autoencoder.latent_shape(data.origin.image_size)  # raises for a size that it does not take
     perceptual = None if config.perceptual is None else Perceptual(config.perceptual).to(ranks.device)
-    network = config.features.load(ranks.device, protocol.resizing)
+    network = load_features(config.features, ranks.device, protocol.resizing)
     evaluation = Evaluation(
         weights={"autoencoder": weights_origin(weights, autoencoder)}, pictures={"data": data.origin}
     )

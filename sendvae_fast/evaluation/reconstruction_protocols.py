@@ -23,7 +23,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 import torchvision.transforms.functional as transforms
@@ -36,19 +35,18 @@ from sendvae_fast.evaluation.origins import catalog_origin
 from sendvae_fast.evaluation.pictures import CatalogPictures, Pictures
 from sendvae_fast.evaluation.reconstruction_quality import lightningdit_ssim, ssim
 from sendvae_fast.evaluation.result import PicturesOrigin, WeightsOrigin
+from sendvae_fast.evaluation.settings import ProtocolName
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.pixels import to_model_range, to_uint8
 from sendvae_fast.ops import philox
 from sendvae_fast.ops.layout import MEMORY_FORMAT
-
-Name = Literal["lightningdit", "adm"]
 
 
 @dataclass(frozen=True)
 class Protocol:
     """A set of rules."""
 
-    name: Name
+    name: ProtocolName
     samples_posterior: bool
     resizing: Resizing
     """Of Inception's input, for rFID."""
@@ -56,7 +54,7 @@ class Protocol:
     """SSIM of (originals, decoded), float [B, 3, S, S] in and around [-1, 1], per picture."""
 
 
-PROTOCOLS: dict[Name, Protocol] = {
+PROTOCOLS: dict[ProtocolName, Protocol] = {
     "lightningdit": Protocol("lightningdit", True, "pytorch-fid", lightningdit_ssim),
     "adm": Protocol("adm", False, "adm", lambda x, decoded: ssim(to_uint8(x, "round"), to_uint8(decoded, "round"))),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,20 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sendvae_fast import checks
 from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.engine.run_weights import resolve_weights, run_of
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.attributes import AttributeDataConfig, encoded_parts, fit_probes
-from sendvae_fast.evaluation.feature_config import FeaturesConfig
+from sendvae_fast.evaluation.attributes import encoded_parts, fit_probes, open_data
+from sendvae_fast.evaluation.feature_networks import load_features
 from sendvae_fast.evaluation.job import Evaluation, Say
 from sendvae_fast.evaluation.origins import crop_size, weights_origin
 from sendvae_fast.evaluation.probing.attribute_probe import ProbeScores
-from sendvae_fast.evaluation.probing.directions import Direction, attribute_directions
+from sendvae_fast.evaluation.probing.directions import attribute_directions
 from sendvae_fast.evaluation.probing.encoding import feature_folder, posterior_means
 from sendvae_fast.evaluation.probing.rows import Rows, share
 from sendvae_fast.evaluation.probing.scores import Estimate, estimate_of_means
 from sendvae_fast.evaluation.result import Measurement, Result
+from sendvae_fast.evaluation.settings import TraversalsConfig
 from sendvae_fast.evaluation.traversal_figures import draw_matrices, draw_strips
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder, LatentShape
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
@@ -33,33 +32,6 @@ from sendvae_fast.progress import Progress
 
 STEPS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 """Of a strip, in deviations of the attribute's logit."""
-
-
-@dataclass(kw_only=True)
-class TraversalsConfig(AttributeDataConfig):
-    """The autoencoders, the pictures with their attributes, and who judges."""
-
-    autoencoders: tuple[str, ...]
-    """Autoencoder folders or runs, to be shown side by side."""
-    direction: Direction = "pattern"
-    """`pattern`: how latents of pictures with more of the attribute differ; `weight`: along the probe's weights."""
-    judge: FeaturesConfig = field(default_factory=lambda: FeaturesConfig(name="demo"))
-    """The network in whose features probes say how much attributes of decoded pictures change: not the autoencoder's
-    own latents, which would be their own judge."""
-    num_pictures: int = 32
-    """Test pictures that are moved and judged."""
-    num_shown: int = 2
-    """Of these, how many get strips."""
-    folder: str = "traversals"
-    """Folder of the figures: `strips_<number>.png` and `matrices.png`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.at_least(1, self, "num_pictures", "num_shown")
-        checks.weight_paths(self, "folder")
-        checks.choices(self)
-        if not self.autoencoders:
-            raise UserError("autoencoders is empty: name one or more folders or runs")
 
 
 class Traversal(NamedTuple):
@@ -85,11 +57,11 @@ def evaluate_traversals(config: TraversalsConfig, say: Say = print) -> list[Resu
     if len(sizes) > 1:
         raise UserError(f"the autoencoders are of {sorted(sizes)} pixels; give --image_size, or those of one size")
     size = sizes.pop()
-    data = config.open(size)
+    data = open_data(config, size)
     num = min(len(data.test.ids), config.num_pictures)
     places = np.linspace(0, len(data.test.ids) - 1, num).astype(np.int64)
     shared = {"train": data.train.pictures.origin, "test": data.test.pictures.origin}
-    network = config.judge.load(distributed.device)
+    network = load_features(config.judge, distributed.device)
     results, found = [], {}
     with feature_folder(config.cache, distributed) as folder:
         origin = network.origin

@@ -17,8 +17,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-NUM_STEPS = 1000
-"""Steps of training."""
+from sendvae_fast.models.sit.sizes import DIFFUSION_STEPS
+
 _FIRST_BETA, _LAST_BETA = 1e-4, 0.02
 
 
@@ -35,10 +35,10 @@ class Diffusion:
     """ᾱ, the share of the latent's variance that is left at each step, float64 [T]."""
 
     @classmethod
-    def of(cls, num_steps: int = NUM_STEPS, device: torch.device | str = "cpu") -> Diffusion:
+    def of(cls, num_steps: int = DIFFUSION_STEPS, device: torch.device | str = "cpu") -> Diffusion:
         """The schedule of `num_steps` steps, evenly over the 1000 with both ends (at least 2, or all 1000)."""
-        betas = torch.linspace(_FIRST_BETA, _LAST_BETA, NUM_STEPS, dtype=torch.float64)
-        stride = (NUM_STEPS - 1) / (num_steps - 1)
+        betas = torch.linspace(_FIRST_BETA, _LAST_BETA, DIFFUSION_STEPS, dtype=torch.float64)
+        stride = (DIFFUSION_STEPS - 1) / (num_steps - 1)
         steps = torch.tensor([round(stride * i) for i in range(num_steps)])
         return cls(steps.to(device), (1 - betas).cumprod(0)[steps].to(device))
 

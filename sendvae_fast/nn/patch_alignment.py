@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sendvae_fast.losses.alignment import alignment_loss
-from sendvae_fast.models.mappers.transformer_mapper import Mapper, MapperConfig
+from sendvae_fast.models.mappers.mapper_config import MapperConfig
+from sendvae_fast.models.mappers.transformer_mapper import Mapper
 
 
 class PatchAlignment(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sendvae_fast.engine.flops import PEAK_BF16_FLOPS
+from sendvae_fast.engine.peak_flops import PEAK_BF16_FLOPS
 from sendvae_fast.errors import UserError
 
 
@@ -13,7 +13,7 @@ class GPU:
     """A kind of GPU: NVIDIA's data sheets, each number the one direction or the dense one."""
 
     name: str
-    """As in `engine.flops.PEAK_BF16_FLOPS`, with the memory where there are two."""
+    """As in `engine.peak_flops.PEAK_BF16_FLOPS`, with the memory where there are two."""
     memory_bytes: float
     """The data sheet's gigabytes as 10^9, which is a little less than a driver reports."""
     memory_bytes_per_s: float

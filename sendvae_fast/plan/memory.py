@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sendvae_fast.engine.deepspeed_engine import MAX_BUCKET_ELEMENTS
-from sendvae_fast.engine.engine import EngineConfig
+from sendvae_fast.engine.settings import EngineConfig
 from sendvae_fast.plan.fake_step import EMA, FROZEN, MOMENTS, WEIGHTS, FakeStep
 
 BYTES = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from sendvae_fast.engine.run import plain
+from sendvae_fast.config import plain
 from sendvae_fast.errors import UserError
 from sendvae_fast.plan.fake_step import TrainConfig
 from sendvae_fast.plan.machines import machines_here

@@ -14,7 +14,7 @@ from sendvae_fast.data.latents.latent_cache import LatentCache
 from sendvae_fast.data.latents.lightningdit import PublishedLatents
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.storage import convolutional, load_autoencoder
 from sendvae_fast.plan.fake_step import FakeStep, Surroundings, TrainConfig, fake_step
 from sendvae_fast.plan.memory import Memory, memory_of

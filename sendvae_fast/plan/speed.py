@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sendvae_fast.engine.engine import EngineConfig
+from sendvae_fast.engine.settings import EngineConfig
 from sendvae_fast.plan.gpus import GPU
 from sendvae_fast.plan.settings import PlanConfig
 

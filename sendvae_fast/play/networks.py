@@ -17,14 +17,15 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.pictures import CatalogPictures
-from sendvae_fast.evaluation.probing.directions import Direction, attribute_directions
+from sendvae_fast.evaluation.probing.directions import attribute_directions
 from sendvae_fast.evaluation.probing.encoding import encoded_rows, feature_folder, posterior_means
-from sendvae_fast.evaluation.probing.linear_fit import ProbeConfig, fit_linear
+from sendvae_fast.evaluation.probing.linear_fit import fit_linear
 from sendvae_fast.evaluation.reconstruction_quality import psnr
+from sendvae_fast.evaluation.settings import Direction, ProbeConfig
 from sendvae_fast.models.pixels import to_uint8
 from sendvae_fast.play.places import RunPlaces
 from sendvae_fast.pretrained import load_autoencoder, load_generator
-from sendvae_fast.sampling.samplers import SamplerConfig
+from sendvae_fast.sampling.settings import SamplerConfig
 
 BATCH_SIZE = 64
 

@@ -14,7 +14,8 @@ from sendvae_fast.engine.distributed import init_distributed
 from sendvae_fast.errors import UserError, needs_extra
 from sendvae_fast.evaluation.job import Say
 from sendvae_fast.play.networks import RunNetworks
-from sendvae_fast.play.settings import PlayConfig, load_runs
+from sendvae_fast.play.runs import load_runs
+from sendvae_fast.play.settings import PlayConfig
 
 MAX_UPLOAD_BYTES = 2**26
 

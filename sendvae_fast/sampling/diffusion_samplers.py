@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sendvae_fast.models.diffusion import NUM_STEPS, Diffusion
+from sendvae_fast.models.diffusion import Diffusion
+from sendvae_fast.models.sit.sizes import DIFFUSION_STEPS
 from sendvae_fast.ops import philox
 from sendvae_fast.sampling.guidance import GuidedVelocity
 
@@ -44,7 +45,7 @@ def diffusion_sample(
     x = z
     for number in reversed(range(num_steps)):
         step = steps[number]
-        of_step = network.decide_at(step / NUM_STEPS) if isinstance(network, GuidedVelocity) else network
+        of_step = network.decide_at(step / DIFFUSION_STEPS) if isinstance(network, GuidedVelocity) else network
         output = of_step(x.to(network_dtype), torch.tensor(float(step))).to(x.dtype)
         index = torch.full_like(sample_ids, number)
         if draws:

@@ -10,75 +10,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sendvae_fast import checks
 from sendvae_fast.engine.streams import CudaGraphRecorder
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
-from sendvae_fast.models.pixels import Rounding, to_uint8
+from sendvae_fast.models.pixels import to_uint8
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
-from sendvae_fast.sampling.guidance import LabelledModel, check_guidance, guided
-from sendvae_fast.sampling.labels import LabelSampling, sample_labels
+from sendvae_fast.sampling.guidance import LabelledModel, guided
+from sendvae_fast.sampling.labels import sample_labels
 from sendvae_fast.sampling.replayed_model import ReplayedModel
-from sendvae_fast.sampling.samplers import SamplerConfig, initial_noise, sample
+from sendvae_fast.sampling.samplers import initial_noise, sample
+from sendvae_fast.sampling.settings import GenerateConfig
 
 DECODED_AT_ONCE = 64
 """Pictures, however many are sampled at once: at 256 px a map of the f8 decoder takes 4 GiB then."""
-
-
-@dataclass(kw_only=True)
-class GenerateConfig:
-    """Settings of sampling. The defaults are the paper's, with REPA-E's interval, which the paper leaves open.
-
-    Raises `UserError` for a value out of range.
-    """
-
-    num_samples: int = 50_000
-    """Pictures."""
-    batch_size: int = 64
-    """Pictures drawn at once on a rank. Noise and labels do not depend on it; the rounding of matrix products does, by
-    a grey level here and there."""
-    guidance_scale: float = 2.5
-    """Classifier-free guidance; 1 is none. The paper: 2.5."""
-    guidance_interval: tuple[float, float] = (0.0, 0.75)
-    """Noise levels at which to guide, both ends included."""
-    guidance_channels: int | None = None
-    """Guide only the first so many latent channels, as SiT and LightningDiT do (3); null guides all."""
-    labels: LabelSampling = "random"
-    """Classes: drawn by sample id (the paper, as REPA-E then), or an equal number of each (about 0.1 lower FID)."""
-    rounding: Rounding = "truncate"
-    """How [-1, 1] becomes 0..255: truncate as REPA does, or round half up as SiT does."""
-    seed: int = 0
-    """Seed of labels and noise."""
-    precision: Literal["tf32", "fp32", "bf16"] = "tf32"
-    """Precision of the generator: tf32 as the published samplers (fp32, but products on tensor cores; no different on a
-    CPU), fp32, or bf16, the fastest. The state between steps has `sampler.dtype`. Pictures are decoded in tf32, or
-    fp32."""
-    cuda_graphs: bool = True
-    """On a GPU, record the generator once and replay it in every step: the same pictures, less work for the host."""
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    """The integrator."""
-
-    def __post_init__(self) -> None:
-        self.guidance_interval = tuple(self.guidance_interval)  # pyright: ignore[reportAttributeAccessIssue] - YAML's list
-        check_guidance(self.guidance_scale, self.guidance_interval, self.guidance_channels)
-        checks.choices(self)
-        checks.at_least(1, self, "num_samples", "batch_size")
-        checks.seeds(self, "seed")
-
-    def check_channels(self, latent_channels: int) -> None:
-        """Raise UserError if more channels are to be guided than the latents have."""
-        if self.guidance_channels is not None and self.guidance_channels > latent_channels:
-            raise UserError(
-                f"guidance_channels is {self.guidance_channels}, but the generator's latents have "
-                f"{latent_channels} channels; give fewer, or null to guide all"
-            )
 
 
 class Generated(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sendvae_fast.errors import UserError
+from sendvae_fast.sampling.settings import check_guidance
 
 # (z_t [B, C, H, W], t [B], labels int64 [B]) -> (velocity [B, C, H, W], anything): a SiT
 LabelledModel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, object]]
@@ -75,17 +76,6 @@ class GuidedVelocity:
         times_dtype = torch.promote_types(x.dtype, torch.float32)
         times = torch.full((x.shape[0],), float(t), dtype=times_dtype, device=x.device)
         return self.model(x, times, labels)[0]
-
-
-def check_guidance(scale: float, interval: tuple[float, float], channels: int | None) -> None:
-    """Raise UserError for a scale, an interval or a number of channels outside its range."""
-    low, high = interval
-    if not scale >= 1:
-        raise UserError(f"guidance scale is {scale}; give 1 (no guidance) or more")
-    if not 0 <= low <= high <= 1:
-        raise UserError(f"guidance interval is [{low}, {high}]; give 0 <= low <= high <= 1 (t = 1 is pure noise)")
-    if channels is not None and channels < 1:
-        raise UserError(f"guidance channels is {channels}; give 1 or more, or null to guide all")
 
 
 def guided(

@@ -1,13 +1,10 @@
 """The class of each sample id."""
 
-from typing import Literal
-
 from torch import Tensor
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import philox
-
-LabelSampling = Literal["equal", "random"]
+from sendvae_fast.sampling.settings import LabelSampling
 
 
 def sample_labels(seed: int, sample_ids: Tensor, num_classes: int, sampling: LabelSampling = "equal") -> Tensor:

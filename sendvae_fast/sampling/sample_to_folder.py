@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 import yaml
 
-from sendvae_fast import checks
+from sendvae_fast.config import plain
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.run import plain, recorded_changes
+from sendvae_fast.engine.run import recorded_changes
 from sendvae_fast.engine.run_weights import resolve_weights, step_of
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import write_atomic
@@ -24,7 +23,8 @@ from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.sit.storage import SavedSiT, load_sit
 from sendvae_fast.models.weights import weights_sha256
 from sendvae_fast.progress import Progress
-from sendvae_fast.sampling.generate import GenerateConfig, LatentDecoder, check_fit, generate
+from sendvae_fast.sampling.generate import LatentDecoder, check_fit, generate
+from sendvae_fast.sampling.settings import SampleConfig
 from sendvae_fast.sampling.writer import PngFolder, write_npz
 
 MAX_GRID = 64
@@ -35,26 +35,6 @@ MAY_CHANGE = (
     "generator", "generator_step", "autoencoder", "autoencoder_step", "out", "num_samples", "batch_size", "npz",
     "cuda_graphs",
 )  # fmt: skip
-
-
-@dataclass(kw_only=True)
-class SampleConfig(GenerateConfig):
-    """A sampling job."""
-
-    generator: str
-    """SiT folder, checkpoint or stage 2 run."""
-    autoencoder: str
-    """Autoencoder folder, checkpoint or stage 1 run: the one that made the generator's latents."""
-    out: str
-    """Folder of the PNG files, named by sample id; `<out>.png` is an overview grid."""
-    ema: bool = True
-    """Sample from the moving average of the weights, as all published numbers do."""
-    npz: bool = False
-    """Also write `<out>.npz`, the sample file of the ADM evaluator."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.weight_paths(self, "out")
 
 
 def sample_to_folder(config: SampleConfig, distributed: Distributed) -> PngFolder:

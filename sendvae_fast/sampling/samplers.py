@@ -6,69 +6,21 @@ Noise depends on (seed, step, sample id) alone, so a sample is the same in any b
 Shape letters: B batch, C latent channels, H W latent height and width.
 """
 
-import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sendvae_fast import checks
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.diffusion import NUM_STEPS
 from sendvae_fast.ops import philox, sde_step
 from sendvae_fast.sampling.diffusion_samplers import diffusion_sample
 from sendvae_fast.sampling.guidance import GuidedVelocity
+from sendvae_fast.sampling.settings import SamplerConfig
 
 # (x [B, C, H, W] in the network's dtype, t float64 scalar) -> velocity [B, C, H, W]
 Velocity = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(kw_only=True)
-class SamplerConfig:
-    """How the reverse process is integrated. Raises `UserError` for a value out of range."""
-
-    kind: Literal["sde", "euler", "heun", "dopri5", "ddpm", "ddim"] = "sde"
-    """`sde`: Euler-Maruyama, as REPA, REPA-E and Send-VAE sample; `euler`, `heun`, `dopri5`: the probability-flow ODE,
-    the last with steps of its own choice, as SiT's ODE samples (needs the package torchdiffeq); `ddpm`, `ddim`: of DiT,
-    and of nothing else."""
-    num_steps: int = 250
-    """Steps. The model runs once a step; with `heun`, twice in every step but the last. Not for `dopri5`."""
-    last_step: float = 0.04
-    """`sde` only: noise level from which the final, noise-free step goes to 0."""
-    timestep_shift: float = 1.0
-    """`euler` and `heun` only: LightningDiT's s, see `time_grid`. Below 1 there are more steps near noise."""
-    atol: float = 1e-6
-    """`dopri5` only: absolute error allowed in a step. SiT's value, like rtol's."""
-    rtol: float = 1e-3
-    """`dopri5` only: relative error allowed in a step."""
-    dtype: Literal["float64", "float32"] = "float64"
-    """Precision of the state between steps. The network always sees its own dtype."""
-
-    def __post_init__(self) -> None:
-        checks.choices(self, where="sampler")
-        checks.in_interval("(0, 1)", self, "last_step", where="sampler")
-        checks.above(0, self, "timestep_shift", where="sampler", hint=" (1 is no shift)")
-        checks.above(0, self, "atol", "rtol", where="sampler")
-        fewest = 2 if self.kind == "sde" or self.is_diffusion else 1
-        checks.at_least(fewest, self, "num_steps", where="sampler", hint=f" for {self.kind}")
-        if self.is_diffusion and self.num_steps > NUM_STEPS:
-            raise UserError(f"sampler.num_steps is {self.num_steps}: {self.kind} has {NUM_STEPS} steps at most")
-        if self.kind == "dopri5" and importlib.util.find_spec("torchdiffeq") is None:
-            raise UserError(
-                "sampler kind dopri5 needs the package torchdiffeq: pip install 'sendvae_fast[ode]', or give heun"
-            )
-        if self.kind not in ("euler", "heun") and self.timestep_shift != 1:
-            raise UserError(
-                f"sampler.timestep_shift is {self.timestep_shift}: {self.kind} takes only 1, euler and heun shift"
-            )
-
-    @property
-    def is_diffusion(self) -> bool:
-        """Whether the sampler is one of a network that predicts noise in discrete steps."""
-        return self.kind in ("ddpm", "ddim")
 
 
 def time_grid(config: SamplerConfig) -> Tensor:

@@ -4,51 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.latents.latent_cache import LatentCache, LatentCacheWriter, LatentSource
-from sendvae_fast.data.loader import ImageLoader, LoaderConfig
+from sendvae_fast.data.loader import ImageLoader
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.models.weights import weights_sha256
 from sendvae_fast.progress import Progress
-
-
-@dataclass(kw_only=True)
-class CacheConfig:
-    """The images, the autoencoder and the folder of a cache. Raises `UserError` for a value out of range."""
-
-    out: str
-    """Folder of the latent shards; an interrupted job goes on in it."""
-    autoencoder: str
-    """Autoencoder folder or stage 1 run."""
-    data: str
-    """The pictures to encode: an ImageFolder, tar shards, parquet files or a catalog."""
-    image_size: int = 256
-    """Side of the ADM centre crop in pixels."""
-    batch_size: int = 64
-    """Images encoded at once on a rank."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Storage of mean and standard deviation."""
-    shard_size: int = 4096
-    """Samples per shard."""
-    flips: bool = False
-    """Also encode the mirrored images; training then flips half of the samples."""
-    loader: LoaderConfig = dataclasses.field(default_factory=lambda: LoaderConfig(cache_mb=0))
-    """How images are read."""
-
-    def __post_init__(self) -> None:
-        checks.weight_paths(self, "out")
-        checks.choices(self)
-        checks.at_least(1, self, "image_size", "batch_size", "shard_size")
+from sendvae_fast.train.settings import CacheConfig
 
 
 def cache(config: CacheConfig, distributed: Distributed) -> LatentCache:

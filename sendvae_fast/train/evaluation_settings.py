@@ -7,9 +7,8 @@ from typing import ClassVar
 
 from sendvae_fast import checks
 from sendvae_fast.evaluation.feature_config import FeaturesConfig
-from sendvae_fast.sampling.generate import GenerateConfig
-from sendvae_fast.sampling.samplers import SamplerConfig
-from sendvae_fast.train.loop import LoopConfig
+from sendvae_fast.sampling.settings import GenerateConfig, SamplerConfig
+from sendvae_fast.train.settings import LoopConfig
 
 
 @dataclass(kw_only=True)

@@ -7,8 +7,10 @@ from typing import TypeVar
 import torch
 
 from sendvae_fast.engine.blocks import compile_blocks
-from sendvae_fast.engine.engine import EngineConfig
-from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
+from sendvae_fast.engine.engine import dtype_of
+from sendvae_fast.engine.settings import EngineConfig
+from sendvae_fast.losses.perceptual import Perceptual
+from sendvae_fast.losses.settings import PerceptualConfig
 from sendvae_fast.models.foundation.foundation import Foundation, load_foundation
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.ops.layout import MEMORY_FORMAT
@@ -31,7 +33,7 @@ def build_perceptual(config: PerceptualConfig | None, engine: EngineConfig, devi
 def frozen_network(network: Frozen, engine: EngineConfig, device: torch.device) -> Frozen:
     """A frozen network on `device`, with the engine's precision and compilation."""
     network = network.to(device, memory_format=MEMORY_FORMAT)  # pyright: ignore[reportCallIssue] - as documented
-    network.compute_in(engine.dtype)
+    network.compute_in(dtype_of(engine))
     if engine.compile:
         compile_blocks(network)
     return network

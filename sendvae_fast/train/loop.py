@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from sendvae_fast import checks
 from sendvae_fast.engine.background_saver import BackgroundSaver
-from sendvae_fast.engine.checkpoint import Checkpointer, is_milestone, newest_checkpoint
+from sendvae_fast.engine.checkpoint import Checkpointer
+from sendvae_fast.engine.checkpoint_files import newest_checkpoint
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.loggers import LoggingConfig
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.settings import LoggingConfig
 from sendvae_fast.engine.signals import EXIT_REQUEUE, StopOnSignal
 from sendvae_fast.engine.watchdog import Watchdog
 from sendvae_fast.errors import UserError
@@ -20,60 +19,9 @@ from sendvae_fast.train.loss_spikes import LeftOutSteps, LossSpikes, Returns, Re
 from sendvae_fast.train.memory_advice import PlannedMemory, advising_on_memory
 from sendvae_fast.train.profiling import profiling
 from sendvae_fast.train.reporter import Reporter
+from sendvae_fast.train.settings import LoopConfig
 from sendvae_fast.train.skipped_steps import SkippedSteps
 from sendvae_fast.train.stage import Stage, StageEvaluator
-
-
-@dataclass(kw_only=True)
-class LoopConfig:
-    """How long to train and how often to report. Raises `UserError` for a value out of range."""
-
-    num_steps: int = 100_080
-    """Optimizer steps. The paper: 80 epochs x 1251 steps for stage 1, 400,320 or 4,003,200 for stage 2."""
-    log_every: int = 50
-    """Steps between lines in metrics.jsonl; values are means over those steps, and over all ranks."""
-    save_every: int = 5_000
-    """Steps between checkpoints; the last step is always saved."""
-    save_in_background: bool = True
-    """Write checkpoints beside the steps that follow: a step waits for a copy of the state in host memory, which is
-    the checkpoint's size over all ranks and taken for good. false: a step waits for the disk."""
-    preview_every: int = 5_000
-    """Steps between preview pictures in samples/; the last step always has one."""
-    profile_steps: int = 0
-    """Steps under PyTorch's profiler, from the tenth after each start on: a trace and a summary in profile/."""
-    evaluate_every: int | None = None
-    """Steps between evaluations (`evaluation`); the last step always has one. null: 5,000 in stage 1 and 25,000 in
-    stage 2 where `evaluation.features` has its weights, else none."""
-    keep_checkpoints: int = 2
-    """Checkpoints kept; the oldest goes once a newer one is verified."""
-    keep_every: int | None = field(default=None, metadata={checks.ADDED_LATER: True})
-    """Steps between milestones: checkpoints of these steps are written beside those of `save_every`, and kept for good.
-    null: none. 400,320 keeps the 80th and every 80th epoch of the paper's generators."""
-    step_timeout_s: float = 600.0
-    """Seconds without a finished step, after the first one, that end the run: the stacks and last collectives of all
-    ranks are written, and the message names the rank that does not answer. A step may always take 20 times as long as
-    the longest before."""
-    start_timeout_s: float = 3600.0
-    """The same for the first step of each start, in which networks are compiled, and for checkpoints, previews and
-    evaluations. A collective fails after as long."""
-    spike_threshold: float = 20.0
-    """Robust z-score of a step's loss, against the median of the last 128, above which a warning is given; 0: none."""
-    spike_return_steps: int = 0
-    """Steps up to such a spike whose batches are passed over, after the run has gone back to its newest checkpoint
-    before them; 0 only warns. Each start judges losses afresh, so an interrupted run may go back from other spikes."""
-
-    def __post_init__(self) -> None:
-        checks.above(0, self, "step_timeout_s", "start_timeout_s", where="loop")
-        checks.at_least(0, self, "profile_steps", where="loop", hint=" (0 profiles nothing)")
-        checks.at_least(0, self, "spike_threshold", "spike_return_steps", where="loop")
-        checks.at_least(
-            1, self, "num_steps", "log_every", "save_every", "preview_every", "keep_checkpoints", where="loop"
-        )
-        checks.at_least(1, self, "evaluate_every", "keep_every", where="loop", hint=", or null")
-
-    def saves(self, step: int) -> bool:
-        """Whether a checkpoint is due after `step`, be it the last or not."""
-        return step % self.save_every == 0 or is_milestone(step, self.keep_every)
 
 
 def fit(

@@ -11,8 +11,9 @@ from torch.utils.hooks import RemovableHandle
 
 from sendvae_fast.engine.checkpoint import Checkpointer
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.engine import Engine, EngineConfig
+from sendvae_fast.engine.engine import Engine
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.settings import EngineConfig
 from sendvae_fast.engine.snapshot import find_unsound
 from sendvae_fast.errors import UserError
 from sendvae_fast.progress import Progress

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.flops import peak_flops
-from sendvae_fast.engine.loggers import LoggingConfig
 from sendvae_fast.engine.metrics import MetricsLogger
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.settings import LoggingConfig
 from sendvae_fast.progress import Progress
 from sendvae_fast.train.run_words import count_words, device_words, footer, header, ops_facts, step_line
 from sendvae_fast.train.stage import Stage

@@ -4,42 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sendvae_fast import checks
 from sendvae_fast.data.catalog import Catalog
-from sendvae_fast.data.loader import ImageBatch, ImageLoader, LoaderConfig
+from sendvae_fast.data.loader import ImageBatch, ImageLoader
+from sendvae_fast.data.loader_config import LoaderConfig
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.train.run_words import picture_words
+from sendvae_fast.train.settings import ImageDataConfig
 
 HOW_IMAGES_ARE_READ = ("data.root", *(f"data.{field.name}" for field in dataclasses.fields(LoaderConfig)))
 """Settings of both stages that decide where and how images are read, not which: they may change when a run resumes."""
-
-
-@dataclass(kw_only=True)
-class ImageDataConfig(LoaderConfig):
-    """The training images and how many of them make a step. Raises `UserError` for a value out of range."""
-
-    section: ClassVar[str] = "data"
-
-    root: str | None = None
-    """The photographs: an ImageFolder (`root/<class>/<image>`), tar shards, parquet files or a catalog of them. Stage 2
-    without REPA needs none."""
-    image_size: int = 256
-    """Side of the ADM centre crop in pixels."""
-    global_batch: int = 1024
-    """Images per optimizer step over all ranks and accumulation steps. The paper: 1024 in stage 1, 256 in stage 2."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.at_least(1, self, "image_size", "global_batch", where=self.section)
 
 
 def check_global_batch(config: ImageDataConfig, accumulation_steps: int, distributed: Distributed) -> None:

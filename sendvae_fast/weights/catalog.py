@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
-import timm
-
 from sendvae_fast.config import packaged_configs, read_config
 from sendvae_fast.engine.run_weights import PACKAGED
 from sendvae_fast.evaluation.inception_file import FILE, SHA256
@@ -150,6 +148,8 @@ EVALUATION = (f"pretrained/{FILE}", "pretrained/VIRTUAL_imagenet256_labeled.npz"
 @cache
 def catalog() -> dict[str, PublishedFile]:
     """All of them, by path: those of `_FIXED`, and the foundation models' as timm publishes them."""
+    import timm  # here, because a list of what is published is asked for by few, and timm takes seconds
+
     found = {file.path: file for file in _FIXED}
     for name, recipe in RECIPES.items():
         published = timm.get_pretrained_cfg(f"{recipe.timm_name}.{recipe.tag}")

@@ -16,7 +16,8 @@ from torch.testing import assert_close
 from sendvae_fast import hub as hub_module
 from sendvae_fast.cli.main import main
 from sendvae_fast.evaluation.result import Result, WeightsOrigin, append_results
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig

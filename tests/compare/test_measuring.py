@@ -17,6 +17,7 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.latents.latent_cache import LatentCache
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_weights import resolve_weights
+from sendvae_fast.evaluation.feature_networks import load_features
 from sendvae_fast.evaluation.features import FoundationFeatures
 from sendvae_fast.evaluation.latent_views import pictures_to_view
 from sendvae_fast.evaluation.pictures import CatalogPictures, open_pictures
@@ -73,7 +74,7 @@ def test_numbers_are_of_its_own_pictures_beside_the_right_ones(trial):
     samples = images_of(open_pictures(trial.folder / "generated"))
     saved, network = (
         load_autoencoder(resolve_weights(trial.autoencoder)),
-        trial.config.features.load(torch.device("cpu")),
+        load_features(trial.config.features, torch.device("cpu")),
     )
     mean, _ = saved.autoencoder.encode(test / 127.5 - 1).chunk(2, dim=1)
     decoded = ((saved.autoencoder.decode(mean).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

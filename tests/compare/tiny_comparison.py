@@ -2,8 +2,7 @@
 
 from sendvae_fast.compare.plan import Comparison
 from sendvae_fast.compare.settings import CompareConfig
-from sendvae_fast.config import build_config
-from sendvae_fast.engine.run import plain
+from sendvae_fast.config import build_config, plain
 
 PLAIN = {"key": "plain", "name": "Plain VAE", "config": "demo/vae", "settings": {"loop": {"num_steps": 2}}}
 SEND = {"key": "send", "config": "demo/vae_send", "start": "plain"}

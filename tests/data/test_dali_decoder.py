@@ -16,7 +16,8 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.crop import read_crop
 from sendvae_fast.data.dali_decoder import MAX_BATCH, MAX_FAILURES, DaliDecoder, import_dali
 from sendvae_fast.data.decode import examine
-from sendvae_fast.data.loader import ImageLoader, LoaderConfig
+from sendvae_fast.data.loader import ImageLoader
+from sendvae_fast.data.loader_config import LoaderConfig
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.errors import UserError
 

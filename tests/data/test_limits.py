@@ -17,7 +17,8 @@ from sendvae_fast.data import limits
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.decode import UnreadableImage, check, decode_rgb, examine
 from sendvae_fast.data.indexing.index import index_source
-from sendvae_fast.data.loader import ImageLoader, LoaderConfig
+from sendvae_fast.data.loader import ImageLoader
+from sendvae_fast.data.loader_config import LoaderConfig
 
 pytestmark = pytest.mark.slow
 

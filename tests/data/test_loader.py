@@ -11,7 +11,8 @@ from sendvae_fast.data import loader
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.crop import read_crop
 from sendvae_fast.data.decode import UnreadableImage
-from sendvae_fast.data.loader import ImageLoader, LoaderConfig
+from sendvae_fast.data.loader import ImageLoader
+from sendvae_fast.data.loader_config import LoaderConfig
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.errors import UserError
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import init_distributed
-from sendvae_fast.engine.engine import Engine, EngineConfig
-from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.engine import Engine
+from sendvae_fast.engine.settings import EngineConfig, OptimizerConfig
 from sendvae_fast.engine.snapshot import Snapshot
 from sendvae_fast.engine.streams import HostMemory
 from sendvae_fast.errors import UserError

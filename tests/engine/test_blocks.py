@@ -11,15 +11,18 @@ from torch import nn
 from sendvae_fast.engine import blocks
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.engine import EngineConfig
-from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.settings import EngineConfig, OptimizerConfig
 from sendvae_fast.errors import UserError
-from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, ResnetBlock
-from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
+from sendvae_fast.losses.perceptual import Perceptual
+from sendvae_fast.losses.settings import PerceptualConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, ResnetBlock
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
+from sendvae_fast.models.discriminator import Discriminator
+from sendvae_fast.models.discriminator_config import DiscriminatorConfig
 from sendvae_fast.models.foundation.foundation import load_foundation
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
-from sendvae_fast.models.mappers.transformer_mapper import Mapper, MapperConfig
+from sendvae_fast.models.mappers.mapper_config import MapperConfig
+from sendvae_fast.models.mappers.transformer_mapper import Mapper
 from sendvae_fast.models.send_vae import SendVAE
 from sendvae_fast.models.sit.sit import SiT, SiTConfig
 from sendvae_fast.ops import philox

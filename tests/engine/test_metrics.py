@@ -13,10 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from time_limits import HANG_S
 
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.loggers import LoggingConfig, tagged
+from sendvae_fast.engine.loggers import tagged
 from sendvae_fast.engine.metrics import MetricsLogger
-from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.settings import LoggingConfig, OptimizerConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.image_grid import save_grid
 from sendvae_fast.report.read_run import read_run

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from sendvae_fast.engine.optimizer import AdamWEMA, OptimizerConfig
+from sendvae_fast.engine.optimizer import AdamWEMA
+from sendvae_fast.engine.settings import OptimizerConfig
 from sendvae_fast.errors import UserError
 
 SETTINGS = {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}

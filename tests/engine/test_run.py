@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sendvae_fast.config import plain
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.run import RunDirectory, config_hash, plain
+from sendvae_fast.engine.run import RunDirectory, config_hash
 from sendvae_fast.errors import UserError
 
 

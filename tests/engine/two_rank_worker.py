@@ -17,8 +17,8 @@ from sendvae_fast.engine.background_saver import BackgroundSaver
 from sendvae_fast.engine.checkpoint import Checkpointer
 from sendvae_fast.engine.distributed import init_distributed, says_as_first_rank
 from sendvae_fast.engine.metrics import MetricsLogger
-from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.settings import OptimizerConfig
 from sendvae_fast.engine.signals import StopOnSignal
 from sendvae_fast.engine.snapshot import Snapshot
 from sendvae_fast.errors import UserError

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sendvae_fast.evaluation.generation import GenerationConfig, evaluate_generation
+from sendvae_fast.evaluation.generation import evaluate_generation
+from sendvae_fast.evaluation.settings import GenerationConfig
 
 pytestmark = pytest.mark.slow
 

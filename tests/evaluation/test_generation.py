@@ -6,9 +6,10 @@ import yaml
 from PIL import Image
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation import feature_config
+from sendvae_fast.evaluation import generation
 from sendvae_fast.evaluation.feature_config import FeaturesConfig
-from sendvae_fast.evaluation.generation import GenerationConfig, evaluate_generation
+from sendvae_fast.evaluation.generation import evaluate_generation
+from sendvae_fast.evaluation.settings import GenerationConfig
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +17,7 @@ def no_network(monkeypatch):
     def load(*_args):
         raise AssertionError("a network was loaded")
 
-    monkeypatch.setattr(feature_config.FeaturesConfig, "load", load)
+    monkeypatch.setattr(generation, "load_features", load)
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from sendvae_fast.evaluation.pictures import CatalogPictures
 from sendvae_fast.evaluation.reconstruction import ReconstructionJob
 from sendvae_fast.evaluation.reconstruction_protocols import PROTOCOLS
 from sendvae_fast.evaluation.reconstruction_quality import ssim
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, Posterior
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Posterior
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.pixels import to_uint8
 from sendvae_fast.ops import philox
 

@@ -23,7 +23,8 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.dali_decoder import DaliDecoder
 from sendvae_fast.data.decode import examine
 from sendvae_fast.data.latents.latent_rows import LatentReader, LatentRows, _Buffers
-from sendvae_fast.data.loader import ImageBatch, ImageLoader, LoaderConfig
+from sendvae_fast.data.loader import ImageBatch, ImageLoader
+from sendvae_fast.data.loader_config import LoaderConfig
 from sendvae_fast.data.order import BatchSchedule
 from sendvae_fast.engine import build
 from sendvae_fast.engine.ddp_engine import DDPEngine
@@ -34,8 +35,8 @@ from sendvae_fast.engine.streams import CudaGraphRecorder, HandOver, HostMemory,
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.ops import use_attention, use_backend
-from sendvae_fast.sampling.generate import GenerateConfig, LatentSampler
-from sendvae_fast.sampling.samplers import SamplerConfig
+from sendvae_fast.sampling.generate import LatentSampler
+from sendvae_fast.sampling.settings import GenerateConfig, SamplerConfig
 from sendvae_fast.train.reporter import MetricsWindow
 from sendvae_fast.train.sit.latent_batches import LatentBatch
 from sendvae_fast.train.vae.stage import VAEStage

@@ -7,7 +7,8 @@ import torch
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.dali_decoder import import_dali
 from sendvae_fast.data.decode import examine
-from sendvae_fast.data.loader import ImageLoader, LoaderConfig
+from sendvae_fast.data.loader import ImageLoader
+from sendvae_fast.data.loader_config import LoaderConfig
 from sendvae_fast.data.scenes.scene_folder import synth_scenes
 from sendvae_fast.engine.streams import LastUse, SideStream
 

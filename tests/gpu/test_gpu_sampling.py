@@ -5,8 +5,8 @@ import torch
 
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
-from sendvae_fast.sampling.generate import GenerateConfig, generate
-from sendvae_fast.sampling.samplers import SamplerConfig
+from sendvae_fast.sampling.generate import generate
+from sendvae_fast.sampling.settings import GenerateConfig, SamplerConfig
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from everything import in_turn
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
+from sendvae_fast.losses.perceptual import Perceptual
+from sendvae_fast.losses.settings import PerceptualConfig
 
 pytestmark = pytest.mark.slow
 

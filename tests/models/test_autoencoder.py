@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, Posterior
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Posterior
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 
 TINY = dict(base_channels=8, channel_multipliers=(1, 2, 2), num_res_blocks=1, latent_channels=4, num_groups=4)
 

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.published import ldm_state
 from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
 from sendvae_fast.models.weights import load_weights, read_weights

@@ -17,12 +17,15 @@ from safetensors.torch import save_file
 
 from bench.random_inception import random_inception
 from sendvae_fast.evaluation.inception import InceptionFeatures
-from sendvae_fast.losses.perceptual import Perceptual, PerceptualConfig
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.losses.perceptual import Perceptual
+from sendvae_fast.losses.settings import PerceptualConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.diffusers_layout import to_diffusers, to_diffusers_config
 from sendvae_fast.models.autoencoder.maetok import MAETok, MAETokConfig
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
-from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig, load_discriminator_weights
+from sendvae_fast.models.discriminator import Discriminator, load_discriminator_weights
+from sendvae_fast.models.discriminator_config import DiscriminatorConfig
 from sendvae_fast.models.foundation.foundation import load_foundation
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.foundation.recipes import RECIPES

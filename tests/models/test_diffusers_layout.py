@@ -9,7 +9,8 @@ from everything import in_turn
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, Posterior
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, Posterior
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.diffusers_layout import (
     from_diffusers,
     from_diffusers_config,

@@ -7,7 +7,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig, load_discriminator_weights
+from sendvae_fast.models.discriminator import Discriminator, load_discriminator_weights
+from sendvae_fast.models.discriminator_config import DiscriminatorConfig
 
 
 def test_has_the_published_size_and_layout():

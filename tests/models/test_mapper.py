@@ -8,7 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.mappers.transformer_mapper import Mapper, MapperConfig
+from sendvae_fast.models.mappers.mapper_config import MapperConfig
+from sendvae_fast.models.mappers.transformer_mapper import Mapper
 from sendvae_fast.models.positions import sincos_2d
 
 TINY = dict(latent_channels=4, grid_size=4, target_dim=10, width=24, num_heads=3, projector_width=16)

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.published import ldm_config
 from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
 

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.mappers.linear_mapper import LinearMapper
+from sendvae_fast.models.mappers.mapper_config import MapperConfig
 from sendvae_fast.models.mappers.mlp_mapper import MLPMapper
-from sendvae_fast.models.mappers.transformer_mapper import Mapper, MapperConfig
+from sendvae_fast.models.mappers.transformer_mapper import Mapper
 from sendvae_fast.models.noise_injection import NoiseInjection
 from sendvae_fast.models.send_vae import SendVAE
 from sendvae_fast.ops import noise_inject, philox

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.mappers.transformer_mapper import Mapper, MapperConfig
+from sendvae_fast.models.mappers.mapper_config import MapperConfig
+from sendvae_fast.models.mappers.transformer_mapper import Mapper
 from sendvae_fast.nn import PatchAlignment
 
 SIZES = dict(latent_channels=4, grid_size=3, target_dim=10)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sendvae_fast.engine.engine import EngineConfig
+from sendvae_fast.engine.settings import EngineConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.plan.fake_step import EMA, FROZEN, MOMENTS, WEIGHTS, FakeStep
 from sendvae_fast.plan.gpus import GPUS, find_gpu, gpu_in

@@ -21,8 +21,9 @@ from sendvae_fast.errors import UserError
 from sendvae_fast.models.pixels import to_uint8
 from sendvae_fast.play.places import find_runs
 from sendvae_fast.play.player import ANY_CLASS, MAX_SLIDERS, Player, slider_names
-from sendvae_fast.play.settings import PlayConfig, load_runs
-from sendvae_fast.sampling.samplers import SamplerConfig
+from sendvae_fast.play.runs import load_runs
+from sendvae_fast.play.settings import PlayConfig
+from sendvae_fast.sampling.settings import SamplerConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -27,8 +27,9 @@ import httpx
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from sendvae_fast.play.runs import load_runs
 from sendvae_fast.play.server import served
-from sendvae_fast.play.settings import PlayConfig, load_runs
+from sendvae_fast.play.settings import PlayConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 

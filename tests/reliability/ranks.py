@@ -23,14 +23,14 @@ from saved_tensors import tensors_in
 
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
-from sendvae_fast.engine.engine import EngineConfig
-from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.settings import EngineConfig, OptimizerConfig
 from sendvae_fast.engine.snapshot import Snapshot, Write
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import save_tensors
 from sendvae_fast.models.weights import read_weights
-from sendvae_fast.train.loop import LoopConfig, fit
+from sendvae_fast.train.loop import fit
+from sendvae_fast.train.settings import LoopConfig
 
 LIMIT_S = 600
 """After so many seconds a rank has hung, on a machine however loaded."""

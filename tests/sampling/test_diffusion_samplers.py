@@ -6,7 +6,8 @@ import torch
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.diffusion import NUM_STEPS, Diffusion
 from sendvae_fast.sampling.guidance import guided
-from sendvae_fast.sampling.samplers import SamplerConfig, initial_noise, sample
+from sendvae_fast.sampling.samplers import initial_noise, sample
+from sendvae_fast.sampling.settings import SamplerConfig
 
 MEAN, STD = 1.5, 0.5
 SHAPE = (2, 4, 4)

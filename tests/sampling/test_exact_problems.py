@@ -17,7 +17,8 @@ from exact_problems import (
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.sampling.guidance import guided
-from sendvae_fast.sampling.samplers import SamplerConfig, sample
+from sendvae_fast.sampling.samplers import sample
+from sendvae_fast.sampling.settings import SamplerConfig
 
 pytestmark = pytest.mark.slow
 

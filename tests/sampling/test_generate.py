@@ -7,8 +7,8 @@ from tiny_networks import tiny_sit
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
-from sendvae_fast.sampling.generate import GenerateConfig, generate
-from sendvae_fast.sampling.samplers import SamplerConfig
+from sendvae_fast.sampling.generate import generate
+from sendvae_fast.sampling.settings import GenerateConfig, SamplerConfig
 
 
 def latents(**settings):

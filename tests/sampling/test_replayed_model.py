@@ -8,7 +8,8 @@ from tiny_networks import CHANNELS, NUM_CLASSES, tiny_sit
 from sendvae_fast.ops import use_backend
 from sendvae_fast.sampling.guidance import guided
 from sendvae_fast.sampling.replayed_model import ReplayedModel
-from sendvae_fast.sampling.samplers import SamplerConfig, initial_noise, sample
+from sendvae_fast.sampling.samplers import initial_noise, sample
+from sendvae_fast.sampling.settings import SamplerConfig
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")

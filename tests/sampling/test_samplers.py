@@ -7,7 +7,8 @@ from exact_problems import gaussian_velocity, start
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import philox, use_backend
 from sendvae_fast.sampling.guidance import guided
-from sendvae_fast.sampling.samplers import SamplerConfig, initial_noise, sample, time_grid
+from sendvae_fast.sampling.samplers import initial_noise, sample, time_grid
+from sendvae_fast.sampling.settings import SamplerConfig
 
 
 @pytest.mark.parametrize("kind", ["euler", "heun"])

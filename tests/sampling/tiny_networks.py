@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.storage import save_autoencoder
 from sendvae_fast.models.sit.sit import SiT, SiTConfig
 from sendvae_fast.models.sit.storage import save_sit

@@ -21,8 +21,8 @@ from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.models.sit.storage import load_sit
 from sendvae_fast.ops import philox
-from sendvae_fast.sampling.generate import GenerateConfig, LatentDecoder, generate
-from sendvae_fast.sampling.samplers import SamplerConfig
+from sendvae_fast.sampling.generate import LatentDecoder, generate
+from sendvae_fast.sampling.settings import GenerateConfig, SamplerConfig
 from sendvae_fast.train.sit.latent_batches import LatentBatch, TrainingLatents
 from sendvae_fast.train.sit.stage import SiTStage, train_sit
 from sendvae_fast.train.vae.stage import train_vae

@@ -12,15 +12,17 @@ from tiny_runs import cache_of, checkpoint_tensors, sit_config, vae_config
 from sendvae_fast.config import build_config
 from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.loggers import GROUPS
-from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.settings import OptimizerConfig
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.generation import GenerationConfig, evaluate_generation
+from sendvae_fast.evaluation.generation import evaluate_generation
 from sendvae_fast.evaluation.job import Evaluation
-from sendvae_fast.evaluation.reconstruction import ReconstructionConfig, evaluate_reconstruction
+from sendvae_fast.evaluation.reconstruction import evaluate_reconstruction
 from sendvae_fast.evaluation.result import Measurement, WeightsOrigin, append_results, read_results
+from sendvae_fast.evaluation.settings import GenerationConfig, ReconstructionConfig
 from sendvae_fast.train.evaluator import Evaluator
-from sendvae_fast.train.loop import LoopConfig, fit
+from sendvae_fast.train.loop import fit
+from sendvae_fast.train.settings import LoopConfig
 from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.vae.stage import train_vae
 

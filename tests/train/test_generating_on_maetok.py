@@ -16,14 +16,16 @@ from sendvae_fast import load_generator
 from sendvae_fast.cli.main import main
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.data.latents.latent_cache import LatentCache
-from sendvae_fast.data.loader import ImageLoader, LoaderConfig
+from sendvae_fast.data.loader import ImageLoader
+from sendvae_fast.data.loader_config import LoaderConfig
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.models.sit.storage import load_sit
-from sendvae_fast.sampling.samplers import SamplerConfig
+from sendvae_fast.sampling.settings import SamplerConfig
 from sendvae_fast.train.sit.stage import train_sit
 from sendvae_fast.train.vae.stage import train_vae
 

@@ -16,9 +16,10 @@ from sendvae_fast.models.autoencoder.autoencoder import Posterior
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.pixels import to_model_range
 from sendvae_fast.models.sit.storage import load_sit
-from sendvae_fast.train.sit.latent_batches import LatentReaderConfig, TrainingLatents
+from sendvae_fast.train.settings import ImageDataConfig
+from sendvae_fast.train.sit.latent_batches import TrainingLatents
+from sendvae_fast.train.sit.settings import LatentReaderConfig
 from sendvae_fast.train.sit.stage import train_sit
-from sendvae_fast.train.training_images import ImageDataConfig
 from sendvae_fast.train.vae.stage import train_vae
 
 pytestmark = pytest.mark.slow

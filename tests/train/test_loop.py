@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from sendvae_fast.engine.distributed import Distributed, init_distributed
-from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.settings import OptimizerConfig
 from sendvae_fast.errors import UserError
-from sendvae_fast.train.loop import LoopConfig, fit
+from sendvae_fast.train.loop import fit
 from sendvae_fast.train.memory_advice import advice
+from sendvae_fast.train.settings import LoopConfig
 from sendvae_fast.train.skipped_steps import MAX_SKIPPED_STEPS
 
 

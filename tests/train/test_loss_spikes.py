@@ -7,13 +7,14 @@ import torch
 from test_loop import IdleStage
 
 from sendvae_fast.engine.distributed import Distributed, init_distributed
-from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run import RunDirectory
+from sendvae_fast.engine.settings import OptimizerConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import save_tensors
 from sendvae_fast.models.weights import read_weights
-from sendvae_fast.train.loop import LoopConfig, fit
+from sendvae_fast.train.loop import fit
 from sendvae_fast.train.loss_spikes import WINDOW, LossSpikes, robust_z_score
+from sendvae_fast.train.settings import LoopConfig
 
 
 def test_the_score_is_that_of_normal_numbers():

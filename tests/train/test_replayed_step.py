@@ -12,7 +12,7 @@ from recording import TapeRecorder
 from tiny_runs import cache_of, checkpoint_tensors, sit_config, vae_config
 
 from sendvae_fast.engine import build
-from sendvae_fast.engine.engine import EngineConfig
+from sendvae_fast.engine.settings import EngineConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.ops import use_attention, use_backend
 from sendvae_fast.train.sit import latent_batches

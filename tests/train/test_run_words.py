@@ -16,7 +16,8 @@ from sendvae_fast import progress as progress_module
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine import flops
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig
 from sendvae_fast.progress import Progress

@@ -8,7 +8,7 @@ import torch
 from tiny_runs import vae_config
 
 from sendvae_fast.engine.distributed import Distributed
-from sendvae_fast.engine.engine import EngineConfig
+from sendvae_fast.engine.settings import EngineConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.train.replay import check_watchable
 from sendvae_fast.train.skipped_steps import SkippedSteps, first_not_finite

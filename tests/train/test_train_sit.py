@@ -13,7 +13,8 @@ from sendvae_fast.cli.main import main
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
 from sendvae_fast.image_grid import save_grid
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.storage import load_autoencoder, save_autoencoder
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.storage import load_sit

@@ -9,7 +9,7 @@ from tiny_runs import COMPARED, checkpoint_tensors, vae_config
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.export import write_diffusers
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.train.vae.networks import build_discriminator, build_model

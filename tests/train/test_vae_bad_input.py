@@ -13,10 +13,12 @@ from sendvae_fast.engine.distributed import Distributed, init_distributed
 from sendvae_fast.engine.snapshot import Snapshot
 from sendvae_fast.engine.streams import HostMemory
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.export import write_diffusers
 from sendvae_fast.models.autoencoder.storage import SavedAutoencoder, save_autoencoder
-from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
+from sendvae_fast.models.discriminator import Discriminator
+from sendvae_fast.models.discriminator_config import DiscriminatorConfig
 from sendvae_fast.train.vae import networks as vae_networks
 from sendvae_fast.train.vae.stage import VAEStage, train_vae
 

@@ -8,8 +8,9 @@ from saved_tensors import tensors_in
 
 from sendvae_fast.config import build_config, merge
 from sendvae_fast.engine.distributed import init_distributed
-from sendvae_fast.train.cache_latents import CacheConfig, cache
+from sendvae_fast.train.cache_latents import cache
 from sendvae_fast.train.e2e.settings import E2ETrainConfig
+from sendvae_fast.train.settings import CacheConfig
 from sendvae_fast.train.sit.settings import SiTTrainConfig
 from sendvae_fast.train.vae.settings import VAETrainConfig
 

@@ -6,34 +6,16 @@ fitted to them (both by scikit-learn). The lower the negative log-likelihood, th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from sendvae_fast import checks
 from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.latent_space.settings import DiscriminationConfig
 from sendvae_fast.progress import Progress
 
 PICTURES_PER_COMPONENT = 10
 """At least so many: a mixture of fewer describes single pictures."""
-
-
-@dataclass(kw_only=True)
-class DiscriminationConfig:
-    """The mixtures. Raises `UserError` for a value out of range."""
-
-    components: tuple[int, ...] = (50, 100, 200)
-    """Gaussians in each mixture; those that are too many for the pictures are left out."""
-    num_dims: int = 64
-    """Of the PCA; log-likelihoods of different ones cannot be compared."""
-    num_pictures: int = 50_000
-    """Pictures at most, drawn at random."""
-
-    def __post_init__(self) -> None:
-        checks.at_least(1, self, "num_dims", "num_pictures", where="discrimination")
-        if not self.components or min(self.components) < 1:
-            raise UserError(f"discrimination.components is {self.components}: it must name numbers of at least 1")
 
 
 class Discrimination(NamedTuple):

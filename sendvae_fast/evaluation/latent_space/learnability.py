@@ -6,13 +6,11 @@ nothing to learn (white Gaussian latents) the best possible loss is âˆ« dt / (tÂ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from sendvae_fast import checks
+from sendvae_fast.evaluation.latent_space.settings import LearnabilityConfig
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.sit.sizes import SiTConfig, fields_of_latents
 from sendvae_fast.ops import philox
@@ -21,27 +19,6 @@ from sendvae_fast.progress import Progress
 
 MAX_GRID = 16
 """Tokens along a side at most: larger latents come in larger patches."""
-
-
-@dataclass(kw_only=True)
-class LearnabilityConfig:
-    """The small SiT and its training. Raises `UserError` for a value out of range."""
-
-    num_steps: int = 1000
-    """Steps of AdamW."""
-    batch_size: int = 64
-    """Latents in a step."""
-    learning_rate: float = 1e-3
-    """Constant."""
-    depth: int = 4
-    """Blocks."""
-    width: int = 128
-    """Of the tokens; 32 to an attention head."""
-
-    def __post_init__(self) -> None:
-        checks.at_least(1, self, "num_steps", "batch_size", "depth", where="learnability")
-        checks.at_least(32, self, "width", where="learnability")
-        checks.above(0, self, "learning_rate", where="learnability")
 
 
 def velocity_loss_of_small_sit(

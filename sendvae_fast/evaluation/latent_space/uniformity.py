@@ -8,32 +8,15 @@ entropy. The mean of several runs with other pictures and positions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from sendvae_fast import checks
 from sendvae_fast.errors import UserError
+from sendvae_fast.evaluation.latent_space.settings import LEAST_POINTS, UniformityConfig
 from sendvae_fast.progress import Progress
 
 PERPLEXITY = 30
-LEAST_POINTS = 100
-"""Points below which t-SNE at this perplexity says nothing."""
-
-
-@dataclass(kw_only=True)
-class UniformityConfig:
-    """Size of the measurement. Raises `UserError` for a value out of range."""
-
-    num_points: int = 10_000
-    """Points in a run, at most; one of each picture."""
-    num_runs: int = 10
-    """Runs whose mean is taken."""
-
-    def __post_init__(self) -> None:
-        checks.at_least(LEAST_POINTS, self, "num_points", where="uniformity")
-        checks.at_least(1, self, "num_runs", where="uniformity")
 
 
 class Uniformity(NamedTuple):

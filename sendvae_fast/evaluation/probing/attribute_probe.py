@@ -19,9 +19,10 @@ from torch import Tensor
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.probing.linear_fit import LinearModel, ProbeConfig, fit_linear
+from sendvae_fast.evaluation.probing.linear_fit import LinearModel, fit_linear
 from sendvae_fast.evaluation.probing.rows import Rows
 from sendvae_fast.evaluation.probing.scores import F1, Estimate, best_thresholds, f1_scores, top_recall
+from sendvae_fast.evaluation.settings import ProbeConfig
 
 
 @dataclass(frozen=True)

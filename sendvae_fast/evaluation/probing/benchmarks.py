@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -32,9 +31,7 @@ from sendvae_fast.evaluation.probing.attribute_tables import (
     read_deepfashion_attributes,
     read_partition,
 )
-
-Benchmark = Literal["csv", "celeba", "deepfashion", "awa2"]
-Splitting = Literal["official", "random"]
+from sendvae_fast.evaluation.settings import Benchmark, Splitting
 
 VALIDATION_FRACTION = 0.1
 """Of the training pictures, held out to tune thresholds where a benchmark has no validation pictures."""

@@ -5,15 +5,12 @@ Shape letters: n pictures, d features, A attributes.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from sendvae_fast.evaluation.probing.linear_fit import LinearModel
 from sendvae_fast.evaluation.probing.rows import Rows
-
-Direction = Literal["pattern", "weight"]
+from sendvae_fast.evaluation.settings import Direction
 
 
 def attribute_directions(model: LinearModel, rows: Rows, kind: Direction) -> Tensor:

@@ -13,28 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from sendvae_fast import checks
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.evaluation.probing.rows import Rows, share
+from sendvae_fast.evaluation.settings import ProbeConfig
 from sendvae_fast.progress import Progress
 
 HELD_NUMBERS = 2**27
 """Features of a rank's rows, at most, that stay in the device's memory while a model is fitted: 512 MiB in float32."""
-
-
-@dataclass(kw_only=True)
-class ProbeConfig:
-    """How linear probes are fitted. Raises `UserError` for a value out of range."""
-
-    inverse_penalty: float = 1.0
-    """C of the objective C Σ cross-entropy + |w|²/2 (the bias has no penalty), scikit-learn's default."""
-    max_iterations: int = 1000
-    """L-BFGS iterations for all attributes together."""
-    tolerance: float = 1e-5
-    """Largest entry of the gradient of the mean objective at which L-BFGS stops."""
-
-    def __post_init__(self) -> None:
-        checks.above(0, self, "inverse_penalty", "max_iterations", "tolerance", where="probe")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.reading import NotOfItsKind, dataclass_of
 
 _RENAMED = [

@@ -12,7 +12,7 @@ import torch
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import save_tensors
-from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.diffusers_layout import to_diffusers, to_diffusers_config
 from sendvae_fast.models.autoencoder.storage import SavedAutoencoder, convolutional
 from sendvae_fast.models.latent_statistics import save_repa_e_statistics

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import CONFIG_FILE
-from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.diffusers_layout import from_diffusers, from_diffusers_config
 from sendvae_fast.models.autoencoder.maetok import MAETokConfig
 from sendvae_fast.models.autoencoder.maetok_layout import (

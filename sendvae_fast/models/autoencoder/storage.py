@@ -21,7 +21,8 @@ from torch import Tensor
 from sendvae_fast.engine.run_weights import part_of
 from sendvae_fast.errors import UserError
 from sendvae_fast.files import AUTOENCODER_PART, CONFIG_FILE, save_tensors, write_atomic
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.image_autoencoder import ImageAutoencoder
 from sendvae_fast.models.autoencoder.maetok import MAETok, MAETokConfig
 from sendvae_fast.models.autoencoder.published import FoundAutoencoder, is_published, read_published

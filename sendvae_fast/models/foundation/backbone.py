@@ -4,22 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """The preprocessing of a network's input."""
-
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
-    interpolation: str = "bicubic"
-    antialias: bool = False
-
-
-IMAGENET = Preprocessing()
-"""Normalised by ImageNet's statistics, resized bicubically without antialiasing."""
+from sendvae_fast.models.foundation.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

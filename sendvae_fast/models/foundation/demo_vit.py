@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.foundation.backbone import Backbone, Preprocessing
+from sendvae_fast.models.foundation.backbone import Backbone
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
+from sendvae_fast.models.foundation.preprocessing import Preprocessing
 from sendvae_fast.models.weights import load_weights, read_weights
 from sendvae_fast.reading import reading
 

@@ -21,11 +21,8 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
-import timm
-from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.foundation.backbone import IMAGENET, Preprocessing
+from sendvae_fast.models.foundation.preprocessing import IMAGENET, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,8 @@ class Recipe:
     @property
     def weight_files(self) -> str:
         """Where the weights are published, for error messages."""
+        import timm  # here and below, because a name of `RECIPES` needs no look into timm, which takes seconds
+
         published = timm.get_pretrained_cfg(f"{self.timm_name}.{self.tag}" if self.tag else self.timm_name)
         hub, url = (published.hf_hub_id, str(published.url or "")) if published else (None, "")
         files = [f"model.safetensors of {hub} on the hub"] if hub else []
@@ -52,7 +51,7 @@ class Recipe:
         return " or ".join(files) or f"a state dict of timm's {self.timm_name}"
 
 
-_CLIP = Preprocessing(mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD)
+_CLIP = Preprocessing(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
 _DINOV3 = Preprocessing(interpolation="bilinear", antialias=True)
 # SigLIP was trained with the approximation of GELU; timm's base and large networks have the exact one.
 _SIGLIP_ARGUMENTS = {"act_layer": "gelu_tanh"}
@@ -87,6 +86,8 @@ def recipe_of(name: str) -> Recipe:
     """The recipe of a name in `RECIPES`, or one for a timm name: its own normalisation, size and last LayerNorm."""
     if name in RECIPES:
         return RECIPES[name]
+    import timm
+
     if not timm.is_model(name):
         known = ["demo", "squeezenet", *RECIPES]
         nearest = difflib.get_close_matches(name, known + timm.list_models("*vit*"), n=1)

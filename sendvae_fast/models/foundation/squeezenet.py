@@ -7,8 +7,9 @@ import torchvision
 from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.foundation.backbone import IMAGENET, Backbone
+from sendvae_fast.models.foundation.backbone import Backbone
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
+from sendvae_fast.models.foundation.preprocessing import IMAGENET
 from sendvae_fast.models.weights import load_weights, read_weights
 
 _MIN_SIZE = 18  # one token after its last module

@@ -46,6 +46,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Patch size, sizes and switches by published name."""
 
 
+DIFFUSION_STEPS = 1000
+"""Steps of noise that a DiT is trained on."""
+
+
 def preset_sizes(name: str) -> dict[str, Any]:
     """The fields of `SiTConfig` that a published name stands for; `UserError` with the nearest name for another one."""
     if name not in PRESETS:

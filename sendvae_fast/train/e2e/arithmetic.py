@@ -7,7 +7,7 @@ import torch
 from sendvae_fast.engine.flops import forward_flops
 from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
-from sendvae_fast.models.discriminator import DiscriminatorConfig
+from sendvae_fast.models.discriminator_config import DiscriminatorConfig
 from sendvae_fast.models.foundation.foundation import Foundation
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.train.sit.arithmetic import foundation_flops, velocity_flops

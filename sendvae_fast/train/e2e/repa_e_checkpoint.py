@@ -21,8 +21,8 @@ from torch import Tensor
 
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.engine import Engine
-from sendvae_fast.engine.optimizer import OptimizerConfig
 from sendvae_fast.engine.run_weights import run_of
+from sendvae_fast.engine.settings import OptimizerConfig
 from sendvae_fast.engine.snapshot import find_unsound
 from sendvae_fast.engine.state import SavedState, saved_state
 from sendvae_fast.errors import UserError

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.settings import OptimizerConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.sit.sizes import check_repa_block
-from sendvae_fast.sampling.generate import GenerateConfig
-from sendvae_fast.train.loop import LoopConfig
+from sendvae_fast.sampling.settings import GenerateConfig
+from sendvae_fast.train.settings import ImageDataConfig, LoopConfig
 from sendvae_fast.train.sit.settings import FlowConfig, GeneratorConfig, RepaConfig
-from sendvae_fast.train.training_images import ImageDataConfig
 from sendvae_fast.train.vae.settings import AutoencoderTraining
 
 

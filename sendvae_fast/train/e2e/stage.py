@@ -21,7 +21,7 @@ from torch import Tensor
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.distributed import Distributed, init_distributed
-from sendvae_fast.engine.engine import Engine
+from sendvae_fast.engine.engine import Engine, dtype_of
 from sendvae_fast.engine.flops import flops_are_read, flops_by_part
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.snapshot import Snapshot, Write
@@ -76,7 +76,7 @@ class E2EStage:
     def __init__(self, config: E2ETrainConfig, images: TrainingImages, distributed: Distributed) -> None:
         self.config, self.images, self.distributed = config, images, distributed
         self.device = distributed.device
-        self.dtype, self.learning_rate = config.engine.dtype, config.optimizer.learning_rate
+        self.dtype, self.learning_rate = dtype_of(config.engine), config.optimizer.learning_rate
         with distributed.all_or_none():
             foundation = build_foundation(config.repa.weight, config.repa.foundation, config.engine, self.device)
             assert foundation is not None  # the settings refuse a weight of 0

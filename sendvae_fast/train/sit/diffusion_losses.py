@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sendvae_fast.engine.engine import Engine
 from sendvae_fast.losses.diffusion import noise_loss, variance_loss
-from sendvae_fast.models.diffusion import NUM_STEPS, Diffusion
+from sendvae_fast.models.diffusion import Diffusion
+from sendvae_fast.models.sit.sizes import DIFFUSION_STEPS
 from sendvae_fast.ops import philox
 from sendvae_fast.ops.noise_inject import NoiseInjectOutput
 from sendvae_fast.train.sit.flow_losses import FlowSettings, predict, with_alignment
@@ -38,7 +39,7 @@ def diffusion_losses(
         target: the foundation model's features [B, N, D], or None without REPA.
     """
     latents, noise = normalised.z_t, normalised.velocity + normalised.z_t
-    index = philox.integers(key, philox.Stream.TIME, sample_ids, 1, NUM_STEPS)[:, 0]
+    index = philox.integers(key, philox.Stream.TIME, sample_ids, 1, DIFFUSION_STEPS)[:, 0]
     z_t = diffusion.noised(latents, noise, index)
     output, features = predict(engine, settings, z_t, index.float(), labels, key, sample_ids, target is not None)
     losses = {

@@ -11,14 +11,16 @@ from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.distribution_metrics import MetricName, Reference, distribution_metrics
+from sendvae_fast.evaluation.distribution_metrics import Reference, distribution_metrics
 from sendvae_fast.evaluation.drawn import DrawnPictures
 from sendvae_fast.evaluation.extraction import FeatureSet, extract
+from sendvae_fast.evaluation.feature_networks import load_features
 from sendvae_fast.evaluation.generation import moments_origin, open_reference
 from sendvae_fast.evaluation.job import Evaluation
 from sendvae_fast.evaluation.origins import weights_origin
 from sendvae_fast.evaluation.pictures import npz_keys
 from sendvae_fast.evaluation.result import Measurement, WeightsOrigin
+from sendvae_fast.evaluation.settings import MetricName
 from sendvae_fast.models.autoencoder.storage import load_autoencoder
 from sendvae_fast.models.sit.sit import SiT
 from sendvae_fast.models.weights import weights_sha256
@@ -79,7 +81,7 @@ class GenerationEvaluator(Evaluator):
         else:
             self._pictures, self._moments = open_reference(where, image_size, settings.features.name)
         self._origin = moments_origin(where) if self._pictures is None else self._pictures.origin
-        self._network = settings.features.load(distributed.device)
+        self._network = load_features(settings.features, distributed.device)
         self._reference: FeatureSet | None = None
         self._run = config.run
 

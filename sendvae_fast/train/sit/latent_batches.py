@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sendvae_fast import checks
 from sendvae_fast.data.latents.latent_cache import LatentCache
 from sendvae_fast.data.latents.latent_rows import LatentReader
 from sendvae_fast.data.latents.lightningdit import PublishedLatents
@@ -25,23 +23,9 @@ from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.sit.sizes import NO_REPA, is_sequence
 from sendvae_fast.ops import philox
-from sendvae_fast.train.training_images import ImageDataConfig, TrainingImages, check_global_batch
-
-
-@dataclass(kw_only=True)
-class LatentReaderConfig:
-    """How latents are read; none of it changes what comes out. Raises `UserError` for a value out of range."""
-
-    num_threads: int = 4
-    """Threads that read shards in the background."""
-    read_ahead: int = 8
-    """Batches read beyond the one in use."""
-    verify_hashes: bool = False
-    """Compare every shard of a cache with its sha256 before training; reads all of it once."""
-
-    def __post_init__(self) -> None:
-        checks.at_least(1, self, "num_threads", where="reader")
-        checks.at_least(0, self, "read_ahead", where="reader")
+from sendvae_fast.train.settings import ImageDataConfig
+from sendvae_fast.train.sit.settings import LatentReaderConfig
+from sendvae_fast.train.training_images import TrainingImages, check_global_batch
 
 
 class LatentBatch(NamedTuple):

@@ -7,17 +7,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from sendvae_fast import checks
-from sendvae_fast.engine.engine import EngineConfig
-from sendvae_fast.engine.loggers import LoggingConfig
-from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.settings import EngineConfig, LoggingConfig, OptimizerConfig
 from sendvae_fast.errors import UserError
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 from sendvae_fast.models.sit.sizes import SiTConfig, SiTSizes, check_repa_block, fields_of_latents, preset_sizes
-from sendvae_fast.sampling.generate import GenerateConfig
+from sendvae_fast.sampling.settings import GenerateConfig
 from sendvae_fast.train.evaluation_settings import GenerationWhileTraining
-from sendvae_fast.train.loop import LoopConfig
-from sendvae_fast.train.sit.latent_batches import LatentReaderConfig
-from sendvae_fast.train.training_images import ImageDataConfig
+from sendvae_fast.train.settings import ImageDataConfig, LoopConfig
 
 
 @dataclass(kw_only=True)
@@ -109,6 +105,22 @@ class FlowConfig:
     def is_uniform(self, step: int) -> bool:
         """Whether the noise levels of a step are uniform."""
         return self.noise_level == "uniform" or step >= (self.logit_normal_steps or math.inf)
+
+
+@dataclass(kw_only=True)
+class LatentReaderConfig:
+    """How latents are read; none of it changes what comes out. Raises `UserError` for a value out of range."""
+
+    num_threads: int = 4
+    """Threads that read shards in the background."""
+    read_ahead: int = 8
+    """Batches read beyond the one in use."""
+    verify_hashes: bool = False
+    """Compare every shard of a cache with its sha256 before training; reads all of it once."""
+
+    def __post_init__(self) -> None:
+        checks.at_least(1, self, "num_threads", where="reader")
+        checks.at_least(0, self, "read_ahead", where="reader")
 
 
 @dataclass(kw_only=True)

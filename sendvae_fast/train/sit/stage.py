@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sendvae_fast.engine.build import build_engine, build_recorder, replayed_step
 from sendvae_fast.engine.distributed import Distributed, init_distributed
-from sendvae_fast.engine.engine import Engine
+from sendvae_fast.engine.engine import Engine, dtype_of
 from sendvae_fast.engine.flops import flops_are_read, flops_by_part
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.run_weights import resolve_weights
@@ -69,7 +69,7 @@ class SiTStage:
         with distributed.all_or_none():
             if config.init_from is not None:
                 load_initial_weights(self.model, resolve_weights(config.init_from))
-        self.dtype, self.learning_rate = config.engine.dtype, config.optimizer.learning_rate
+        self.dtype, self.learning_rate = dtype_of(config.engine), config.optimizer.learning_rate
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.flops_by_part = flops_by_part(
             lambda: step_flops(self.model, self.foundation, config.data.image_size, self.device),

@@ -14,7 +14,8 @@ from sendvae_fast.losses.adaptive import Tap
 from sendvae_fast.models.foundation.foundation import Foundation
 from sendvae_fast.models.send_vae import SendVAE
 from sendvae_fast.train.vae.adaptive_weight import Balance
-from sendvae_fast.train.vae.alignment_methods import AlignmentConfig, build_alignment_loss
+from sendvae_fast.train.vae.alignment_methods import build_alignment_loss
+from sendvae_fast.train.vae.alignment_settings import AlignmentConfig
 
 ALIGNMENT_LIMIT = 1e8
 """Upper bound of the adaptive alignment weight's factor, VA-VAE's."""

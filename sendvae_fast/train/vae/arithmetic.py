@@ -8,7 +8,8 @@ from torch import Tensor
 from sendvae_fast.engine.flops import forward_flops
 from sendvae_fast.losses.perceptual import Perceptual
 from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
-from sendvae_fast.models.discriminator import Discriminator, DiscriminatorConfig
+from sendvae_fast.models.discriminator import Discriminator
+from sendvae_fast.models.discriminator_config import DiscriminatorConfig
 from sendvae_fast.models.foundation.foundation import Foundation
 from sendvae_fast.models.send_vae import SendVAE
 from sendvae_fast.train.sit.arithmetic import foundation_flops

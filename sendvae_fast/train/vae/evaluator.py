@@ -9,6 +9,7 @@ from typing import Protocol
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.evaluation.chunks import folder_name
+from sendvae_fast.evaluation.feature_networks import load_features
 from sendvae_fast.evaluation.job import Evaluation
 from sendvae_fast.evaluation.reconstruction import ReconstructionJob
 from sendvae_fast.evaluation.reconstruction_protocols import PROTOCOLS
@@ -44,7 +45,7 @@ class ReconstructionEvaluator(Evaluator):
         self._are_held_out = settings.data is not None
         catalog = training if settings.data is None else Catalog.open(settings.data)
         self._pictures = spread_over(catalog, settings.num_pictures, config.data.image_size)
-        self._network = settings.features.load(distributed.device, PROTOCOL.resizing)
+        self._network = load_features(settings.features, distributed.device, PROTOCOL.resizing)
         self._perceptual = None if perceptual is None else Perceptual(perceptual).to(distributed.device)
         self._batch_size, self._run = settings.batch_size, config.run
 

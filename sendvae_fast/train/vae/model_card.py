@@ -8,7 +8,7 @@ from typing import Any
 from sendvae_fast.engine.run_weights import step_of
 from sendvae_fast.evaluation.result import RESULTS_FILE, read_results
 from sendvae_fast.reading import read_json, read_json_lines, read_yaml, reading
-from sendvae_fast.train.vae.alignment_methods import DEFAULT_WEIGHT
+from sendvae_fast.train.vae.alignment_settings import DEFAULT_WEIGHT
 from sendvae_fast.version import __version__
 
 _MEASURED = ("reconstruction", "lpips", "kl", "align")

@@ -11,7 +11,8 @@ from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.engine.engine import Engine
 from sendvae_fast.engine.run_weights import resolve_weights
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.storage import convolutional, load_autoencoder
 from sendvae_fast.models.discriminator import Discriminator, load_discriminator_weights
 from sendvae_fast.models.foundation.foundation import Foundation

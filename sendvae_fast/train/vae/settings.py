@@ -6,17 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sendvae_fast import checks
-from sendvae_fast.engine.engine import EngineConfig
-from sendvae_fast.engine.loggers import LoggingConfig
-from sendvae_fast.engine.optimizer import OptimizerConfig
+from sendvae_fast.engine.settings import EngineConfig, LoggingConfig, OptimizerConfig
 from sendvae_fast.errors import UserError
-from sendvae_fast.losses.perceptual import PerceptualConfig
-from sendvae_fast.models.autoencoder.autoencoder import AutoencoderConfig
-from sendvae_fast.models.discriminator import DiscriminatorConfig
+from sendvae_fast.losses.settings import PerceptualConfig
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
+from sendvae_fast.models.discriminator_config import DiscriminatorConfig
 from sendvae_fast.train.evaluation_settings import ReconstructionWhileTraining
-from sendvae_fast.train.loop import LoopConfig
-from sendvae_fast.train.training_images import ImageDataConfig
-from sendvae_fast.train.vae.alignment_methods import AlignmentConfig
+from sendvae_fast.train.settings import ImageDataConfig, LoopConfig
+from sendvae_fast.train.vae.alignment_settings import AlignmentConfig
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from sendvae_fast.data.loader import ImageBatch
 from sendvae_fast.engine.build import build_engine, build_recorder, replayed_step
 from sendvae_fast.engine.distributed import Distributed, init_distributed
-from sendvae_fast.engine.engine import Engine
+from sendvae_fast.engine.engine import Engine, dtype_of
 from sendvae_fast.engine.flops import flops_are_read, flops_by_part
 from sendvae_fast.engine.run import RunDirectory
 from sendvae_fast.engine.snapshot import Snapshot, Write
@@ -25,7 +25,8 @@ from sendvae_fast.errors import needs_extra
 from sendvae_fast.files import save_tensors
 from sendvae_fast.image_grid import save_grid
 from sendvae_fast.losses.reconstruction import kl_loss
-from sendvae_fast.models.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from sendvae_fast.models.autoencoder.autoencoder import Autoencoder
+from sendvae_fast.models.autoencoder.autoencoder_config import AutoencoderConfig
 from sendvae_fast.models.autoencoder.storage import WEIGHTS_FILE, save_autoencoder
 from sendvae_fast.models.pixels import to_model_range, to_uint8
 from sendvae_fast.models.send_vae import SendVAEOutput, join_state, split_state
@@ -71,7 +72,7 @@ class VAEStage:
             torch.manual_seed(config.seed)
             self.model = build_model(config, foundation)
             perceptual = build_perceptual(loss.perceptual, config.engine, self.device)
-        self.dtype, self.learning_rate = config.engine.dtype, config.optimizer.learning_rate
+        self.dtype, self.learning_rate = dtype_of(config.engine), config.optimizer.learning_rate
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         critic = config.discriminator if loss.gan_weight > 0 else None
         self.flops_by_part = flops_by_part(

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.latent_space.discrimination import DiscriminationConfig, discrimination
-from sendvae_fast.evaluation.latent_space.learnability import LearnabilityConfig, velocity_loss_of_small_sit
+from sendvae_fast.evaluation.latent_space.discrimination import discrimination
+from sendvae_fast.evaluation.latent_space.learnability import velocity_loss_of_small_sit
 from sendvae_fast.evaluation.latent_space.sensitivity import decoder_sensitivity
+from sendvae_fast.evaluation.latent_space.settings import DiscriminationConfig, LearnabilityConfig, UniformityConfig
 from sendvae_fast.evaluation.latent_space.spectrum import NUM_BANDS, band_powers
-from sendvae_fast.evaluation.latent_space.uniformity import UniformityConfig, spread_of, uniformity
+from sendvae_fast.evaluation.latent_space.uniformity import spread_of, uniformity
 
 
 def test_spread_of_equal_densities_and_against_pairs():

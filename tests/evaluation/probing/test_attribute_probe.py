@@ -9,9 +9,10 @@ from sklearn.preprocessing import StandardScaler
 from sendvae_fast.errors import UserError
 from sendvae_fast.evaluation.probing import linear_fit, rows
 from sendvae_fast.evaluation.probing.attribute_probe import Labelled, held_out, probe_attributes
-from sendvae_fast.evaluation.probing.linear_fit import ProbeConfig, fit_linear
+from sendvae_fast.evaluation.probing.linear_fit import fit_linear
 from sendvae_fast.evaluation.probing.rows import Rows
 from sendvae_fast.evaluation.probing.scores import best_thresholds, f1_scores, top_recall
+from sendvae_fast.evaluation.settings import ProbeConfig
 
 
 def linear_data(num, dim, num_attributes, seed=0, sharpness=2.0):

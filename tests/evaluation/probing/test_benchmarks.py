@@ -7,10 +7,10 @@ from sendvae_fast.data.attributes import write_attributes
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.distributed import Distributed
 from sendvae_fast.errors import UserError
-from sendvae_fast.evaluation.attributes import AttributesConfig, measure_attributes
+from sendvae_fast.evaluation.attributes import measure_attributes
 from sendvae_fast.evaluation.pictures import CatalogPictures
 from sendvae_fast.evaluation.probing.benchmarks import csv_data, open_benchmark
-from sendvae_fast.evaluation.probing.linear_fit import ProbeConfig
+from sendvae_fast.evaluation.settings import AttributesConfig, ProbeConfig
 
 
 def picture(path):
