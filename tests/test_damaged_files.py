@@ -13,7 +13,7 @@ from torch import nn
 
 from sendvae_fast.config import load_config
 from sendvae_fast.data.latents.latent_cache import LatentCache
-from sendvae_fast.engine import checkpoint, run_lock
+from sendvae_fast.engine import checkpoint_files, run_lock
 from sendvae_fast.engine.build import build_engine
 from sendvae_fast.engine.checkpoint import Checkpointer
 from sendvae_fast.engine.distributed import Distributed
@@ -98,7 +98,7 @@ def resealed(path, draw):
     manifest = damaged_tree(json.loads(path.read_text()), draw)
     if isinstance(manifest, dict):
         manifest.pop("seal", None)
-        manifest["seal"] = checkpoint._seal(manifest)
+        manifest["seal"] = checkpoint_files._seal(manifest)
     return json.dumps(manifest).encode()
 
 

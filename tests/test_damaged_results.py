@@ -27,9 +27,8 @@ from sendvae_fast.evaluation.pictures import open_pictures
 from sendvae_fast.evaluation.probing.attribute_tables import read_celeba_attributes
 from sendvae_fast.evaluation.result import Result, append_results, read_results
 from sendvae_fast.ops.attention import table
-from sendvae_fast.sampling.generate import SamplerConfig
 from sendvae_fast.sampling.sample_to_folder import sample_to_folder
-from sendvae_fast.sampling.settings import SampleConfig
+from sendvae_fast.sampling.settings import SampleConfig, SamplerConfig
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from ranks import Outcomes, Stage, assert_same, run_to_the_end, start, tensors, 
 from safetensors.torch import load_file
 
 from sendvae_fast import files
-from sendvae_fast.engine import checkpoint
+from sendvae_fast.engine import checkpoint, checkpoint_files
 from sendvae_fast.engine.background_saver import BackgroundSaver
 from sendvae_fast.engine.checkpoint import Checkpointer
 from sendvae_fast.engine.distributed import Distributed, init_distributed
@@ -132,11 +132,11 @@ def to_weights(source, target):
 
 
 def to_manifest(source, target):
-    return str(target).endswith(checkpoint.MANIFEST)
+    return str(target).endswith(checkpoint_files.MANIFEST)
 
 
 def to_final_name(source, target):
-    return checkpoint.FINAL_NAME.fullmatch(Path(target).name) is not None
+    return checkpoint_files.FINAL_NAME.fullmatch(Path(target).name) is not None
 
 
 def set_aside(source, target):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.diffusion import NUM_STEPS, Diffusion
+from sendvae_fast.models.diffusion import Diffusion
+from sendvae_fast.models.sit.sizes import DIFFUSION_STEPS
 from sendvae_fast.sampling.guidance import guided
 from sendvae_fast.sampling.samplers import initial_noise, sample
 from sendvae_fast.sampling.settings import SamplerConfig
@@ -76,9 +77,9 @@ def test_guidance_leaves_the_variance_and_the_other_channels_alone():
 
     velocity = guided(network, torch.tensor([1]), 3.0, (0.2, 0.6), num_classes=2, channels=1)
     x = torch.zeros(1, *SHAPE)
-    inside = velocity.decide_at(500 / NUM_STEPS)(x, torch.tensor(500.0))
+    inside = velocity.decide_at(500 / DIFFUSION_STEPS)(x, torch.tensor(500.0))
     assert inside[0, :, 0, 0].tolist() == [2 + 3 * (1 - 2), 2, 3, 4]
-    outside = velocity.decide_at(700 / NUM_STEPS)(x, torch.tensor(700.0))
+    outside = velocity.decide_at(700 / DIFFUSION_STEPS)(x, torch.tensor(700.0))
     assert outside[0, :, 0, 0].tolist() == [1, 2, 3, 4]
 
 
