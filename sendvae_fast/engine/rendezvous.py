@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -17,6 +18,15 @@ RENDEZVOUS_S = 300.0
 
 GRACE_S = 2.0
 """Seconds beyond them after which PyTorch, which should have said so by then, is no longer waited for."""
+
+NOTICE_S = 5.0
+"""Seconds of waiting after which a rank says where and for whom it waits."""
+
+ANSWER_S = 60.0
+"""Seconds in which who listens at rank 0's place answers PyTorch; another program may never say a word."""
+
+LISTENS_S = 0.5
+"""Seconds between looks whether somebody listens there."""
 
 POLL_S = 0.1
 """Seconds between looks at the store while ranks meet."""
@@ -36,9 +46,25 @@ def meet(place: Place, timeout_s: float = RENDEZVOUS_S) -> dist.Store:
         UserError: the port is taken or cannot be reached, or a rank does not come.
     """
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    timeout = timedelta(seconds=timeout_s)
+    notice = threading.Timer(NOTICE_S, _say_waiting, (place, where, timeout_s))
+    notice.daemon = True
+    notice.start()
+    try:
+        return _meet_at(where, place, timeout_s)
+    finally:
+        notice.cancel()
+
+
+def _say_waiting(place: Place, where: str, timeout_s: float) -> None:
+    """Tell whoever starts a job by hand, or looks into the log of a node: not of each of its ranks."""
+    if place.rank <= 1 or place.local_rank == 0:
+        who, whom = f"rank {place.rank} on {socket.gethostname()}", "the other ranks" if place.rank == 0 else "rank 0"
+        print(f"{who}: waiting at {where} for {whom}, for {timeout_s:.0f} s at most", file=sys.stderr, flush=True)
+
+
+def _meet_at(where: str, place: Place, timeout_s: float) -> dist.Store:
     deadline = time.monotonic() + timeout_s
-    store = _connect(place, where, timeout)
+    store = _connect(place, where, timedelta(seconds=timeout_s))
     # Another job that listens at this port has keys of another name.
     store = dist.PrefixStore(_job_name(), store)
     try:
@@ -112,25 +138,44 @@ def _left(deadline: float) -> timedelta:
 def _connect(place: Place, where: str, timeout: timedelta) -> dist.Store:
     """The store at MASTER_ADDR and MASTER_PORT.
 
-    In a thread of its own, as PyTorch waits without an end for the first word of a stranger who listens there.
+    In a thread of its own, as PyTorch waits without an end for the first word of a stranger who listens there. And only
+    once somebody does: PyTorch itself looks ever more rarely, up to once in a minute.
     """
+    deadline = time.monotonic() + timeout.total_seconds()
+    while place.rank > 0 and not _somebody_listens() and time.monotonic() < deadline:
+        time.sleep(LISTENS_S)
     results: list[dist.Store | Exception] = []
 
     def connect() -> None:
         try:
-            results.append(next(iter(dist.rendezvous("env://", place.rank, place.world_size, timeout=timeout)))[0])
+            found = dist.rendezvous("env://", place.rank, place.world_size, timeout=_left(deadline))
+            results.append(next(iter(found))[0])
         except Exception as error:
             results.append(error)
 
     thread = threading.Thread(target=connect, name="rendezvous", daemon=True)
     thread.start()
-    thread.join(timeout.total_seconds() + GRACE_S)
+    thread.join(min(ANSWER_S, _left(deadline).total_seconds() + GRACE_S))
+    if not results and place.rank > 0 and time.monotonic() < deadline and _somebody_listens():
+        raise UserError(
+            f"who listens at {where} is not rank 0: end that program, or set another MASTER_PORT for all ranks; rank 0 "
+            "will have said that the port is taken"
+        )
+    thread.join(_left(deadline).total_seconds() + GRACE_S)
     result = results[0] if results else dist.DistError("no answer")
     if isinstance(result, dist.DistError):
         raise UserError(_what_failed(result, place, where, timeout.total_seconds())) from result
     if isinstance(result, Exception):
         raise result
     return result
+
+
+def _somebody_listens() -> bool:
+    try:
+        socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=NOTICE_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _job_name() -> str:

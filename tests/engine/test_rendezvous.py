@@ -29,6 +29,13 @@ def test_a_taken_port_is_said_by_rank_0_and_by_who_waits_for_it(said):
     assert second.startswith("cannot reach rank 0 at 127.0.0.1:PORT") and "look into the log of rank 0" in second
 
 
+def test_who_waits_says_so_and_does_not_wait_to_the_end_for_a_program_that_is_no_rank_0(said):
+    """Of the 300 s that ranks wait for one that is late."""
+    ((waits, ends),) = (words.splitlines() for words in said["listening"])
+    assert waits == f"rank 1 on {said['host']}: waiting at 127.0.0.1:PORT for rank 0, for 300 s at most"
+    assert ends.startswith("who listens at 127.0.0.1:PORT is not rank 0") and "another MASTER_PORT" in ends
+
+
 def test_a_rank_that_does_not_come(said):
     (alone,) = said["missing"]
     assert alone.startswith("waited 1 s at 127.0.0.1:PORT for 2 ranks, and not all came")
