@@ -44,7 +44,7 @@ _NUM_OF_LPIPS = 31
 """Parameters after the discriminator's in REPA-E's loss module: of 13 convolutions of VGG16, two each, and 5 heads."""
 
 
-class Part(NamedTuple):
+class TrainedNetwork(NamedTuple):
     """A network in training."""
 
     name: str
@@ -57,10 +57,10 @@ class Part(NamedTuple):
     """The optimizer's, in a run's config."""
 
 
-_PARTS = {
-    "vae": Part("vae", "autoencoder.", "opt_vae", "optimizer"),
-    "sit": Part("model", "", "opt", "generator_optimizer"),
-    "discriminator": Part("discriminator", "", "opt_disc", "discriminator_optimizer"),
+_NETWORKS = {
+    "vae": TrainedNetwork("vae", "autoencoder.", "opt_vae", "optimizer"),
+    "sit": TrainedNetwork("model", "", "opt", "generator_optimizer"),
+    "discriminator": TrainedNetwork("discriminator", "", "opt_disc", "discriminator_optimizer"),
 }
 """By the names of a stage's engines."""
 
@@ -89,16 +89,18 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         UserError: it is none, is damaged, or its optimizers are not those of its networks.
     """
     content = read_weights(path)
-    for part in _PARTS.values():
-        present = [name for name in (part.name, part.optimizer) if name in content]
-        if len(present) == 1 or (not present and part.name != "discriminator"):
-            missing = next(name for name in (part.name, part.optimizer) if name not in content)
+    for network in _NETWORKS.values():
+        present = [name for name in (network.name, network.optimizer) if name in content]
+        if len(present) == 1 or (not present and network.name != "discriminator"):
+            missing = next(name for name in (network.name, network.optimizer) if name not in content)
             raise UserError(
                 f"{path} is no training checkpoint of REPA-E, it has no {missing}: give the file its train_repae.py "
                 "wrote, or begin from networks alone, by init_from, discriminator_from and generator_from"
             )
     with reading(path, "give a training checkpoint of REPA-E's train_repae.py"):
-        networks = {engine: _network(path, content, part) for engine, part in _PARTS.items() if part.name in content}
+        networks = {
+            engine: _network(path, content, network) for engine, network in _NETWORKS.items() if network.name in content
+        }
         sit, ema = networks["sit"], _of(dict, content["ema"])
         for name, value in sit.weights.items():
             if _of(Tensor, ema[name]).shape != _of(Tensor, value).shape:
@@ -111,7 +113,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             unsound += [(name, "is below 0") for name, value in state.optimizer.items() if _is_negative(name, value)]
             if unsound:
                 name, reason = unsound[0]
-                raise UserError(f"{path} is no state to go on from: {name} of its {_PARTS[engine].name} {reason}")
+                raise UserError(f"{path} is no state to go on from: {name} of its {_NETWORKS[engine].name} {reason}")
         return Checkpoint(networks, count_in(content, "steps"))
 
 
@@ -124,16 +126,16 @@ def _is_negative(name: str, value: Tensor) -> bool:
     return name.startswith("exp_avg_sq/") and bool((value < 0).any())
 
 
-def _network(path: str | Path, content: dict[str, Any], part: Part) -> NetworkState:
-    weights = _of(dict, content[part.name])
-    names, optimizer = parameter_names(weights), _of(dict, content[part.optimizer])
+def _network(path: str | Path, content: dict[str, Any], network: TrainedNetwork) -> NetworkState:
+    weights = _of(dict, content[network.name])
+    names, optimizer = parameter_names(weights), _of(dict, content[network.optimizer])
     state, groups = _of(dict, optimizer["state"]), _of(list, optimizer["param_groups"])
     numbers = [number for group in groups for number in _of(list, _of(dict, group)["params"])]
-    if part.name == "discriminator":
+    if network.name == "discriminator":
         numbers = [number for number in numbers if number in state]
     if len(numbers) != len(names):
         raise UserError(
-            f"{path}: {part.optimizer} is of {len(numbers)} parameters and {part.name} has {len(names)}: give a "
+            f"{path}: {network.optimizer} is of {len(numbers)} parameters and {network.name} has {len(names)}: give a "
             "checkpoint that is as train_repae.py wrote it"
         )
     moments, steps = {}, set()
@@ -145,15 +147,15 @@ def _network(path: str | Path, content: dict[str, Any], part: Part) -> NetworkSt
             value, wanted = _of(Tensor, own[key]), _of(Tensor, weights[name]).shape
             if value.shape != wanted:
                 raise UserError(
-                    f"{path}: {key} of parameter {number} in {part.optimizer} is {_words(value.shape)} and {name} of "
-                    f"{part.name} is {_words(wanted)}: give a checkpoint that is as train_repae.py wrote it"
+                    f"{path}: {key} of parameter {number} in {network.optimizer} is {_words(value.shape)} and {name} "
+                    f"of {network.name} is {_words(wanted)}: give a checkpoint that is as train_repae.py wrote it"
                 )
-            moments[f"{key}/{part.prefix}{name}"] = value.float()
+            moments[f"{key}/{network.prefix}{name}"] = value.float()
         steps |= set(torch.as_tensor(_of((Tensor, int, float), own["step"])).flatten().tolist())
     if len(steps) != 1 or (count := steps.pop()) != int(count):
-        raise NotOfItsKind(f"the parameters in {part.optimizer} have not all seen the same number of steps")
+        raise NotOfItsKind(f"the parameters in {network.optimizer} have not all seen the same number of steps")
     num_updates = count_in({"step": int(count)}, "step")
-    return NetworkState({f"{part.prefix}{name}": value for name, value in weights.items()}, moments, num_updates)
+    return NetworkState({f"{network.prefix}{name}": value for name, value in weights.items()}, moments, num_updates)
 
 
 def _of(kind: Any, value: Any) -> Any:
@@ -186,7 +188,7 @@ def begin_from(path: str, engines: Mapping[str, Engine], num_steps: int, distrib
         for name, engine in engines.items():
             if name not in checkpoint.networks:
                 raise UserError(f"{source} has no {name}, and this run trains one: set loss.gan_weight=0")
-            _check(engine, checkpoint.networks[name], f"{source}, {_PARTS[name].name}")
+            _check(engine, checkpoint.networks[name], f"{source}, {_NETWORKS[name].name}")
     for name, engine in engines.items():
         weights, tensors, num_updates = checkpoint.networks[name]
         engine.load_model(weights)
@@ -237,20 +239,20 @@ def checkpoint_entries(source: Path, raw: SavedSiT, ema: SavedSiT) -> dict[str, 
         return entries
     entries["steps"] = read_json(source / "manifest.json", "use another checkpoint")["step"]
     folders = {"vae": AUTOENCODER_PART, "sit": GENERATOR_PART, "discriminator": "discriminator"}
-    for engine, part in _PARTS.items():
-        if part.name in entries:
-            weights = entries[part.name]
+    for engine, network in _NETWORKS.items():
+        if network.name in entries:
+            weights = entries[network.name]
             names: list[str | None] = list(parameter_names(weights))
-            if part.name == "discriminator":
+            if network.name == "discriminator":
                 names = [None, *names, *[None] * _NUM_OF_LPIPS]
             with saved_state(source / "engine" / folders[engine]) as saved:
                 moments = {
-                    name: {key: saved.read(f"{key}/{part.prefix}{name}", weights[name].shape) for key in _MOMENTS}
+                    name: {key: saved.read(f"{key}/{network.prefix}{name}", weights[name].shape) for key in _MOMENTS}
                     for name in names
-                    if f"exp_avg/{part.prefix}{name}" in saved.names
+                    if f"exp_avg/{network.prefix}{name}" in saved.names
                 }
-            settings = _optimizer_settings(source, part.setting)
-            entries[part.optimizer] = _adamw_state(names, moments, saved.num_updates, settings)
+            settings = _optimizer_settings(source, network.setting)
+            entries[network.optimizer] = _adamw_state(names, moments, saved.num_updates, settings)
     return entries
 
 
