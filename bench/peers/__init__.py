@@ -11,9 +11,10 @@ whole networks too, unless that is shipped; ours; ours with `engine.compile`. We
 importers of published checkpoints.
 
 Before anything is timed, every column makes its first step on the same random numbers, and losses and gradients are
-compared with the peer's own in float32: a difference beyond rounding ends the run (`bench/peers/first_step.py`). Then
-each column is timed in a process of its own, as often as --repeats says, the columns in turn. On a GPU the sizes are
-the papers', on a CPU reduced ones. A row per case goes into <out>/peers_<machine>.json.
+compared with the peer's own in float32: a difference beyond rounding ends the run (`bench/peers/first_step.py`). Of a
+peer that the installed torch cannot compile whole, that column is left out, and the row says so. Then each column is
+timed in a process of its own, as often as --repeats says, the columns in turn. On a GPU the sizes are the papers', on a
+CPU reduced ones. A row per case goes into <out>/peers_<machine>.json.
 """
 
 import argparse
@@ -27,9 +28,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from bench.bandwidth import copy_bytes_per_s
 from bench.command_line import Parser, chosen_cases, positive
+from bench.kernel_rows import one_line
 from bench.machine import ROOT, machine_facts, source_facts, version_facts
 from bench.peers.case import COLUMNS, HALF, OURS_IN_FP32, ROUNDED, TRUTH, Column, PeerCase
 from bench.peers.first_step import Difference, FirstStep, bounds_of, check
@@ -70,11 +73,13 @@ def main(arguments: list[str]) -> int:
             for column in chosen(PEERS[peer].columns(case, device), options.columns)
         ]
         print(f"{peer}: {case.label}", flush=True)
-        differences = compare_first_steps(units)
+        differences, left_out = compare_first_steps(units)
         if options.check:
             continue
+        units = [unit for unit in units if unit.column.name in differences]
         row = {"peer": peer, "case": case.name, "batch_size": case.ours.batch_size, **peer_facts(peer, folder)}
         row |= {"equal_mathematics": case.equal, "remark": case.remark, "iterations": iterations}
+        row["left_out"] = left_out
         row["copy_bytes_per_s"] = copy_bytes_per_s(device, COPY_SECONDS)
         row["columns"] = timed(units, differences, iterations, options.repeats)
         row |= {**facts, "load_1min_after": round(os.getloadavg()[0], 2)}
@@ -134,13 +139,16 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def compare_first_steps(units: list[Unit]) -> dict[str, Difference]:
+def compare_first_steps(units: list[Unit]) -> tuple[dict[str, Difference], dict[str, str]]:
     """Every column's difference from the truth, by name; ours is compared in float32 as well.
+
+    Returns:
+        The differences, and why a column is left out: torch cannot compile the peer's whole networks.
 
     Raises:
         UserError: a column does not compute the same step; nothing is timed then.
     """
-    case, differences = units[0].case, {}
+    case, differences, left_out = units[0].case, {}, {}
     truth = computed(replace(units[0], column=TRUTH))
 
     def compare(unit: Unit, own: Difference | None) -> Difference:
@@ -153,8 +161,14 @@ def compare_first_steps(units: list[Unit]) -> dict[str, Difference]:
     if any(unit.column.precision != "fp32" for unit in units):
         own["bf16"] = own["fp16"] = compare(replace(units[0], column=HALF), None)
     for unit in units:
-        differences[unit.column.name] = compare(unit, own[unit.column.precision])
-    return differences
+        try:
+            differences[unit.column.name] = compare(unit, own[unit.column.precision])
+        except TorchDynamoException as error:
+            if unit.column.ours or unit.column.compile != "whole":
+                raise
+            left_out[unit.column.name] = one_line(error)
+            print(f"  {unit.column.name:40} left out, torch.compile fails: {one_line(error)}", flush=True)
+    return differences, left_out
 
 
 def computed(unit: Unit) -> FirstStep:

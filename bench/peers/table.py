@@ -21,6 +21,11 @@ def peers_tables(results: Path) -> str:
         lines += [f"### {rows[0]['machine']['name']}", "", *dict.fromkeys(map(provenance, rows)), ""]
         lines += [line(HEADS), line(["---"] * len(HEADS)), *(line(cells) for row in rows for cells in cells_of(row))]
         remarks = [f"- {row['peer']}, {row['case']}: {row['remark']}" for row in rows if row["remark"]]
+        remarks += [
+            f"- {row['peer']}, {row['case']}: no column {name!r}, torch {row['versions']['torch']} fails at it: {why}"
+            for row in rows
+            for name, why in row.get("left_out", {}).items()
+        ]
         lines += ["", *remarks, ""]
     return "\n".join(lines) or "No machine has been measured yet.\n"
 

@@ -3,17 +3,19 @@
 import json
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
 from stand_in_checkouts import write_lightningdit, write_repa_e
+from torch._dynamo.exc import InternalTorchDynamoError
 
 from bench import __main__ as bench_main
 from bench import bandwidth, peers, table
 from bench.peers import autoencoder_kl, lightningdit, repa_e, units
-from bench.peers.case import HALF, OURS_IN_FP32, ROUNDED, TRUTH, TUNED, Column, PeerCase, columns_of
+from bench.peers.case import COMPILED, HALF, OURS_IN_FP32, ROUNDED, TRUTH, TUNED, Column, PeerCase, columns_of
 from bench.peers.first_step import BOUNDS, CAPS, Difference, FirstStep, bounds_of, check, difference
 from bench.peers.units import Unit
 from bench.step_cases import StepCase
@@ -85,6 +87,33 @@ def test_rows_of_equal_steps_and_their_table(here, tmp_path, monkeypatch, capsys
     text = table.peers_tables(tmp_path)
     assert f"| REPA-E | tiny, batch 2 | {TUNED} | fp32 |" in text and "| 1.00x [1.00, 1.00] |" in text
     assert "  ours in float32 " in capsys.readouterr().out
+
+
+def test_a_column_that_torch_cannot_compile_is_left_out_and_told(here, tmp_path, monkeypatch, capsys):
+    shipped = Column("as shipped", "fp32", compile="shipped")
+    monkeypatch.setattr(
+        repa_e, "columns", lambda case, device: [shipped, replace(shipped, name=COMPILED, compile="whole")]
+    )
+    computed, at = peers.computed, "whole"
+
+    def fails(unit):
+        if unit.column.compile == at:
+            raise InternalTorchDynamoError("no graph\nof this")
+        return computed(unit)
+
+    monkeypatch.setattr(peers, "computed", fails)
+    folder = write_repa_e(tmp_path / "REPA-E")
+    arguments = ["peers", f"--repa_e={folder}", "--threads=1", "--iterations=1", "--repeats=1", f"--out={tmp_path}"]
+    assert bench_main.main(arguments) == 0
+    (row,) = json.loads(next(tmp_path.glob("peers_*.json")).read_text())
+    assert list(row["columns"]) == ["as shipped"]
+    assert row["left_out"] == {COMPILED: "InternalTorchDynamoError: no graph of this"}
+    assert f"tiny: no column '{COMPILED}', torch {torch.__version__} fails at it: Internal" in table.peers_tables(
+        tmp_path
+    )
+    at = "shipped"  # without it there is nothing to compare with
+    with pytest.raises(InternalTorchDynamoError):
+        bench_main.main(arguments)
 
 
 def test_a_columns_time_is_the_median_of_its_processes():

@@ -17,26 +17,28 @@ from sendvae_fast.train.vae.stage import train_vae
 
 ZERO = {f"zero{stage}": {"zero_stage": stage} for stage in range(4)}
 ENGINES = {"ddp": {"name": "ddp"}, **ZERO}
-EVERY_RUN = [*product(("vae", "sit"), ZERO), *product(("va", "reals", "e2e"), ("ddp", "zero2"))]
+EVERY_RUN = [*product(("vae", "sit"), ZERO), *product(("va", "reals", "e2e", "started"), ("ddp", "zero2"))]
 FEW_RUNS = [
     ("vae", "zero1"), ("vae", "zero3"), ("sit", "zero2"), ("sit", "zero3"), ("va", "zero2"), ("reals", "ddp"),
-    ("e2e", "zero2"),
+    ("e2e", "zero2"), ("started", "zero2"),
 ]  # fmt: skip
 RUNS = EVERY_RUN if EVERYTHING else FEW_RUNS
 """What is trained, and under which engine. tests/engine/test_engine.py has each engine on two ranks."""
 
 
 def train_all(out: Path, images: Path, latents: Path, autoencoder: Path, runs: Iterable[tuple[str, str]]) -> None:
-    """Three steps of each run, into `out/<engine>/<what>`, with previews; some are measured. Weights of the other ways
-    to align are adaptive where possible.
+    """`num_steps` of each run, into `out/<engine>/<what>`, with previews; some are measured. Weights of the other ways
+    to align are adaptive where possible. What is "started" goes on from REPA-E's checkpoint in `out/../theirs`.
     """
     Evaluator.chunk = 4  # so that both ranks have work
     for what, name in runs:
-        run, settings = out / name / what, {"engine": ENGINES[name], "loop": {"num_steps": 3}}
+        run, settings = out / name / what, {"engine": ENGINES[name], "loop": {"num_steps": num_steps(what)}}
         if name in MEASURED and what in ("vae", "sit"):
             drawn = {"generate": DRAWN} if what == "sit" else {}
             settings["evaluation"] = {"features": {"name": "demo"}, **drawn}
-        if what == "e2e":
+        if what in ("e2e", "started"):
+            if what == "started":
+                settings["start_from"] = str(out.parent / "theirs" / "generator.pt")
             train_e2e(e2e_config(run, images, **settings, **COMPARED_E2E))
         elif what == "sit":
             settings |= {"autoencoder": str(autoencoder), "optimizer": COMPARED["optimizer"]}
@@ -45,6 +47,11 @@ def train_all(out: Path, images: Path, latents: Path, autoencoder: Path, runs: I
             if what != "vae":
                 settings |= {"loss": {"gan_adaptive": True}, "alignment": {"method": what}}
             train_vae(vae_config(run, images, **settings, **COMPARED))
+
+
+def num_steps(what: str) -> int:
+    """After which the run has ended."""
+    return 5 if what == "started" else 3
 
 
 MEASURED = ("ddp", "zero3")
