@@ -28,6 +28,8 @@ from sendvae_fast.ops.forcing import ForcedChoice, cannot_run
 from sendvae_fast.ops.tracing import constant_when_traced
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
+# Those of csrc, which check all that they are given.
+COMPILED = ("cpu", "cuda")
 # The backends that each op was written for; its docstring says why one is missing.
 OPS = {
     "noise_inject": BACKENDS,
@@ -151,7 +153,7 @@ def _unusable(backend: str, device_type: str) -> str | None:
 
 
 def _is_for_another_device(backend: str, device_type: str) -> bool:
-    return backend in ("cpu", "cuda") and backend != device_type
+    return backend in COMPILED and backend != device_type
 
 
 def interpreting_triton() -> bool:
