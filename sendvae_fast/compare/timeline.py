@@ -28,7 +28,9 @@ MAX_TIMED = 16
 FROM_NOTHING = 1.4  # a training step of an autoencoder without discriminator and alignment, in its passes
 STEP = {"none": 1.5, "send": 1.7, "va": 2.0, "reals": 1.6}  # with a discriminator, by alignment
 END_TO_END = 1.7  # beside SIT_STEP
-RENDERED, CACHED, EVALUATED = 1.08, 0.144, 0.54  # a picture, in the autoencoder's passes of a picture
+RENDERED, CACHED = 1.08, 0.144  # a picture, in the autoencoder's passes of a picture
+EVALUATED = 0.6  # likewise, of 32 px; of 64 px 0.41
+VIEWED_S = 0.0037  # seconds, of a picture in t-SNE and maps of alike patches, whatever the networks
 START = 480  # a process's imports, likewise
 SIT_STEP = 1.5  # a training step of a generator, in its passes
 # A picture's sampler step with guidance, in the generator's passes of a picture, where bf16 is not emulated.
@@ -114,7 +116,8 @@ def costs(comparison: Comparison, speed: Speed, num_train: int, num_test: int) -
             LATENTS: (START + num_train * CACHED) * speed.autoencoder_s,
             GENERATOR: _generator_cost(trial, speed),
             SAMPLES: config.samples.num_samples * _drawn_cost(config.samples, speed),
-            EVALUATION: (num_train + num_test + config.samples.num_samples) * EVALUATED * speed.autoencoder_s,
+            EVALUATION: (num_train + num_test + config.samples.num_samples) * EVALUATED * speed.autoencoder_s
+            + min(config.views.num_pictures, num_test) * VIEWED_S,
         }
         if trial.method.weights is None:
             of_parts[trial.parts[0]] = _autoencoder_cost(trial, speed)

@@ -21,8 +21,9 @@ from sendvae_fast.compare import trial as trial_work
 from sendvae_fast.compare.compare import MAY_CHANGE, claim_folder
 from sendvae_fast.compare.parts import noting, seconds_of_parts
 from sendvae_fast.compare.pictures import num_pictures, picture_folders, prepare_pictures
+from sendvae_fast.compare.plan import EVALUATION
 from sendvae_fast.compare.settings import MethodConfig, PicturesConfig
-from sendvae_fast.compare.timeline import Speed
+from sendvae_fast.compare.timeline import EVALUATED, Speed, costs
 from sendvae_fast.compare.trial import is_trained
 from sendvae_fast.data.catalog import Catalog
 from sendvae_fast.engine.distributed import Distributed
@@ -298,6 +299,18 @@ def test_a_comparison_that_is_stopped_says_that_it_goes_on(tmp_path, monkeypatch
     assert main(["compare", str(written(tmp_path)), f"--run={run}", "--debug"]) == EXIT_REQUEUE
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"stopped; what is done is kept in {run}; the same command goes on"
+
+
+def test_the_guess_has_the_time_that_latents_are_looked_at(tmp_path):
+    """That of t-SNE does not depend on the networks, and is of no more pictures than are held out."""
+
+    def measuring(num_pictures, network_s=0.0):
+        one = comparison(tmp_path, views={"num_pictures": num_pictures})
+        return costs(one, Speed(network_s, network_s), num_train=48, num_test=24)["send", EVALUATION]
+
+    assert 0 < measuring(10) < measuring(24) == measuring(500)
+    assert measuring(20) == pytest.approx(2 * measuring(10))
+    assert measuring(10, network_s=1.0) == pytest.approx(measuring(10) + (48 + 24 + 6) * EVALUATED)
 
 
 @pytest.mark.slow
