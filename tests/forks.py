@@ -1,13 +1,15 @@
 """Python programs as forks of a process that has imported what they need: torch takes each of them seconds otherwise.
 
 `run` is for `subprocess.run([sys.executable, ...])`, `start` for `subprocess.Popen`. A process for each set of imports
-is started with the first program that asks for it and lives as long as the tests. What a test says of a program's own
-imports needs a process of its own.
+is started with the first program that asks for it, serves all workers of pytest-xdist, and ends when the last of them
+is gone. What a test says of a program's own imports needs a process of its own.
 """
 
 import atexit
 import contextlib
+import fcntl
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, Self
@@ -130,44 +132,88 @@ def run(arguments: Sequence[object], *, timeout: float = HANG_S, **options) -> s
 
 @cache
 def _server(imports: tuple[str, ...]) -> socket.socket:
-    """The connection to the process that forks, which ends with this one."""
-    jobs, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    """A connection to the process that forks, which is started where no worker of these tests has started it."""
+    tests = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    name = hashlib.sha256(repr((tests, imports)).encode()).hexdigest()[:16]
+    place = Path(tempfile.gettempdir(), f"forks-{name}")
+    jobs = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with _alone():
+        try:
+            jobs.connect(str(place))
+        except (FileNotFoundError, ConnectionRefusedError):
+            place.unlink(missing_ok=True)
+            _start_server(place, imports)
+            jobs.connect(str(place))
+    atexit.register(jobs.close)
+    return jobs
+
+
+def _start_server(place: Path, imports: tuple[str, ...]) -> None:
+    """Start the process that forks. Who connects need not wait for its imports."""
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", *filter(None, [os.environ.get("PYTHONPATH")]))))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with theirs:
-        server = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno()), *imports], env=environment, pass_fds=[theirs.fileno()]
-        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        mask = os.umask(0o077)  # whoever may connect may run programs
+        try:
+            listener.bind(str(place))
+        finally:
+            os.umask(mask)
+        listener.listen()
+        subprocess.run(
+            [sys.executable, __file__, str(listener.fileno()), *imports],
+            env=environment, pass_fds=[listener.fileno()], check=True,
+        )  # fmt: skip
 
-    def end() -> None:
-        jobs.close()
-        server.wait()
 
-    atexit.register(end)
-    return jobs
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Among all processes that begin or end to serve."""
+    folder = os.open(Path(__file__).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 # ---- The process that forks ----
 
 
-def serve(jobs: socket.socket, imports: list[str]) -> None:
+def serve(listener: socket.socket, imports: list[str]) -> None:
     """Fork a program for every job, until nobody is there to give one."""
     for name in imports:
         importlib.import_module(name)
     gc.freeze()  # DeepSpeed collects garbage for every engine, and all that has been imported would be looked at
     atexit.register(gc.unfreeze)
-    while True:
-        text, files, *_ = socket.recv_fds(jobs, MAX_JOB_BYTES, 4)
-        if not text:
-            return
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        if os.fork() == 0:
-            jobs.close()
-            hold(json.loads(text), files)
-        for file in files:
-            os.close(file)
+    clients: list[socket.socket] = []
+    while clients or not _ended(listener):
+        for ready in select.select([listener, *clients], [], [])[0]:
+            if ready is listener:
+                clients.append(listener.accept()[0])
+                continue
+            text, files, *_ = socket.recv_fds(ready, MAX_JOB_BYTES, 4)
+            if not text:
+                clients.remove(ready)
+                ready.close()
+                continue
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            if os.fork() == 0:
+                for connection in (listener, *clients):
+                    connection.close()
+                hold(json.loads(text), files)
+            for file in files:
+                os.close(file)
+
+
+def _ended(listener: socket.socket) -> bool:
+    """Take the name away, unless somebody waits to be let in."""
+    with _alone():
+        if select.select([listener], [], [], 0)[0]:
+            return False
+        Path(listener.getsockname()).unlink(missing_ok=True)
+        return True
 
 
 def hold(job: dict, files: list[int]) -> None:
@@ -219,5 +265,6 @@ def execute(job: dict) -> None:
 
 
 if __name__ == "__main__":
-    with socket.socket(fileno=int(sys.argv[1])) as connection:
-        serve(connection, sys.argv[2:])
+    if os.fork() == 0:  # it is nobody's child, as any of its clients may be the first to end
+        with socket.socket(fileno=int(sys.argv[1])) as connection:
+            serve(connection, sys.argv[2:])
