@@ -49,14 +49,15 @@ STABLE_TORCH_LIBRARY(sendvae, library) {
   library.def(
       "center_crop(Tensor[] images, int size, bool[] flips, ScalarType dtype, Tensor? mean, Tensor? std) "
       "-> (Tensor pixels, Tensor normalised)");
-  // y and s are channels-last, s is [0] without a residual; weight and bias fp32 [C]; mean and rstd fp32 [B, G].
+  // y and s are channels-last, s is [0] without a residual; weight and bias fp32 [C]; stats fp32 [2, B, G]: means,
+  // then rstds.
   library.def(
       "group_norm_silu(Tensor x, Tensor? residual, Tensor weight, Tensor bias, int num_groups, float eps, bool silu) "
-      "-> (Tensor y, Tensor s, Tensor mean, Tensor rstd)");
+      "-> (Tensor y, Tensor s, Tensor stats)");
   // s is what was normalised. grad_x, channels-last, is the residual's gradient too; the others are fp32 [C].
   library.def(
-      "group_norm_silu_backward(Tensor grad_y, Tensor? grad_s, Tensor s, Tensor mean, Tensor rstd, Tensor weight, "
-      "Tensor bias, int num_groups, bool silu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+      "group_norm_silu_backward(Tensor grad_y, Tensor? grad_s, Tensor s, Tensor stats, Tensor weight, Tensor bias, "
+      "int num_groups, bool silu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
   library.def("global_norm(Tensor[] tensors) -> Tensor");
   // Lists of contiguous tensors; ema is empty for none.
   library.def(

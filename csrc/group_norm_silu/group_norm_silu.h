@@ -151,12 +151,20 @@ inline Tensor checked_map(const char* op, const char* name, const Tensor& tensor
   return packed_channels_last(tensor);
 }
 
-inline Tensor checked_statistic(const char* op, const char* name, const Tensor& tensor, const Tensor& first,
-                                const GroupNormShape& shape) {
-  check_same_device(op, name, tensor, first);
-  check_dtype(op, name, tensor, ScalarType::Float);
-  check_shape(op, name, tensor, {shape.batch, shape.groups});
-  return packed(tensor);
+// Of [2, B, G], the means, then the rstds. One tensor, because two take longer to make, to keep and to hand on.
+template <typename Pointer>
+struct Statistics {
+  Pointer mean, rstd;
+
+  Statistics(Pointer stats, const GroupNormShape& shape) : mean(stats), rstd(stats + shape.batch * shape.groups) {}
+};
+
+inline Tensor checked_statistics(const char* op, const Tensor& stats, const Tensor& first,
+                                 const GroupNormShape& shape) {
+  check_same_device(op, "stats", stats, first);
+  check_dtype(op, "stats", stats, ScalarType::Float);
+  check_shape(op, "stats", stats, {2, shape.batch, shape.groups});
+  return packed(stats);
 }
 
 inline Tensor empty_floats(const Tensor& like, std::initializer_list<int64_t> shape) {
@@ -170,7 +178,7 @@ struct GroupNormSilu {
   Tensor x, weight, bias;
   std::optional<Tensor> residual;
   float eps;
-  Tensor y, s, mean, rstd;
+  Tensor y, s, stats;
 
   GroupNormSilu(const Tensor& x_, const std::optional<Tensor>& residual_, const Tensor& weight_, const Tensor& bias_,
                 int64_t num_groups, double eps_)
@@ -181,44 +189,42 @@ struct GroupNormSilu {
     bias = checked_vector(kName, "bias", bias_, x_, ScalarType::Float, shape.channels);
     y = empty_channels_last(x_);
     s = residual ? empty_channels_last(x_) : empty_on(x_, {0}, x_.scalar_type());
-    mean = empty_floats(x_, {shape.batch, shape.groups});
-    rstd = empty_floats(x_, {shape.batch, shape.groups});
+    stats = empty_floats(x_, {2, shape.batch, shape.groups});
   }
 
   template <typename T>
   GroupNormSiluArgs<T> args() const {
+    const Statistics<float*> statistics(mutable_data<float>(stats), shape);
     return {data<T>(x),
             residual ? data<T>(*residual) : nullptr,
             data<float>(weight),
             data<float>(bias),
             mutable_data<T>(y),
             residual ? mutable_data<T>(s) : nullptr,
-            mutable_data<float>(mean),
-            mutable_data<float>(rstd),
+            statistics.mean,
+            statistics.rstd,
             shape,
             eps};
   }
 
-  std::tuple<Tensor, Tensor, Tensor, Tensor> outputs() const { return {y, s, mean, rstd}; }
+  std::tuple<Tensor, Tensor, Tensor> outputs() const { return {y, s, stats}; }
 };
 
 // Holds the checked inputs and fresh outputs of one backward call.
 struct GroupNormSiluBackward {
   static constexpr const char* kName = "group_norm_silu_backward";
   GroupNormShape shape;
-  Tensor grad_y, s, mean, rstd, weight, bias;
+  Tensor grad_y, s, stats, weight, bias;
   std::optional<Tensor> grad_s;
   Tensor grad_x, grad_weight, grad_bias;
 
   GroupNormSiluBackward(const Tensor& grad_y_, const std::optional<Tensor>& grad_s_, const Tensor& s_,
-                        const Tensor& mean_, const Tensor& rstd_, const Tensor& weight_, const Tensor& bias_,
-                        int64_t num_groups)
+                        const Tensor& stats_, const Tensor& weight_, const Tensor& bias_, int64_t num_groups)
       : shape(checked_shape(kName, s_, num_groups)) {
     s = packed_channels_last(s_);
     grad_y = checked_map(kName, "grad_y", grad_y_, s_);
     if (grad_s_.has_value()) grad_s = checked_map(kName, "grad_s", *grad_s_, s_);
-    mean = checked_statistic(kName, "mean", mean_, s_, shape);
-    rstd = checked_statistic(kName, "rstd", rstd_, s_, shape);
+    stats = checked_statistics(kName, stats_, s_, shape);
     weight = checked_vector(kName, "weight", weight_, s_, ScalarType::Float, shape.channels);
     bias = checked_vector(kName, "bias", bias_, s_, ScalarType::Float, shape.channels);
     grad_x = empty_channels_last(s_);
@@ -228,11 +234,12 @@ struct GroupNormSiluBackward {
 
   template <typename T>
   GroupNormSiluBackwardArgs<T> args() const {
+    const Statistics<const float*> statistics(data<float>(stats), shape);
     return {data<T>(grad_y),
             grad_s ? data<T>(*grad_s) : nullptr,
             data<T>(s),
-            data<float>(mean),
-            data<float>(rstd),
+            statistics.mean,
+            statistics.rstd,
             data<float>(weight),
             data<float>(bias),
             mutable_data<T>(grad_x),

@@ -277,11 +277,10 @@ void launch_backward(const GroupNormSiluBackwardArgs<T>& args, const Tensor& s, 
 
 std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward_cuda(const Tensor& grad_y,
                                                                  const std::optional<Tensor>& grad_s, const Tensor& s,
-                                                                 const Tensor& mean, const Tensor& rstd,
-                                                                 const Tensor& weight, const Tensor& bias,
-                                                                 int64_t num_groups, bool silu) {
+                                                                 const Tensor& stats, const Tensor& weight,
+                                                                 const Tensor& bias, int64_t num_groups, bool silu) {
   const torch::stable::accelerator::DeviceGuard guard(s.get_device_index());
-  const GroupNormSiluBackward call(grad_y, grad_s, s, mean, rstd, weight, bias, num_groups);
+  const GroupNormSiluBackward call(grad_y, grad_s, s, stats, weight, bias, num_groups);
   const GroupNormShape& shape = call.shape;
   const Tensor sums = new_floats(s, shape.batch * 2 * shape.channels);
   dispatch_float(s.scalar_type(), [&](auto type) {

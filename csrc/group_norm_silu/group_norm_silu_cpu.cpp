@@ -370,9 +370,9 @@ void backward(const GroupNormSiluBackwardArgs<T>& args) {
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu_cpu(const Tensor& x, const std::optional<Tensor>& residual,
-                                                               const Tensor& weight, const Tensor& bias,
-                                                               int64_t num_groups, double eps, bool silu) {
+std::tuple<Tensor, Tensor, Tensor> group_norm_silu_cpu(const Tensor& x, const std::optional<Tensor>& residual,
+                                                       const Tensor& weight, const Tensor& bias, int64_t num_groups,
+                                                       double eps, bool silu) {
   const GroupNormSilu call(x, residual, weight, bias, num_groups, eps);
   dispatch_float(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
@@ -383,10 +383,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu_cpu(const Tensor& x, 
 
 std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward_cpu(const Tensor& grad_y,
                                                                 const std::optional<Tensor>& grad_s, const Tensor& s,
-                                                                const Tensor& mean, const Tensor& rstd,
-                                                                const Tensor& weight, const Tensor& bias,
-                                                                int64_t num_groups, bool silu) {
-  const GroupNormSiluBackward call(grad_y, grad_s, s, mean, rstd, weight, bias, num_groups);
+                                                                const Tensor& stats, const Tensor& weight,
+                                                                const Tensor& bias, int64_t num_groups, bool silu) {
+  const GroupNormSiluBackward call(grad_y, grad_s, s, stats, weight, bias, num_groups);
   dispatch_float(s.scalar_type(), [&](auto type) {
     using T = decltype(type);
     silu ? backward<T, true>(call.args<T>()) : backward<T, false>(call.args<T>());

@@ -188,9 +188,9 @@ void launch_forward(const GroupNormSiluArgs<T>& args, const Tensor& x) {
   check_launch(op);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu_cuda(const Tensor& x, const std::optional<Tensor>& residual,
-                                                                const Tensor& weight, const Tensor& bias,
-                                                                int64_t num_groups, double eps, bool silu) {
+std::tuple<Tensor, Tensor, Tensor> group_norm_silu_cuda(const Tensor& x, const std::optional<Tensor>& residual,
+                                                        const Tensor& weight, const Tensor& bias, int64_t num_groups,
+                                                        double eps, bool silu) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const GroupNormSilu call(x, residual, weight, bias, num_groups, eps);
   if (call.shape.batch == 0) return call.outputs();

@@ -132,28 +132,27 @@ def _fake(x, residual, weight, bias, num_groups, eps, silu):
     _check(x, weight, bias, num_groups, eps, residual)
     y = torch.empty_like(x, memory_format=torch.channels_last)
     s = x.new_empty(0) if residual is None else torch.empty_like(y)
-    mean = x.new_empty((x.shape[0], num_groups), dtype=torch.float32)
-    return y, s, mean, torch.empty_like(mean)
+    return y, s, x.new_empty((2, x.shape[0], num_groups), dtype=torch.float32)
 
 
-def _fake_backward(grad_y, grad_s, s, mean, rstd, weight, bias, num_groups, silu):
+def _fake_backward(grad_y, grad_s, s, stats, weight, bias, num_groups, silu):
     grad_x = torch.empty_like(s, memory_format=torch.channels_last)
     return grad_x, torch.empty_like(weight), torch.empty_like(bias)
 
 
 def _setup_context(ctx, inputs, output):
     x, residual, weight, bias, ctx.num_groups, _, ctx.silu = inputs
-    _, s, mean, rstd = output
-    ctx.save_for_backward(x if residual is None else s, mean, rstd, weight, bias)
+    _, s, stats = output
+    ctx.save_for_backward(x if residual is None else s, stats, weight, bias)
     ctx.set_materialize_grads(False)  # s is often not used again
 
 
 def _without_gradient(inputs, output):
-    _, s, mean, rstd = output
-    return (mean, rstd, s) if inputs[1] is None else (mean, rstd)
+    _, s, stats = output
+    return (stats, s) if inputs[1] is None else (stats,)
 
 
-def _backward(op, ctx, grad_y, grad_s, _grad_mean, _grad_rstd):
+def _backward(op, ctx, grad_y, grad_s, _grad_stats):
     if grad_y is None:
         return grad_s, grad_s, None, None, None, None, None
     grad_x, grad_weight, grad_bias = op(grad_y, grad_s, *ctx.saved_tensors, ctx.num_groups, ctx.silu)

@@ -260,15 +260,15 @@ def group_norm_silu(
     num_groups: int,
     eps: float,
     silu: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(y, s, mean [B, G], rstd [B, G]); s is empty [0] without a residual. Arguments are checked already."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(y, s, stats [2, B, G]: means, then rstds); s is empty [0] without a residual. Arguments are checked already."""
     batch, num_pixels, num_channels = _sizes(x)
     y = torch.empty_like(x, memory_format=torch.channels_last)
     s = x.new_empty(0) if residual is None else torch.empty_like(y)
-    mean = x.new_empty((batch, num_groups), dtype=torch.float32)
-    rstd = torch.empty_like(mean)
+    stats = x.new_empty((2, batch, num_groups), dtype=torch.float32)
     if batch == 0:
-        return y, s, mean, rstd
+        return y, s, stats
+    mean, rstd = stats.unbind()
     x = _channels_last(x)
     summand = x if residual is None else _channels_last(residual)
     weight, bias = weight.contiguous(), bias.contiguous()
@@ -289,7 +289,7 @@ def group_norm_silu(
             _output_kernel, grid, x if residual is None else s, weight, bias, mean, rstd, y,
             num_chunks, num_pixels, num_channels, num_groups, SILU=silu, **tile, num_warps=8,
         )  # fmt: skip
-    return y, s, mean, rstd
+    return y, s, stats
 
 
 @_define_op("sendvae_triton::group_norm_silu_backward", mutates_args=())
@@ -297,8 +297,7 @@ def group_norm_silu_backward(
     grad_y: torch.Tensor,
     grad_s: torch.Tensor | None,
     s: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
+    stats: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
     num_groups: int,
@@ -311,7 +310,8 @@ def group_norm_silu_backward(
         return grad_x, torch.zeros_like(weight), torch.zeros_like(bias)
     s, grad_y = _channels_last(s), _channels_last(grad_y)
     other = grad_y if grad_s is None else _channels_last(grad_s)
-    mean, rstd, weight, bias = (tensor.contiguous() for tensor in (mean, rstd, weight, bias))
+    stats, weight, bias = (tensor.contiguous() for tensor in (stats, weight, bias))
+    mean, rstd = stats.unbind()
     tile, num_chunks, num_columns = _tiling(num_pixels, num_channels)
     parts = s.new_empty((batch, num_chunks, 2, num_channels), dtype=torch.float32)
     sums = s.new_empty((batch, 2, num_channels), dtype=torch.float32)
