@@ -72,16 +72,14 @@ def test_numbers_are_of_its_own_pictures_beside_the_right_ones(trial):
     train, test = (images_of(CatalogPictures(Catalog.open(folder), 32)) for folder in (trial.train, trial.test))
     assert {image.numpy().tobytes() for image in train}.isdisjoint(image.numpy().tobytes() for image in test)
     samples = images_of(open_pictures(trial.folder / "generated"))
-    saved, network = (
-        load_autoencoder(resolve_weights(trial.autoencoder)),
-        load_features(trial.config.features, torch.device("cpu")),
-    )
-    mean, _ = saved.autoencoder.encode(test / 127.5 - 1).chunk(2, dim=1)
-    decoded = ((saved.autoencoder.decode(mean).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    autoencoder = load_autoencoder(resolve_weights(trial.autoencoder)).autoencoder
+    network = load_features(trial.config.features, torch.device("cpu"))
+    mean, _ = autoencoder.encode(test / 127.5 - 1).chunk(2, dim=1)
+    decoded = ((autoencoder.decode(mean).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     for metric, one, other in (
         ("frechet_demo", samples, train), ("decoded_frechet_demo", samples, decoded), ("rfrechet_demo", test, decoded),
     ):  # fmt: skip
-        assert found[metric].value == pytest.approx(plain_frechet(network, one, other), rel=1e-4), metric
+        assert found[metric].value == pytest.approx(plain_frechet(network, one, other), rel=1e-6), metric
     errors = (test.double() - decoded.double()).square().flatten(1).mean(1)
     assert found["psnr"].value == pytest.approx((10 * torch.log10(255**2 / errors)).mean().item(), rel=1e-5)
     counts = dict(found["attribute_f1"].counts)
@@ -95,7 +93,7 @@ def test_numbers_are_of_its_own_pictures_beside_the_right_ones(trial):
     agreement = [
         scipy.stats.spearmanr(cosines(cells[i].flatten(1).T)[above], cosines(tokens[i])[above]).statistic for i in ids
     ]
-    assert found["patch_similarity_demo"].value == pytest.approx(np.mean(agreement), abs=1e-3)
+    assert found["patch_similarity_demo"].value == pytest.approx(np.mean(agreement), abs=5e-4)  # of half precision
 
 
 def test_what_was_computed_of_a_picture_is_not_computed_again(trials, monkeypatch):

@@ -19,7 +19,8 @@ from sendvae_fast.train.e2e.stage import train_e2e
 pytestmark = pytest.mark.slow
 
 POSITIONS = {"generator": {"trained_positions": True}}
-STEPS, UPDATES = 9, 7  # float16 skips some
+STEPS, UPDATES = 9, 7
+"""Of a checkpoint, and of its optimizers: REPA-E counts the steps that its float16 scaler skips, too."""
 
 
 class Losses(nn.Module):
