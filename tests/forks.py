@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 MAX_JOB_BYTES = 1 << 17
 TRAINING = (
     "torch.fx.experimental.symbolic_shapes",  # what autograd imports when it is first called
+    "torch.utils.tensorboard",
     "sendvae_fast.train.sit.stage",
     "sendvae_fast.train.vae.stage",
     "imported_deepspeed",
