@@ -7,6 +7,7 @@ and `status` says why.
 alone, and then CUDA kernels built for the CPU, which run as the backend `cpu`.
 """
 
+import hashlib
 import importlib
 import os
 import re
@@ -15,6 +16,9 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+import torch.compiler.config
+
+from sendvae_fast.version import __version__
 
 LIBRARY_DIR = Path(__file__).resolve().parent.parent / "_lib"
 CPU_LIBRARY = "libsendvae_ops.so"
@@ -78,7 +82,9 @@ def host() -> ModuleType | None:
 @cache  # the ops ask at every call
 def _load_all_ops() -> tuple[str | None, str | None]:
     # The schemas are in the CPU library, so it comes first and the CUDA library needs it.
-    cpu = stale() or _load_ops(Path(os.environ.get(ENVIRONMENT_VARIABLE) or LIBRARY_DIR / CPU_LIBRARY))
+    path = Path(os.environ.get(ENVIRONMENT_VARIABLE) or LIBRARY_DIR / CPU_LIBRARY)
+    cpu = stale() or _load_ops(path)
+    _set_compiled_graphs_apart(path if cpu is None else None)
     return cpu, _missing_cuda(cpu) or _load_ops(LIBRARY_DIR / CUDA_LIBRARY)
 
 
@@ -106,6 +112,17 @@ def _load_ops(path: Path) -> str | None:
     except (OSError, RuntimeError) as error:
         return f"{path.name} does not load under torch {torch.__version__}: {_first_line(error)}"
     return None
+
+
+def _set_compiled_graphs_apart(library: Path | None) -> None:
+    """Have torch.compile take no graph from the disk that it compiled with another build of the ops.
+
+    A compiled graph expects of an op the outputs that it had, and fails at others; the key by which PyTorch finds it
+    has the op's name alone.
+    """
+    build = "" if library is None else f" {hashlib.sha256(library.read_bytes()).hexdigest()[:16]}"
+    config = torch.compiler.config
+    config.cache_key_tag = f"{config.cache_key_tag} sendvae_fast {__version__}{build}".strip()
 
 
 @cache

@@ -1,5 +1,8 @@
 """The compiled ops, called directly, against fp64 NumPy written out here and published Philox vectors."""
 
+import hashlib
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,23 @@ needs_host = pytest.mark.skipif(host is None, reason=f"host module: {library.sta
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MASK64 = 2**64 - 1
+
+
+# ---- What torch.compile keeps on the disk ----
+
+
+def test_graphs_that_were_compiled_with_another_build_are_not_taken(monkeypatch, tmp_path):
+    """PyTorch's key to them has its tag, and no more of an op than the name."""
+    loaded = os.environ.get(library.ENVIRONMENT_VARIABLE) or library.LIBRARY_DIR / library.CPU_LIBRARY
+    with open(loaded, "rb") as file:
+        assert hashlib.sha256(file.read()).hexdigest()[:16] in torch.compiler.config.cache_key_tag
+    tags = set()
+    for build in (b"one", b"another"):
+        (tmp_path / "library.so").write_bytes(build)
+        monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "the user's")
+        library._set_compiled_graphs_apart(tmp_path / "library.so")
+        tags.add(torch.compiler.config.cache_key_tag)
+    assert len(tags) == 2 and all(tag.startswith("the user's sendvae_fast ") for tag in tags)
 
 
 # ---- fp64 truth ----
