@@ -34,9 +34,9 @@ def by_turns(dtypes: tuple[torch.dtype, ...], number: int) -> tuple[torch.dtype,
     return tuple(dtype for dtype in dtypes if dtype is not left_out)
 
 
-def num_repeats(num_outputs: int) -> int:
-    """How often a case of so many outputs is run."""
-    return 1 if num_outputs == 0 else -(-MIN_ELEMENTS // num_outputs)
+def num_repeats(num_outputs: int, least: int = MIN_ELEMENTS) -> int:
+    """How often a case of so many outputs is run, for at least `least` of them in all."""
+    return 1 if num_outputs == 0 else -(-least // num_outputs)
 
 
 @dataclass(frozen=True)
