@@ -27,7 +27,7 @@ EXIT_STUCK = 70
 BEAT_S = 1.0
 """Seconds between signs of life of a rank."""
 SILENT_S = 5.0
-"""Seconds without a sign of life after which a rank counts as silent."""
+"""Seconds without a sign of life after which a rank counts as silent, and without a look of its own as stopped."""
 SLOW_STEPS = 20
 """A step may take this many times as long as the longest so far, whatever the limit."""
 
@@ -53,7 +53,7 @@ class Watchdog:
         self._distributed, self._store, self._folder = distributed, distributed.store, folder
         self._limit_s, self._start_limit_s = limit_s, start_limit_s
         self._step, self._doing, self._longest_s = 0, "starting", 0.0
-        self._since = time.monotonic()
+        self._since = self._looked = time.monotonic()
         self._ended = threading.Event()
         # Two, as one that writes to the store of a host that was cut off waits with it.
         self._threads = [
@@ -82,7 +82,7 @@ class Watchdog:
 
     def finished(self, step: int) -> None:
         """A step was finished; the next one begins."""
-        now = time.monotonic()
+        now = self._now()
         if self._doing == "training":
             self._longest_s = max(self._longest_s, now - self._since)
         self._step, self._doing, self._since = step, "training", now
@@ -102,12 +102,20 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._ended.wait(BEAT_S):
-            waited, limit = time.monotonic() - self._since, self._start_limit_s
+            waited, limit = self._now() - self._since, self._start_limit_s
             if self._doing == "training":
                 limit = max(self._limit_s, SLOW_STEPS * self._longest_s)
             if waited > limit and not self._ended.is_set():
                 self._give_up(waited)
                 return
+
+    def _now(self) -> float:
+        """The time; what this process was stopped for (SIGSTOP, a suspended job or machine) counts as no waiting."""
+        now = time.monotonic()
+        if now - self._looked > SILENT_S:
+            self._since += now - self._looked
+        self._looked = now
+        return now
 
     def _show(self, count: int) -> None:
         if self._store is not None:

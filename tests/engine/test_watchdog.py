@@ -146,6 +146,35 @@ def test_what_may_take_long_does(exits, tmp_path):
     assert codes == []
 
 
+STEPS = """
+import sys, time
+from pathlib import Path
+from sendvae_fast.engine import watchdog
+from sendvae_fast.engine.distributed import Distributed
+
+watchdog.BEAT_S, watchdog.SILENT_S = 0.05, 0.5
+with watchdog.Watchdog(Distributed(), 1.0, 600.0, Path(sys.argv[1])) as dog:
+    for step in range(1, 60):
+        dog.finished(step)
+        if step == 3:
+            Path(sys.argv[1], "began").touch()
+        time.sleep(0.05)
+    Path(sys.argv[1], "longest").write_text(str(dog._longest_s))
+"""
+
+
+def test_a_process_that_was_stopped_goes_on(tmp_path):
+    """As Slurm stops a job that others go before, and a host a virtual machine."""
+    with forks.start(["-c", STEPS, tmp_path]) as process:
+        while not (tmp_path / "began").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3.0)
+        process.send_signal(signal.SIGCONT)
+    assert process.returncode == 0, "it was taken for one that hangs"
+    assert float((tmp_path / "longest").read_text()) < 3.0, "the limit of slow steps has grown by it"
+
+
 def test_what_is_no_step_has_a_limit_of_its_own(exits, tmp_path, capsys):
     codes, given_up = exits
     with Watchdog(Distributed(), START_S, 0.1, tmp_path) as dog:
