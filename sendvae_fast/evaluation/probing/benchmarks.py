@@ -41,7 +41,7 @@ _FOLDERS = ("", "Anno", "Anno_coarse", "Eval", "Img", "Anno_coarse/Anno_coarse")
 
 
 @dataclass(frozen=True)
-class Part:
+class LabelledPictures:
     """Some of a catalog's pictures, with their attributes."""
 
     pictures: CatalogPictures
@@ -55,9 +55,9 @@ class Part:
 class ProbeData:
     """What a benchmark is made of."""
 
-    train: Part
-    validation: Part
-    test: Part
+    train: LabelledPictures
+    validation: LabelledPictures
+    test: LabelledPictures
     names: tuple[str, ...]
     """Of the attributes."""
     split: str
@@ -129,7 +129,7 @@ def _awa2(root: Path, image_size: int, splitting: Splitting, seed: int) -> Probe
         raise UserError(f"{root} has pictures of {unknown[0]!r}, which classes.txt does not name; fetch it again")
     of_class = table.values.numpy()[[table.keys.index(name) for name in catalog.class_names]]
     pictures = CatalogPictures(catalog, image_size)
-    everything = Part(pictures, np.arange(len(catalog)), of_class[catalog.labels])
+    everything = LabelledPictures(pictures, np.arange(len(catalog)), of_class[catalog.labels])
     if splitting == "random":
         return _random(everything, table.names, seed, None)
     parts = []
@@ -143,14 +143,14 @@ def _awa2(root: Path, image_size: int, splitting: Splitting, seed: int) -> Probe
     return ProbeData(_take(parts[0], fitted), _take(parts[0], tuned), parts[1], table.names, split)
 
 
-def _random(everything: Part, names: tuple[str, ...], seed: int, top_k: int | None) -> ProbeData:
+def _random(everything: LabelledPictures, names: tuple[str, ...], seed: int, top_k: int | None) -> ProbeData:
     rest, tested = held_out(len(everything.ids), TEST_FRACTION, seed)
     fitted, tuned = held_out(len(rest), VALIDATION_FRACTION, seed + 1)
     parts = (_take(everything, ids) for ids in (rest[fitted], rest[tuned], tested))
     return ProbeData(*parts, names=names, split=f"at random 72/8/20, seed {seed}", top_k=top_k)
 
 
-def _labelled(catalog: Catalog, table: AttributeTable, image_size: int) -> Part:
+def _labelled(catalog: Catalog, table: AttributeTable, image_size: int) -> LabelledPictures:
     """All pictures of a catalog with the rows of a table that has one for each, and no others."""
     rows = {_own_name(key): row for row, key in enumerate(table.keys)}
     names = catalog.names
@@ -161,7 +161,7 @@ def _labelled(catalog: Catalog, table: AttributeTable, image_size: int) -> Part:
         if absent:
             raise UserError(f"{catalog.root}: {len(absent)} {what}, the first is {absent[0]}; fetch the data set again")
     values = table.values.numpy()[[rows[name] for name in names]]
-    return Part(CatalogPictures(catalog, image_size), np.arange(len(names)), values)
+    return LabelledPictures(CatalogPictures(catalog, image_size), np.arange(len(names)), values)
 
 
 def _own_name(key: str) -> str:
@@ -169,19 +169,19 @@ def _own_name(key: str) -> str:
     return key.removeprefix("img/")
 
 
-def _whole(pictures: CatalogPictures) -> Part:
+def _whole(pictures: CatalogPictures) -> LabelledPictures:
     attributes = pictures.catalog.attributes
     if attributes is None:
         raise UserError(f"{pictures.catalog.root} has no {ATTRIBUTES_FILE}; probing needs one beside the pictures")
-    return Part(pictures, np.arange(len(pictures)), attributes.values.astype(np.uint8))
+    return LabelledPictures(pictures, np.arange(len(pictures)), attributes.values.astype(np.uint8))
 
 
 def _names(pictures: CatalogPictures) -> tuple[str, ...]:
     return () if pictures.catalog.attributes is None else pictures.catalog.attributes.names
 
 
-def _take(part: Part, ids: Sequence[int] | np.ndarray) -> Part:
-    return Part(part.pictures, part.ids[ids], part.values[ids])
+def _take(part: LabelledPictures, ids: Sequence[int] | np.ndarray) -> LabelledPictures:
+    return LabelledPictures(part.pictures, part.ids[ids], part.values[ids])
 
 
 def _find(root: Path, name: str, hint: str = "") -> Path:
