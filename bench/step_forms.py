@@ -139,10 +139,11 @@ def group_norm_silu(x, weight, bias, num_groups, eps=1e-6, *, residual=None, sil
     return y if residual is None else (y, s)
 
 
-def adaln(x, shift, scale, *, branch: Any = None, gate: Any = None, eps=1e-6):
-    """`ops.adaln` as DiT and SiT write it."""
+def adaln(x, shift, scale, *, branch: Any = None, gate: Any = None, eps=1e-6, rms=False):
+    """`ops.adaln` as DiT and SiT, and with `rms` LightningDiT, write it."""
     s = x if branch is None else x + gate.unsqueeze(1) * branch
-    return F.layer_norm(s, s.shape[-1:], eps=eps) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1), s
+    norm = F.rms_norm if rms else F.layer_norm
+    return norm(s, s.shape[-1:], eps=eps) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1), s
 
 
 def noise_inject(mean, spread, latent_mean, latent_std, key, sample_ids, t=None, **options):

@@ -11,12 +11,13 @@
 STABLE_TORCH_LIBRARY(sendvae, library) {
   // s is [0] without branch; stats fp32 [B, N, 2] = (mean, rstd).
   library.def(
-      "adaln(Tensor x, Tensor? branch, Tensor? gate, Tensor shift, Tensor scale, float eps) "
+      "adaln(Tensor x, Tensor? branch, Tensor? gate, Tensor shift, Tensor scale, float eps, bool rms) "
       "-> (Tensor y, Tensor s, Tensor stats)");
   // s is x without branch, and grad_branch and grad_gate are [0] then; no grad_s counts as 0.
   library.def(
       "adaln_backward(Tensor grad_y, Tensor? grad_s, Tensor s, Tensor? branch, Tensor? gate, Tensor scale, "
-      "Tensor stats) -> (Tensor grad_x, Tensor grad_branch, Tensor grad_gate, Tensor grad_shift, Tensor grad_scale)");
+      "Tensor stats, bool rms) "
+      "-> (Tensor grad_x, Tensor grad_branch, Tensor grad_gate, Tensor grad_shift, Tensor grad_scale)");
   // z and velocity are [0] where they are not needed.
   library.def(
       "noise_inject(Tensor mean, Tensor spread, Tensor latent_mean, Tensor latent_std, Tensor key, Tensor sample_ids, "

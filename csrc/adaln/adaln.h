@@ -1,8 +1,10 @@
-// adaln: gated residual, LayerNorm without affine, modulation, as one.
+// adaln: gated residual, LayerNorm or RMSNorm without affine, modulation, as one.
 //
 //   s = x + gate branch, rounded to the type of x (or s = x);  h = (s - mean) rstd;  y = h (1 + scale) + shift
 //   g = grad_y (1 + scale);  grad_x = grad_s + rstd (g - mean(g) - h mean(g h));  grad_branch = grad_x gate
 //   grad_gate, grad_scale, grad_shift = sums over N of grad_x branch, grad_y h, grad_y
+//
+// In RMSNorm the means of s and of g count as 0: the kernels multiply their sums by `mean_factor`.
 //
 // Arithmetic is fp32. The sums over N are made in two steps, first over chunks of tokens and then over the chunks, so
 // that the order is the same whatever ran first. Shapes: B batch, N tokens, D width; T type of the tokens, M of the
@@ -31,12 +33,12 @@ SENDVAE_HD float gated_sum(float x, float gate, float branch) {
 }
 
 // From the sums over D of d = s - center and of d^2. The center is the mean up to rounding; the rest is corrected here.
-SENDVAE_HD LayerNormStats stats_from_deviations(float center, float sum, float square_sum, float inverse_width,
-                                                float eps) {
-  const float correction = sum * inverse_width;
-  const float variance = square_sum * inverse_width - correction * correction;
+template <typename Args>
+SENDVAE_HD LayerNormStats stats_from_deviations(float center, float sum, float square_sum, const Args& args) {
+  const float correction = sum * args.mean_factor;
+  const float variance = square_sum * args.inverse_width - correction * correction;
   // Not below 0, and NaN stays.
-  return {center + correction, 1.0f / sqrtf((variance < 0.0f ? 0.0f : variance) + eps)};
+  return {center + correction, 1.0f / sqrtf((variance < 0.0f ? 0.0f : variance) + args.eps)};
 }
 
 SENDVAE_HD float normalised(float s, LayerNormStats stats) { return (s - stats.mean) * stats.rstd; }
@@ -77,7 +79,7 @@ struct AdalnArgs {
   T* s;                   // [B, N, D], packed
   LayerNormStats* stats;  // [B, N]
   int64_t batch, tokens, width;
-  float inverse_width;
+  float inverse_width, mean_factor;  // 1 / D both, but that of a mean is 0 in RMSNorm
   float eps;
 };
 
@@ -93,7 +95,7 @@ struct AdalnBackwardArgs {
   M *grad_gate, *grad_shift, *grad_scale;  // [B, D], packed
   float* partials;                         // [B, chunks, 3, D]: sums over a chunk for shift, scale, gate
   int64_t batch, tokens, width, chunks, chunk_tokens;
-  float inverse_width;
+  float inverse_width, mean_factor;
 };
 
 constexpr int kShiftPartial = 0, kScalePartial = 1, kGatePartial = 2, kPartials = 3;
@@ -143,6 +145,10 @@ ModulationRows<M> modulation_of(const std::optional<Tensor>& tensor) {
   return {data<M>(*tensor), tensor->stride(0)};
 }
 
+inline float mean_factor(const Tensor& tokens, bool rms) {
+  return rms ? 0.0f : 1.0f / static_cast<float>(tokens.size(2));
+}
+
 // Calls `function` with a value of the tokens' and one of the modulation's storage type.
 template <typename Function>
 void dispatch_tokens_and_modulation(ScalarType tokens, ScalarType modulation, const Function& function) {
@@ -158,11 +164,12 @@ struct Adaln {
   Tensor x, shift, scale;
   std::optional<Tensor> branch, gate;
   float eps;
+  bool rms;
   Tensor y, s, stats;
 
   Adaln(const Tensor& x_, const std::optional<Tensor>& branch_, const std::optional<Tensor>& gate_,
-        const Tensor& shift_, const Tensor& scale_, double eps_)
-      : eps(static_cast<float>(eps_)) {
+        const Tensor& shift_, const Tensor& scale_, double eps_, bool rms_)
+      : eps(static_cast<float>(eps_)), rms(rms_) {
     const ScalarType modulation = scale_.scalar_type();
     check_first_tokens(kName, "x", x_, modulation, branch_.has_value(), gate_.has_value());
     x = unit_stride_last(x_);
@@ -192,6 +199,7 @@ struct Adaln {
             x.size(1),
             x.size(2),
             1.0f / static_cast<float>(x.size(2)),
+            mean_factor(x, rms),
             eps};
   }
 
@@ -204,14 +212,15 @@ struct AdalnBackward {
   Tensor grad_y, s, scale, stats;
   std::optional<Tensor> grad_s, branch, gate;
   Tensor grad_x, grad_branch, grad_gate, grad_shift, grad_scale;
+  bool rms;
   int64_t chunk_tokens, chunks;
   Tensor partials;
 
   // chunk_tokens_: tokens of one sample that are summed together.
   AdalnBackward(const Tensor& grad_y_, const std::optional<Tensor>& grad_s_, const Tensor& s_,
                 const std::optional<Tensor>& branch_, const std::optional<Tensor>& gate_, const Tensor& scale_,
-                const Tensor& stats_, int64_t chunk_tokens_)
-      : chunk_tokens(chunk_tokens_) {
+                const Tensor& stats_, bool rms_, int64_t chunk_tokens_)
+      : rms(rms_), chunk_tokens(chunk_tokens_) {
     const ScalarType modulation = scale_.scalar_type();
     check_first_tokens(kName, "s", s_, modulation, branch_.has_value(), gate_.has_value());
     const int64_t batch = s_.size(0), tokens = s_.size(1), width = s_.size(2);
@@ -260,7 +269,8 @@ struct AdalnBackward {
             s.size(2),
             chunks,
             chunk_tokens,
-            1.0f / static_cast<float>(s.size(2))};
+            1.0f / static_cast<float>(s.size(2)),
+            mean_factor(s, rms)};
   }
 
   std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> outputs() const {

@@ -98,8 +98,9 @@ __device__ __forceinline__ void add_grad_sums(const GradInputs<T>& in, float mea
 }
 
 // The means of g and g h, the second times rstd: so `layer_norm_grad` takes d in place of h.
-__device__ __forceinline__ LayerNormGradMeans grad_means(GradSums sums, float rstd, float inverse_width) {
-  return {sums.g * inverse_width, sums.gd * (rstd * rstd * inverse_width)};
+template <typename Args>
+__device__ __forceinline__ LayerNormGradMeans grad_means(GradSums sums, float rstd, const Args& args) {
+  return {sums.g * args.mean_factor, sums.gd * (rstd * rstd * args.inverse_width)};
 }
 
 // Writes the gradients of a token's vector and adds its part to the sums over tokens.
@@ -200,7 +201,7 @@ __global__ void __launch_bounds__(kMaxThreads, kVectors == 1 ? 2 : 1) backward_k
     SENDVAE_UNROLL
     for (int t = 0; t < kTokens; ++t, ++row) {
       if (t >= left) break;
-      const LayerNormGradMeans means = grad_means(sums[t], stats[t].rstd, args.inverse_width);
+      const LayerNormGradMeans means = grad_means(sums[t], stats[t].rstd, args);
       SENDVAE_UNROLL
       for (int i = 0; i < kVectors; ++i) {
         keep_packed(in[t][i].grad_y);  // converted to fp32 anew: keeping the numbers takes twice the registers
@@ -234,7 +235,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) wide_backward_kernel(AdalnBack
                     state.scale_plus_one, sums);
     }
     sums = {warp_sum(sums.g), warp_sum(sums.gd)};
-    if (lane == 0) means[token - chunk.begin] = grad_means(sums, stats[token].rstd, args.inverse_width);
+    if (lane == 0) means[token - chunk.begin] = grad_means(sums, stats[token].rstd, args);
   }
   __syncthreads();
   for (int64_t column = threadIdx.x * kWidth; column < args.width; column += kMaxThreads * kWidth) {
@@ -328,13 +329,13 @@ void launch_backward(const AdalnBackwardArgs<T, M>& args, cudaStream_t stream) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaln_backward_cuda(
     const Tensor& grad_y, const std::optional<Tensor>& grad_s, const Tensor& s, const std::optional<Tensor>& branch,
-    const std::optional<Tensor>& gate, const Tensor& scale, const Tensor& stats) {
+    const std::optional<Tensor>& gate, const Tensor& scale, const Tensor& stats, bool rms) {
   const torch::stable::accelerator::DeviceGuard guard(s.get_device_index());
   const int64_t vector_width = 16 / s.element_size();
   const int64_t chunk_tokens = s.dim() == 3 && s.size(2) > 0
                                    ? chunk_tokens_for(s.size(0), s.size(1), block_shape(s.size(2), vector_width))
                                    : kMaxChunkTokens;
-  const AdalnBackward call(grad_y, grad_s, s, branch, gate, scale, stats, chunk_tokens);
+  const AdalnBackward call(grad_y, grad_s, s, branch, gate, scale, stats, rms, chunk_tokens);
   dispatch_tokens_and_modulation(s.scalar_type(), scale.scalar_type(), [&](auto token_type, auto modulation_type) {
     launch_backward(call.args<decltype(token_type), decltype(modulation_type)>(), current_stream(s));
   });

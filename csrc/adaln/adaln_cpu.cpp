@@ -51,7 +51,7 @@ SENDVAE_CPU_CLONES void forward_token(const AdalnArgs<T, M>& args, ForwardScratc
       sum += s[i];
     }
   }
-  const float center = sum * args.inverse_width;
+  const float center = sum * args.mean_factor;
   float deviation = 0.0f, square = 0.0f;
 #pragma omp simd reduction(+ : deviation, square)
   for (int64_t i = 0; i < width; ++i) {
@@ -59,7 +59,7 @@ SENDVAE_CPU_CLONES void forward_token(const AdalnArgs<T, M>& args, ForwardScratc
     deviation += d;
     square += d * d;
   }
-  const LayerNormStats stats = stats_from_deviations(center, deviation, square, args.inverse_width, args.eps);
+  const LayerNormStats stats = stats_from_deviations(center, deviation, square, args);
   args.stats[row] = stats;
   const float* __restrict__ shift = scratch.shift.data();
   const float* __restrict__ scale_plus_one = scratch.scale_plus_one.data();
@@ -118,7 +118,7 @@ SENDVAE_CPU_CLONES void backward_token(const AdalnBackwardArgs<T, M>& args, Back
     grad_shift[i] += upstream;
     grad_scale[i] += upstream * h[i];
   }
-  const LayerNormGradMeans means = {g_sum * args.inverse_width, gh_sum * args.inverse_width};
+  const LayerNormGradMeans means = {g_sum * args.mean_factor, gh_sum * args.inverse_width};
   const T* __restrict__ grad_s = args.has_grad_s ? args.grad_s.at(sample, token) : scratch.zeros.data();
   T* __restrict__ grad_x = args.grad_x + row * width;
   if (args.has_branch) {
@@ -178,8 +178,8 @@ void backward(const AdalnBackwardArgs<T, M>& args) {
 
 std::tuple<Tensor, Tensor, Tensor> adaln_cpu(const Tensor& x, const std::optional<Tensor>& branch,
                                              const std::optional<Tensor>& gate, const Tensor& shift,
-                                             const Tensor& scale, double eps) {
-  const Adaln call(x, branch, gate, shift, scale, eps);
+                                             const Tensor& scale, double eps, bool rms) {
+  const Adaln call(x, branch, gate, shift, scale, eps, rms);
   dispatch_tokens_and_modulation(x.scalar_type(), scale.scalar_type(), [&](auto token_type, auto modulation_type) {
     forward(call.args<decltype(token_type), decltype(modulation_type)>());
   });
@@ -188,8 +188,8 @@ std::tuple<Tensor, Tensor, Tensor> adaln_cpu(const Tensor& x, const std::optiona
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaln_backward_cpu(
     const Tensor& grad_y, const std::optional<Tensor>& grad_s, const Tensor& s, const std::optional<Tensor>& branch,
-    const std::optional<Tensor>& gate, const Tensor& scale, const Tensor& stats) {
-  const AdalnBackward call(grad_y, grad_s, s, branch, gate, scale, stats, kChunkTokens);
+    const std::optional<Tensor>& gate, const Tensor& scale, const Tensor& stats, bool rms) {
+  const AdalnBackward call(grad_y, grad_s, s, branch, gate, scale, stats, rms, kChunkTokens);
   dispatch_tokens_and_modulation(s.scalar_type(), scale.scalar_type(), [&](auto token_type, auto modulation_type) {
     backward(call.args<decltype(token_type), decltype(modulation_type)>());
   });

@@ -112,14 +112,13 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AdalnArgs<T, M> args,
   float sum = 0.0f;
   SENDVAE_UNROLL
   for (int step = 0; step < kSteps; ++step) add(s[step], sum);
-  const float center = warp_sum(sum) * args.inverse_width;
+  const float center = warp_sum(sum) * args.mean_factor;
   float deviation_sum = 0.0f, square_sum = 0.0f;
   SENDVAE_UNROLL
   for (int step = 0; step < kSteps; ++step) {
     add_deviations<true>(s[step], first_count - step * kStride, center, deviation_sum, square_sum);
   }
-  const LayerNormStats stats =
-      stats_from_deviations(center, warp_sum(deviation_sum), warp_sum(square_sum), args.inverse_width, args.eps);
+  const LayerNormStats stats = stats_from_deviations(center, warp_sum(deviation_sum), warp_sum(square_sum), args);
   if (threadIdx.x % kWarp == 0) args.stats[row] = stats;
 
   const M* shift = args.shift.at(sample) + first_column;
@@ -151,13 +150,12 @@ __global__ void __launch_bounds__(kThreads) wide_forward_kernel(AdalnArgs<T, M> 
 
   float sum = 0.0f;
   for (int64_t column = first_column; column < args.width; column += kStride) add(s_at(column), sum);
-  const float center = warp_sum(sum) * args.inverse_width;
+  const float center = warp_sum(sum) * args.mean_factor;
   float deviation_sum = 0.0f, square_sum = 0.0f;
   for (int64_t column = first_column; column < args.width; column += kStride) {
     add_deviations<kWhole>(s_at(column), args.width - column, center, deviation_sum, square_sum);
   }
-  const LayerNormStats stats =
-      stats_from_deviations(center, warp_sum(deviation_sum), warp_sum(square_sum), args.inverse_width, args.eps);
+  const LayerNormStats stats = stats_from_deviations(center, warp_sum(deviation_sum), warp_sum(square_sum), args);
   if (threadIdx.x % kWarp == 0) args.stats[row] = stats;
   for (int64_t column = first_column; column < args.width; column += kStride) {
     const int64_t count = args.width - column;
@@ -191,9 +189,9 @@ void launch_forward(const AdalnArgs<T, M>& args, cudaStream_t stream) {
 
 std::tuple<Tensor, Tensor, Tensor> adaln_cuda(const Tensor& x, const std::optional<Tensor>& branch,
                                               const std::optional<Tensor>& gate, const Tensor& shift,
-                                              const Tensor& scale, double eps) {
+                                              const Tensor& scale, double eps, bool rms) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const Adaln call(x, branch, gate, shift, scale, eps);
+  const Adaln call(x, branch, gate, shift, scale, eps, rms);
   dispatch_tokens_and_modulation(x.scalar_type(), scale.scalar_type(), [&](auto token_type, auto modulation_type) {
     launch_forward(call.args<decltype(token_type), decltype(modulation_type)>(), current_stream(x));
   });

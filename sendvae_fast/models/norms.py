@@ -84,3 +84,42 @@ class AdaLayerNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
+
+
+class AdaRMSNorm(nn.Module):
+    """`AdaLayerNorm` with RMSNorm (Zhang and Sennrich, 2019) and its weight [D], as LightningDiT has it.
+
+    ``y = s / sqrt(mean(s²) + eps) * weight * (1 + scale) + shift``. Weight and modulation are float32 in the op whatever
+    they are given in, and one factor.
+
+    Args:
+        width: D.
+        eps: added to the mean of squares, not negative; the default is LightningDiT's.
+        device: of the weight.
+        dtype: of the weight.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        eps: float = 1e-6,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width, device=device, dtype=dtype))
+
+    def forward(
+        self, x: Tensor, shift: Tensor, scale: Tensor, branch: Tensor | None = None, gate: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Normalise and modulate, with what `AdaLayerNorm` takes, gives and raises."""
+        compute = torch.promote_types(scale.dtype, torch.float32)
+        weight, shift, scale = (tensor.to(compute) for tensor in (self.weight, shift, scale))
+        gate = None if gate is None else gate.to(compute)
+        scale = torch.addcmul(weight - 1, weight, scale)  # 1 + it is weight * (1 + scale)
+        return adaln(x, shift, scale, branch=branch, gate=gate, eps=self.eps, rms=True)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}"

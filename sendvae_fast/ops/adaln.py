@@ -18,19 +18,22 @@ def adaln(
     branch: torch.Tensor | None = None,
     gate: torch.Tensor | None = None,
     eps: float = 1e-6,
+    rms: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Adaptive layer norm of the residual stream, with the gated branch that is still to be added to it.
+    """Adaptive layer norm or RMSNorm of the residual stream, with the gated branch that is still to be added to it.
 
         s = x + gate * branch, or x itself without a branch
         y = (s - mean(s)) / sqrt(var(s) + eps) * (1 + scale) + shift
 
     This is adaLN-Zero of DiT and SiT, cut so that one op does all that stands between two matrix products: the next
-    layer reads y, the next `adaln` takes s as its x. Mean and (biased) variance are over D. s is rounded to the dtype
-    of x, and y is the norm of s as rounded. Arithmetic and statistics are float32 (float64 for float64 inputs),
+    layer reads y, the next `adaln` takes s as its x. Mean and (biased) variance are over D; with `rms` the mean counts
+    as 0, which is RMSNorm (Zhang and Sennrich, 2019) as LightningDiT has it. s is rounded to the dtype of x, and y is
+    the norm of s as rounded. Arithmetic and statistics are float32 (float64 for float64 inputs),
     whatever the inputs' dtype or autocast.
 
     Gradients reach x, branch, gate, shift and scale, once (no double backward; the reference has it). With g the
-    gradient of y times (1 + scale) and h = (s - mean) / std: grad_s += (g - mean(g) - h mean(g h)) / std; x gets
+    gradient of y times (1 + scale) and h = (s - mean) / std: grad_s += (g - mean(g) - h mean(g h)) / std, with
+    `rms` without mean(g); x gets
     grad_s, branch grad_s * gate; gate, shift and scale the sums over N of grad_s * branch, grad_y and grad_y * h, in
     float32 and in a fixed order. Kept for the backward pass: s, branch, gate, scale, and two float32 numbers per token.
 
@@ -47,6 +50,7 @@ def adaln(
         branch: like x, output of the layer whose residual connection this is; with `gate` or not at all.
         gate: like shift, same dtype.
         eps: added to the variance, not negative.
+        rms: RMSNorm in place of layer norm. Its weight, where there is one, is a factor of 1 + scale.
 
     Returns:
         (y, s), both [B, N, D] in the dtype of x; contiguous, but for s where it is x.
@@ -58,11 +62,11 @@ def adaln(
     _check(x, shift, scale, branch, gate, eps)
     backend = backend_for("adaln", x)
     if backend == "reference":
-        return adaln_reference(x, shift, scale, branch=branch, gate=gate, eps=eps)
+        return adaln_reference(x, shift, scale, branch=branch, gate=gate, eps=eps, rms=rms)
     if branch is None:
-        (y,) = _op.with_gradient(backend, 1, x, None, None, shift, scale, eps)
+        (y,) = _op.with_gradient(backend, 1, x, None, None, shift, scale, eps, rms)
         return y, x
-    y, s = _op.with_gradient(backend, 2, x, branch, gate, shift, scale, eps)
+    y, s = _op.with_gradient(backend, 2, x, branch, gate, shift, scale, eps, rms)
     return y, s
 
 
@@ -74,6 +78,7 @@ def adaln_reference(
     branch: torch.Tensor | None = None,
     gate: torch.Tensor | None = None,
     eps: float = 1e-6,
+    rms: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`adaln` in plain, differentiable PyTorch; float64 inputs are computed in float64 throughout."""
     compute = torch.promote_types(x.dtype, torch.float32)
@@ -82,7 +87,8 @@ def adaln_reference(
     if branch is not None:
         assert gate is not None, "branch and gate come together"
         s = (x.to(compute) + gate.to(compute).unsqueeze(1) * branch.to(compute)).to(x.dtype).contiguous()
-    normalised = F.layer_norm(s.to(compute), s.shape[-1:], eps=eps)
+    norm = F.rms_norm if rms else F.layer_norm
+    normalised = norm(s.to(compute), s.shape[-1:], eps=eps)
     return (normalised * (1.0 + scale) + shift).to(x.dtype).contiguous(), s
 
 
@@ -124,12 +130,12 @@ def _packed_like(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _fake(x, branch, gate, shift, scale, eps):
+def _fake(x, branch, gate, shift, scale, eps, rms):
     s = x.new_empty(0) if branch is None else _packed_like(x)
     return _packed_like(x), s, x.new_empty((*x.shape[:2], 2), dtype=torch.float32)
 
 
-def _fake_backward(grad_y, grad_s, s, branch, gate, scale, stats):
+def _fake_backward(grad_y, grad_s, s, branch, gate, scale, stats, rms):
     if branch is None:
         grad_branch, grad_gate = s.new_empty(0), scale.new_empty(0)
     else:
@@ -138,7 +144,7 @@ def _fake_backward(grad_y, grad_s, s, branch, gate, scale, stats):
 
 
 def _setup_context(ctx, inputs, output):
-    x, branch, gate, _, scale, _ = inputs
+    x, branch, gate, _, scale, _, ctx.rms = inputs
     _, s, stats = output
     ctx.save_for_backward(x if branch is None else s, branch, gate, scale, stats)
     # s of a network's last norm is used nowhere: no pass over zeros for it.
@@ -151,10 +157,12 @@ def _backward(op, ctx, grad_y, grad_s, _grad_stats):
         grad_y = torch.zeros_like(s)
     if branch is None:
         grad_s = None  # the op's s is an empty stand-in; autograd itself adds what arrives at x
-    grad_x, grad_branch, grad_gate, grad_shift, grad_scale = op(grad_y, grad_s, s, branch, gate, scale, stats)
+    grad_x, grad_branch, grad_gate, grad_shift, grad_scale = op(
+        grad_y, grad_s, s, branch, gate, scale, stats, ctx.rms
+    )
     if branch is None:
         grad_branch = grad_gate = None
-    return grad_x, grad_branch, grad_gate, grad_shift, grad_scale, None
+    return grad_x, grad_branch, grad_gate, grad_shift, grad_scale, None, None
 
 
 _op = register(

@@ -15,6 +15,8 @@ CHOSEN = {
         "3x32x65-offset-chunk-transposed-float_modulation",
         "2x9x128-chunk-contiguous-alone",
         "5x31x96-contiguous-chunk",
+        "3x33x33-transposed-chunk-offset-rms",
+        "1x3x768-contiguous-chunk-rms",
         *(f"1x3x{width}-contiguous-chunk" for width in ADALN_WIDTHS),
         *(f"1x3x{width}-contiguous-chunk-float_modulation" for width in ADALN_WIDTHS),
     ],

@@ -1,4 +1,4 @@
-"""`GroupNormSiLU` and `AdaLayerNorm` against the plain PyTorch that they replace."""
+"""`GroupNormSiLU`, `AdaLayerNorm` and `AdaRMSNorm` against the plain PyTorch that they replace."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from numerics import BACKWARD_FACTOR, FORWARD_FACTOR, assert_error_within
 from torch import nn
 from torch.testing import assert_close
 
-from sendvae_fast.nn import AdaLayerNorm, GroupNormSiLU
+from sendvae_fast.nn import AdaLayerNorm, AdaRMSNorm, GroupNormSiLU
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -83,11 +83,33 @@ def test_ada_layer_norm(dtype):
     assert_as_plain(AdaLayerNorm(), plain_with_branch, (x, shift, scale, branch, gate), dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_ada_rms_norm(dtype):
+    torch.manual_seed(0)
+    module = AdaRMSNorm(24)
+    x, branch = (3 + torch.randn(2, 2, 5, 24)).unbind()
+    shift, scale, gate = torch.randn(3, 2, 24).unbind()
+    weight = 1 + 0.3 * torch.randn(24)
+
+    def ours(x, weight, shift, scale, *branch_and_gate):
+        return torch.func.functional_call(module, {"weight": weight}, (x, shift, scale, *branch_and_gate))
+
+    def plain(x, weight, shift, scale):
+        y = x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
+        return y * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1), x
+
+    def plain_with_branch(x, weight, shift, scale, branch, gate):
+        return plain(x + gate.unsqueeze(1) * branch, weight, shift, scale)
+
+    assert_as_plain(ours, plain, (x, weight, shift, scale), dtype)
+    assert_as_plain(ours, plain_with_branch, (x, weight, shift, scale, branch, gate), dtype)
+
+
 def test_they_compile_into_one_graph():
     torch.manual_seed(0)
-    norm, ada = GroupNormSiLU(2, 6), AdaLayerNorm()
+    norm, ada, rms = GroupNormSiLU(2, 6), AdaLayerNorm(), AdaRMSNorm(6)
     x, tokens, (shift, scale) = torch.randn(2, 6, 4, 4), torch.randn(2, 5, 6), torch.randn(2, 2, 6).unbind()
-    for module, inputs in ((norm, (x,)), (ada, (tokens, shift, scale))):
+    for module, inputs in ((norm, (x,)), (ada, (tokens, shift, scale)), (rms, (tokens, shift, scale))):
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         for ours, eager in zip(compiled(*inputs), module(*inputs), strict=True):
             assert torch.equal(ours, eager)

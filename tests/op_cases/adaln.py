@@ -18,10 +18,13 @@ class AdalnCase:
     grad_layout: str = "contiguous"
     has_branch: bool = True
     float_modulation: bool = False
+    rms: bool = False
 
     def __str__(self) -> str:
         layouts = dict.fromkeys((self.tokens_layout, self.modulation_layout, self.grad_layout))
-        flags = ["alone"] * (not self.has_branch) + ["float_modulation"] * self.float_modulation
+        flags = [
+            *["alone"] * (not self.has_branch), *["float_modulation"] * self.float_modulation, *["rms"] * self.rms,
+        ]  # fmt: skip
         return "-".join(["x".join(map(str, self.shape)), *layouts, *flags])
 
     def inputs(self, dtype: torch.dtype, device: str, number: int) -> dict[str, torch.Tensor]:
@@ -74,6 +77,14 @@ CASES = [
     AdalnCase((2, 37, 4104)),  # wider than CUDA keeps in registers
     AdalnCase((1, 35, 4101), "chunk", "chunk", "offset", has_branch=False, float_modulation=True),
     AdalnCase((8, 256, 768)),
+    AdalnCase((1, 1, 2), rms=True),
+    AdalnCase((1, 3, 768), rms=True),
+    AdalnCase((3, 33, 33), "transposed", "chunk", "offset", rms=True),
+    AdalnCase((2, 65, 256), float_modulation=True, rms=True),
+    AdalnCase((4, 64, 384), has_branch=False, rms=True),
+    AdalnCase((2, 100, 1152), float_modulation=True, rms=True),
+    AdalnCase((2, 37, 4104), rms=True),
+    AdalnCase((1, 35, 4101), "chunk", "chunk", "offset", has_branch=False, float_modulation=True, rms=True),
     # Each number of vectors that a CUDA thread keeps, with either modulation.
     *(
         AdalnCase((1, 3, width), float_modulation=fp32)
@@ -87,6 +98,7 @@ FEW_CASES = [
     AdalnCase((5, 18, 9), "offset", "offset", "offset"),
     AdalnCase((3, 34, 65), "transposed", "chunk", "transposed", float_modulation=True),
     AdalnCase((2, 33, 128), "chunk", "chunk", "chunk"),
+    AdalnCase((2, 19, 66), "offset", "chunk", float_modulation=True, rms=True),
     AdalnCase((2, 5, 257), "chunk", "transposed", has_branch=False),
     AdalnCase((2, 3, 1152)),
 ]
@@ -110,7 +122,7 @@ def check(case: AdalnCase, dtype: torch.dtype, backend: str, device: str) -> Non
         ):
             leaves = {name: x.to(compute or x.dtype).detach().requires_grad_() for name, x in inputs.items()}
             with use_backend(backend):
-                y, s = function(**leaves)
+                y, s = function(**leaves, rms=case.rms)
             if not case.has_branch:
                 assert s is leaves["x"]
             outputs = dict(y=y, s=s) if case.has_branch else dict(y=y)
@@ -139,15 +151,15 @@ def example(number: int, dtype: torch.dtype, device: str) -> Example:
 
 def raw_calls(backend: str, device: str) -> list[tuple[str, tuple]]:
     calls = []
-    for case in (AdalnCase((2, 5, 24)), AdalnCase((2, 5, 24), has_branch=False, float_modulation=True)):
+    for case in (AdalnCase((2, 5, 24)), AdalnCase((2, 5, 24), has_branch=False, float_modulation=True, rms=True)):
         inputs = case.inputs(torch.float32, device, 0)
         x, branch, gate, shift, scale = (inputs.get(name) for name in ("x", "branch", "gate", "shift", "scale"))
-        _, s, stats = op_of("adaln", backend)(x, branch, gate, shift, scale, 1e-6)
+        _, s, stats = op_of("adaln", backend)(x, branch, gate, shift, scale, 1e-6, case.rms)
         grad_y, grad_s = torch.randn_like(x), torch.randn_like(x)
-        saved = (x if branch is None else s, branch, gate, scale, stats)
+        saved = (x if branch is None else s, branch, gate, scale, stats, case.rms)
         calls += [("adaln_backward", (grad_y, grad, *saved)) for grad in (grad_s, None)]
         leaves = (t if t is None else t.detach().requires_grad_() for t in (x, branch, gate, shift, scale))
-        calls.append(("adaln", (*leaves, 1e-6)))
+        calls.append(("adaln", (*leaves, 1e-6, case.rms)))
     return calls
 
 

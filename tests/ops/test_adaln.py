@@ -37,11 +37,22 @@ def test_reference_is_the_block_of_sit():
     assert same is s
 
 
+def test_reference_with_rms_is_the_block_of_lightningdit():
+    inputs = {name: x.double() for name, x in make_inputs().items()}
+    x, shift, scale, branch, gate = (inputs[name][0] for name in ("x", "shift", "scale", "branch", "gate"))
+    y, s = (output[0] for output in adaln_reference(**inputs, rms=True))
+    expected_s = x + gate * branch
+    normalised = expected_s / torch.sqrt(expected_s.pow(2).mean(-1, keepdim=True) + 1e-6)
+    torch.testing.assert_close(s, expected_s)
+    torch.testing.assert_close(y, normalised * (1 + scale) + shift)
+
+
+@pytest.mark.parametrize("rms", [False, True])
 @pytest.mark.parametrize("has_branch", [True, False])
-def test_reference_gradcheck(has_branch):
+def test_reference_gradcheck(has_branch, rms):
     inputs = make_inputs((2, 3, 5), has_branch=has_branch)
     leaves = [x.detach().double().requires_grad_() for x in inputs.values()]
-    assert torch.autograd.gradcheck(lambda *args: adaln(**dict(zip(inputs, args, strict=True))), leaves)
+    assert torch.autograd.gradcheck(lambda *args: adaln(**dict(zip(inputs, args, strict=True)), rms=rms), leaves)
 
 
 def test_one_feature_and_constant_tokens(backend):

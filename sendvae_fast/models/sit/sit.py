@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sendvae_fast.errors import UserError
-from sendvae_fast.models.norms import AdaLayerNorm
+from sendvae_fast.models.norms import AdaLayerNorm, AdaRMSNorm
 from sendvae_fast.models.positions import (
     RotaryEmbedding,
     rotary_angles_1d,
@@ -191,17 +191,6 @@ class Stream(NamedTuple):
     def tokens(self) -> Tensor:
         """The tokens [B, N, D] with everything added."""
         return self.x if self.branch is None or self.gate is None else self.x + self.gate.unsqueeze(1) * self.branch
-
-
-class AdaRMSNorm(RMSNorm):
-    """`AdaLayerNorm` with RMSNorm and its weight. In plain PyTorch: the op's statistics are LayerNorm's."""
-
-    def forward(
-        self, x: Tensor, shift: Tensor, scale: Tensor, branch: Tensor | None = None, gate: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        s = Stream(x, branch, gate).tokens()
-        y = super().forward(s) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
-        return y.to(s.dtype), s
 
 
 def _norm(config: SiTConfig) -> nn.Module:

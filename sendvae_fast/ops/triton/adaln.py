@@ -25,7 +25,7 @@ def _forward_kernel(
     x_ptr, branch_ptr, gate_ptr, shift_ptr, scale_ptr, y_ptr, s_ptr, stats_ptr,
     num_tokens, num_columns, x_stride_b, x_stride_n, branch_stride_b, branch_stride_n,
     gate_stride, shift_stride, scale_stride, eps,
-    HAS_BRANCH: tl.constexpr, WIDTH: tl.constexpr,
+    HAS_BRANCH: tl.constexpr, RMS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     sample = row // num_tokens
@@ -43,13 +43,17 @@ def _forward_kernel(
         rounded = (s + gate * branch).to(s_ptr.dtype.element_ty)
         tl.store(s_ptr + row * num_columns + column, rounded, mask=mask)
         s = rounded.to(tl.float32)  # y is the norm of what is stored
-    center = tl.div_rn(tl.sum(s, axis=0), width)
-    deviation = tl.where(mask, s - center, 0.0)
-    # The center is the mean up to rounding; the rest is corrected here.
-    correction = tl.div_rn(tl.sum(deviation, axis=0), width)
-    mean = center + correction
-    variance = tl.div_rn(tl.sum(deviation * deviation, axis=0), width) - correction * correction
-    variance = tl.where(variance < 0.0, 0.0, variance)
+    if RMS:
+        mean = 0.0
+        variance = tl.div_rn(tl.sum(s * s, axis=0), width)
+    else:
+        center = tl.div_rn(tl.sum(s, axis=0), width)
+        deviation = tl.where(mask, s - center, 0.0)
+        # The center is the mean up to rounding; the rest is corrected here.
+        correction = tl.div_rn(tl.sum(deviation, axis=0), width)
+        mean = center + correction
+        variance = tl.div_rn(tl.sum(deviation * deviation, axis=0), width) - correction * correction
+        variance = tl.where(variance < 0.0, 0.0, variance)
     rstd = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
     tl.store(stats_ptr + row * 2, mean)
     tl.store(stats_ptr + row * 2 + 1, rstd)
@@ -66,7 +70,7 @@ def _backward_kernel(
     num_tokens, num_columns, num_chunks,
     grad_y_stride_b, grad_y_stride_n, grad_s_stride_b, grad_s_stride_n, s_stride_b, s_stride_n,
     branch_stride_b, branch_stride_n, gate_stride, scale_stride,
-    HAS_GRAD_S: tl.constexpr, HAS_BRANCH: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
+    HAS_GRAD_S: tl.constexpr, HAS_BRANCH: tl.constexpr, RMS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     sample = program // num_chunks
@@ -90,7 +94,10 @@ def _backward_kernel(
         s = tl.load(s_ptr + sample * s_stride_b + token * s_stride_n + column, mask=mask, other=0.0).to(tl.float32)
         h = tl.where(mask, (s - mean) * rstd, 0.0)
         g = grad_y * scale_plus_one
-        g_mean = tl.div_rn(tl.sum(g, axis=0), width)
+        if RMS:
+            g_mean = 0.0
+        else:
+            g_mean = tl.div_rn(tl.sum(g, axis=0), width)
         gh_mean = tl.div_rn(tl.sum(g * h, axis=0), width)
         grad = rstd * (g - g_mean - h * gh_mean)
         if HAS_GRAD_S:
@@ -160,6 +167,7 @@ def adaln(
     shift: torch.Tensor,
     scale: torch.Tensor,
     eps: float,
+    rms: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(y, s or [0] without a branch, stats float32 [B, N, 2] = (mean, rstd)); arguments as for the public `adaln`."""
     batch, num_tokens, num_columns = x.shape
@@ -177,7 +185,7 @@ def adaln(
         _launcher(_forward_kernel)[(batch * num_tokens,)](
             *tokens, *rows, y, s, stats, num_tokens, num_columns,
             *(stride for t in tokens for stride in t.stride()[:2]), *(r.stride(0) for r in rows), eps,
-            HAS_BRANCH=has_branch, WIDTH=width, num_warps=_num_warps(width),
+            HAS_BRANCH=has_branch, RMS=rms, WIDTH=width, num_warps=_num_warps(width),
         )  # fmt: skip
     return y, s, stats
 
@@ -191,6 +199,7 @@ def adaln_backward(
     gate: torch.Tensor | None,
     scale: torch.Tensor,
     stats: torch.Tensor,
+    rms: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(grad_x, grad_branch, grad_gate, grad_shift, grad_scale); the second and third are [0] without a branch."""
     batch, num_tokens, num_columns = s.shape
@@ -211,7 +220,7 @@ def adaln_backward(
         _launcher(_backward_kernel)[(batch * num_chunks,)](
             *tokens, *rows, stats.contiguous(), grad_x, grad_branch, partials, num_tokens, num_columns, num_chunks,
             *(stride for t in tokens for stride in t.stride()[:2]), *(r.stride(0) for r in rows),
-            HAS_GRAD_S=grad_s is not None, HAS_BRANCH=has_branch, CHUNK=CHUNK, WIDTH=width,
+            HAS_GRAD_S=grad_s is not None, HAS_BRANCH=has_branch, RMS=rms, CHUNK=CHUNK, WIDTH=width,
             num_warps=_num_warps(width),
         )  # fmt: skip
         _launcher(_sum_chunks_kernel)[(batch, triton.cdiv(num_columns, NUM_COLUMNS))](
