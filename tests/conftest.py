@@ -133,7 +133,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` means: one more than this process may use cores, as tests wait for disks and for other processes."""
+    """What `-n auto` means: one more than this process may use cores, as tests wait for disks and processes."""
     return len(os.sched_getaffinity(0)) + 1
 
 

@@ -89,8 +89,8 @@ class AdaLayerNorm(nn.Module):
 class AdaRMSNorm(nn.Module):
     """`AdaLayerNorm` with RMSNorm (Zhang and Sennrich, 2019) and its weight [D], as LightningDiT has it.
 
-    ``y = s / sqrt(mean(s²) + eps) * weight * (1 + scale) + shift``. Weight and modulation are float32 in the op whatever
-    they are given in, and one factor.
+    ``y = s / sqrt(mean(s²) + eps) * weight * (1 + scale) + shift``. The op is given weight and scale as one factor, and
+    all modulation in float32.
 
     Args:
         width: D.

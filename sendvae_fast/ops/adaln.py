@@ -157,9 +157,7 @@ def _backward(op, ctx, grad_y, grad_s, _grad_stats):
         grad_y = torch.zeros_like(s)
     if branch is None:
         grad_s = None  # the op's s is an empty stand-in; autograd itself adds what arrives at x
-    grad_x, grad_branch, grad_gate, grad_shift, grad_scale = op(
-        grad_y, grad_s, s, branch, gate, scale, stats, ctx.rms
-    )
+    grad_x, grad_branch, grad_gate, grad_shift, grad_scale = op(grad_y, grad_s, s, branch, gate, scale, stats, ctx.rms)
     if branch is None:
         grad_branch = grad_gate = None
     return grad_x, grad_branch, grad_gate, grad_shift, grad_scale, None, None

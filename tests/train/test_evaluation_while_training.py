@@ -98,7 +98,7 @@ def test_results_are_those_of_sendvae_evaluate(runs, images, stage, tmp_path):
             assert getattr(own, name) == getattr(result, name), (result.metric, name)
         # To rounding: weights that were loaded lie elsewhere in memory than those in training, and PyTorch's kernels
         # sum by how their inputs are aligned. A difference of means is a small part of what is subtracted. One grey
-        # level that tips over moves the Fréchet distance of so few pictures by up to 2e-5 of it; a step moves it by 0.1.
+        # level that tips over moves the Fréchet distance of so few pictures by up to 2e-5 of it, a step by a tenth.
         close = 1e-4 if "frechet" in result.metric else 1e-5
         assert own.value == pytest.approx(result.value, rel=close), result.metric
         assert (own.interval or ()) == pytest.approx(result.interval or (), rel=1e-4), result.metric

@@ -94,10 +94,7 @@ def _backward_kernel(
         s = tl.load(s_ptr + sample * s_stride_b + token * s_stride_n + column, mask=mask, other=0.0).to(tl.float32)
         h = tl.where(mask, (s - mean) * rstd, 0.0)
         g = grad_y * scale_plus_one
-        if RMS:
-            g_mean = 0.0
-        else:
-            g_mean = tl.div_rn(tl.sum(g, axis=0), width)
+        g_mean = 0.0 if RMS else tl.div_rn(tl.sum(g, axis=0), width)
         gh_mean = tl.div_rn(tl.sum(g * h, axis=0), width)
         grad = rstd * (g - g_mean - h * gh_mean)
         if HAS_GRAD_S:
