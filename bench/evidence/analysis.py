@@ -154,10 +154,28 @@ def difference(measure: Measure, results: Mapping[int, Result], controls: Mappin
     return mean_over_seeds([ours[seed] - theirs[seed] for seed in both]) if both else None
 
 
-def correlation_with_distance(results: Sequence[Result], keys: Sequence[str]) -> dict[str, Correlation]:
-    """Pearson of measures with the Fréchet distance over points; empty where there are fewer than three."""
+def correlation_with_distance(
+    results: Sequence[Result], keys: Sequence[str], distance: str = "frechet"
+) -> dict[str, Correlation]:
+    """Pearson of measures with a distance over points; empty where there are fewer than three."""
     table = {
-        result["point"]: {key: value for key in ("frechet", *keys) if (value := MEASURES[key].of(result)) is not None}
+        result["point"]: {key: value for key in (distance, *keys) if (value := MEASURES[key].of(result)) is not None}
         for result in results
     }
-    return correlations(table, "frechet") if len(table) > 2 else {}
+    return correlations(table, distance) if len(table) > 2 else {}
+
+
+def correlation_of_differences(
+    results: Sequence[Result], control_of: Mapping[str, str | None], key: str, distance: str = "frechet"
+) -> Correlation | None:
+    """Pearson of a measure with a distance, both minus those of the control with the same seed.
+
+    None where fewer than three points have one. `control_of`: by variant.
+    """
+    variants, table = by_variant(results), {}
+    for result in results:
+        control = variants.get(control_of[result["variant"]] or "", {}).get(result["seed"])
+        if control is not None:
+            estimates = {name: difference(MEASURES[name], {0: result}, {0: control}) for name in (key, distance)}
+            table[result["point"]] = {name: found.value for name, found in estimates.items() if found is not None}
+    return correlations(table, distance).get(key) if len(table) > 2 else None

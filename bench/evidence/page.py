@@ -140,12 +140,16 @@ def in_order(variants: Iterable[str]) -> list[str]:
 
 
 def correlation_table(results: Sequence[Result]) -> str:
-    """Pearson of the autoencoders' measures with the distance, over points without REPA and of the main size."""
-    found = correlation_with_distance(of_main_size(results), CORRELATED)
-    rows = [line(("measure", "Pearson with the distance", "95 %", "points")), line(["---"] * 4)]
+    """Pearson of the autoencoders' measures with the distances, over points without REPA and of the main size."""
+    usual = of_main_size(results)
+    found, without_decoder = (
+        correlation_with_distance(usual, CORRELATED, distance) for distance in ("frechet", "from_decoded")
+    )
+    rows = [line(("measure", "Pearson with the distance", "with that from decoded latents", "points"))]
+    rows.append(line(["---"] * 4))
     for key, one in found.items():
-        interval = "" if one.interval is None else f"[{one.interval[0]:+.2f}, {one.interval[1]:+.2f}]"
-        rows.append(line((MEASURES[key].title, f"{one.pearson:+.2f}", interval, str(len(one.points)))))
+        values = (interval_text(part.pearson, part.interval, 2, "+") for part in (one, without_decoder[key]))
+        rows.append(line((MEASURES[key].title, *values, str(len(one.points)))))
     return "\n".join(rows) + "\n"
 
 

@@ -29,7 +29,7 @@ PLOTS = {
     "differences": "Each variant's distance minus its control's",
     "noise_levels": "The velocity's loss by noise level",
     "latents": "Spectra of latents, and what an error in them costs",
-    "f1": "Attribute F1 against the distance",
+    "f1": "Attribute F1 against the distances",
 }
 """What each shows, by its name."""
 
@@ -173,13 +173,16 @@ def differences(variants: Variants) -> Any:
 
 
 def f1(variants: Variants) -> Any:
-    """Attribute F1 against the distance, a point for each result."""
-    figure, (panel,) = _figure(1, width=5.0)
-    for name, seeds in variants.items():
-        found = [(MEASURES["f1"].of(result), MEASURES["frechet"].of(result)) for result in seeds.values()]
-        x, y = zip(*found, strict=True)
-        panel.scatter(x, y, s=22, label=name, color=COLOURS.get(name), marker="s" if name in FINER else "o")
-    panel.set_xlabel("attribute F1 of a linear probe", fontsize=8)
-    panel.set_ylabel("Fréchet distance", fontsize=8)
-    panel.legend(fontsize=6, frameon=False, ncols=2)
+    """Attribute F1 against the distances, a point for each result."""
+    figure, panels = _figure(2)
+    for panel, key, label in zip(
+        panels, ("frechet", "from_decoded"), ("Fréchet distance", "Fréchet distance from decoded latents"), strict=True
+    ):
+        for name, seeds in variants.items():
+            found = [(MEASURES["f1"].of(result), MEASURES[key].of(result)) for result in seeds.values()]
+            x, y = zip(*found, strict=True)
+            panel.scatter(x, y, s=22, label=name, color=COLOURS.get(name), marker="s" if name in FINER else "o")
+        panel.set_xlabel("attribute F1 of a linear probe", fontsize=8)
+        panel.set_ylabel(label, fontsize=8)
+    panels[0].legend(fontsize=6, frameon=False, ncols=2)
     return figure

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ttest_rel
+from scipy.stats import pearsonr, ttest_rel
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from bench.evidence import analysis, chosen, latent_measures, listing, page, pictures, plots, study
@@ -151,6 +151,25 @@ def test_paired_differences_have_students_interval():
     expected = ttest_rel(ours, theirs).confidence_interval()
     assert found.interval == pytest.approx((expected.low, expected.high)) and found.num_seeds == 5
     assert analysis.mean_over_seeds([1.0]).interval is None
+
+
+def test_differences_are_correlated_within_their_seed(monkeypatch):
+    rng = np.random.default_rng(0)
+    for key in ("f1", "frechet"):
+        monkeypatch.setitem(analysis.MEASURES, key, analysis.Measure(key, key, lambda result, key=key: result[key]))
+    names = {"control": None, "send": "control", "alone": None}
+    results = [
+        {"point": f"{name}-{seed}", "variant": name, "seed": seed, "f1": rng.normal(), "frechet": rng.normal()}
+        for name in names for seed in range(5) if (name, seed) != ("control", 3)
+    ]  # fmt: skip
+    value = {result["point"]: result for result in results}
+    x, y = (
+        [value[f"send-{seed}"][key] - value[f"control-{seed}"][key] for seed in (0, 1, 2, 4)]
+        for key in ("f1", "frechet")
+    )
+    found = analysis.correlation_of_differences(results, names, "f1")
+    assert found.pearson == pytest.approx(pearsonr(x, y).statistic) and len(found.points) == 4
+    assert analysis.correlation_of_differences(results[:2], names, "f1") is None
 
 
 # ---- A point ----
