@@ -26,12 +26,14 @@ STARTS = {"": ("control", "send", "control_repa", "send_repa"), ", finer autoenc
 PREFIX = "evidence_"
 PLOTS = {
     "curves": "Distance and class accuracy over the generator's steps; dotted: the floor",
-    "differences": "Each variant's distance minus its control's",
+    "differences": "Each variant's distances minus its control's, with seeds: left is better",
     "noise_levels": "The velocity's loss by noise level",
     "latents": "Spectra of latents, and what an error in them costs",
-    "f1": "Attribute F1 against the distances",
+    "f1": "Attribute F1 against the distances; hollow: without alignment, square: the finer autoencoder",
 }
 """What each shows, by its name."""
+DISTANCES = {"frechet": "Fréchet distance", "from_decoded": "Fréchet distance from decoded latents"}
+"""The measures that variants are compared by, with their titles."""
 
 Variants = Mapping[str, Mapping[int, Result]]
 
@@ -152,37 +154,45 @@ def latents(variants: Variants) -> Any:
 
 
 def differences(variants: Variants) -> Any:
-    """Each variant's distance minus its control's, with the interval over seeds."""
+    """Each variant's distances minus its control's, with the interval over seeds."""
     known = read_variants_file()
-    rows = []
-    for key, variant in known.items():
-        control = variant.control
-        if control is not None and variants.get(key) and variants.get(control):
-            estimate = difference(MEASURES["frechet"], variants[key], variants[control])
-            if estimate is not None:
-                rows.append((f"{key} ({estimate.num_seeds})", estimate))
-    figure, (panel,) = _figure(1, width=6.0, height=0.9 + 0.3 * max(len(rows), 1))
-    for place, (_, estimate) in enumerate(reversed(rows)):
-        if estimate.interval is not None:
-            panel.plot(estimate.interval, [place, place], color="#2a6f97", linewidth=1.5)
-        panel.plot(estimate.value, place, "o", color="#2a6f97", markersize=5)
-    panel.axvline(0, color="#888888", linewidth=0.8)
-    panel.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)], fontsize=8)
-    panel.set_title("Fréchet distance minus the control's (seeds): left is better", fontsize=9)
+    compared = [
+        (key, variant.control) for key, variant in known.items()
+        if variant.control is not None and variants.get(key) and variants.get(variant.control)
+    ]  # fmt: skip
+    figure, panels = _figure(len(DISTANCES), height=0.9 + 0.3 * max(len(compared), 1))
+    for panel, (measure, title) in zip(panels, DISTANCES.items(), strict=True):
+        labels = []
+        for place, (key, control) in enumerate(reversed(compared)):
+            estimate = difference(MEASURES[measure], variants[key], variants[control])
+            labels.append(key if estimate is None else f"{key} ({estimate.num_seeds})")
+            if estimate is None:
+                continue
+            if estimate.interval is not None:
+                panel.plot(estimate.interval, [place, place], color="#2a6f97", linewidth=1.5)
+            panel.plot(estimate.value, place, "o", color="#2a6f97", markersize=5)
+        panel.axvline(0, color="#888888", linewidth=0.8)
+        panel.set_yticks(range(len(labels)), labels if panel is panels[0] else [], fontsize=8)
+        panel.set_title(f"{title}\nminus the control's", fontsize=9)
     return figure
 
 
 def f1(variants: Variants) -> Any:
-    """Attribute F1 against the distances, a point for each result."""
-    figure, panels = _figure(2)
-    for panel, key, label in zip(
-        panels, ("frechet", "from_decoded"), ("Fréchet distance", "Fréchet distance from decoded latents"), strict=True
-    ):
-        for name, seeds in variants.items():
-            found = [(MEASURES["f1"].of(result), MEASURES[key].of(result)) for result in seeds.values()]
-            x, y = zip(*found, strict=True)
-            panel.scatter(x, y, s=22, label=name, color=COLOURS.get(name), marker="s" if name in FINER else "o")
+    """Attribute F1 against the distances, a point for each result; hollow: without alignment."""
+    from matplotlib import colormaps
+
+    known, colours = read_variants_file(), [colormaps["tab20"](place) for place in range(20)]
+    shown = [key for key in known if variants.get(key)]
+    figure, panels = _figure(len(DISTANCES))
+    for panel, (measure, title) in zip(panels, DISTANCES.items(), strict=True):
+        for place, key in enumerate(shown):
+            found = [(MEASURES["f1"].of(result), MEASURES[measure].of(result)) for result in variants[key].values()]
+            colour = colours[place % len(colours)]
+            panel.scatter(
+                *zip(*found, strict=True), s=22, marker="s" if key in FINER else "o", edgecolors=[colour],
+                facecolors="none" if known[key].control is None else [colour], label=key,
+            )  # fmt: skip
         panel.set_xlabel("attribute F1 of a linear probe", fontsize=8)
-        panel.set_ylabel(label, fontsize=8)
-    panels[0].legend(fontsize=6, frameon=False, ncols=2)
+        panel.set_title(title, fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=6, frameon=False, loc="outside right center")
     return figure
