@@ -107,6 +107,13 @@ PROMISES = {
             ),
         ),
         Promise(
+            "A run that was stopped from outside and let go on (SIGSTOP, a job that Slurm suspended) goes on",
+            (
+                "engine/test_watchdog.py::test_a_process_that_was_stopped_goes_on",
+                "engine/test_watchdog.py::test_ranks_that_were_stopped_together_go_on",
+            ),
+        ),
+        Promise(
             "SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2 are remembered until a step is done; a second SIGINT is obeyed",
             (
                 "engine/test_signals.py::test_a_signal_is_remembered_until_asked",

@@ -6,6 +6,8 @@ import signal
 import socket
 import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import forks
 import pytest
@@ -32,7 +34,7 @@ def train(arguments):
     ranks = init_distributed("cpu", records=sys.argv[2])
     with Watchdog(ranks, 1.0, 600.0, Path(sys.argv[2])) as dog:
         for step in range(1, 6):
-            if step == 4 and ranks.rank == 1:
+            if step == 4 and str(ranks.rank) in sys.argv[3]:
                 os.kill(os.getpid(), getattr(signal, sys.argv[1]))
             ranks.all_reduce_sum(torch.ones(1))
             dog.finished(step)
@@ -43,23 +45,32 @@ sys.exit(main())
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("way", "why"), [("SIGSTOP", "no step was finished for"), ("SIGKILL", "a collective failed")])
-def test_the_rank_that_does_not_answer_is_named(way, why, tmp_path):
+@contextmanager
+def two_ranks(way, which, folder):
+    """`WORKER` on two ranks, of which those of `which` meet the signal `way`; they are killed at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
-    with open(tmp_path / "errors.txt", "w") as file:
+    with open(folder / "errors.txt", "w") as file:
         ranks = [
-            forks.start(["-c", WORKER, way, tmp_path], env={**os.environ, **meeting, "RANK": str(rank)}, stderr=file)
+            forks.start(
+                ["-c", WORKER, way, folder, which], env={**os.environ, **meeting, "RANK": str(rank)}, stderr=file
+            )
             for rank in (0, 1)
         ]
         try:
-            code = ranks[0].wait()
+            yield ranks
         finally:
             for rank in ranks:
                 rank.kill()
                 rank.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "why"), [("SIGSTOP", "no step was finished for"), ("SIGKILL", "a collective failed")])
+def test_the_rank_that_does_not_answer_is_named(way, why, tmp_path):
+    with two_ranks(way, "1", tmp_path) as ranks:
+        code = ranks[0].wait()
     errors = (tmp_path / "errors.txt").read_text()
     assert code == EXIT_STUCK, errors
     assert why in errors and "after step 3: rank 1 does not answer" in errors
@@ -173,6 +184,25 @@ def test_a_process_that_was_stopped_goes_on(tmp_path):
         process.send_signal(signal.SIGCONT)
     assert process.returncode == 0, "it was taken for one that hangs"
     assert float((tmp_path / "longest").read_text()) < 3.0, "the limit of slow steps has grown by it"
+
+
+@pytest.mark.slow
+def test_ranks_that_were_stopped_together_go_on(tmp_path):
+    """As Slurm suspends a job: the second of them goes on a little later than the first."""
+    with two_ranks("SIGSTOP", "01", tmp_path) as ranks:
+        while any(rank.poll() is None and state_of(rank.pid) != "T" for rank in ranks):
+            time.sleep(0.01)
+        time.sleep(3.0)
+        for rank in ranks:
+            rank.send_signal(signal.SIGCONT)
+            time.sleep(0.3)
+        codes = [rank.wait() for rank in ranks]
+    assert codes == [0, 0], (tmp_path / "errors.txt").read_text()
+
+
+def state_of(pid):
+    """The letter that ps gives a process."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def test_what_is_no_step_has_a_limit_of_its_own(exits, tmp_path, capsys):
