@@ -21,7 +21,8 @@ from sendvae_fast.models.foundation.demo_vit import DEMO_WEIGHTS, JUDGE_WEIGHTS
 from sendvae_fast.models.foundation.foundation import load_foundation
 from sendvae_fast.models.foundation.foundation_config import FoundationConfig
 
-_WEIGHTS: dict[str, Path] = dict(zip(PACKAGED, (DEMO_WEIGHTS, JUDGE_WEIGHTS), strict=True))
+_WEIGHTS = {"demo": DEMO_WEIGHTS, "judge": JUDGE_WEIGHTS}
+"""Of the packaged networks."""
 
 
 class Features(NamedTuple):
