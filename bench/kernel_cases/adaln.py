@@ -1,4 +1,4 @@
-"""adaln between two layers of a block on 256 tokens: SiT-XL (D = 1152), SiT-B (D = 768), with RMSNorm LightningDiT-XL."""
+"""adaln between two layers of a block on 256 tokens: SiT-XL (D = 1152), SiT-B (768), with RMSNorm LightningDiT-XL."""
 
 import torch
 import torch.nn.functional as F
