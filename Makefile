@@ -21,7 +21,7 @@ help:  ## list the targets
 demo: env  ## run everything end to end on synthetic pictures and write runs/demo/report.html
 	@$(BIN)/sendvae demo $(ARGS)
 
-test: env $(VENV)/.docs $(VENV)/.play  ## lint, and beside it the whole test suite, one process more than cores
+test: env $(VENV)/.docs $(VENV)/.play  ## lint, and beside it the whole test suite, a process per core
 	@$(MAKE) --no-print-directory -j 2 lint tests
 
 # tests/everything.py says what that is. CI does it every night.

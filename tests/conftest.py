@@ -133,8 +133,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` means: one more than this process may use cores, as tests wait for disks and processes."""
-    return len(os.sched_getaffinity(0)) + 1
+    """What `-n auto` means: a worker for every core that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 @pytest.fixture(scope="module")
