@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from process_state import is_running
 
 from sendvae_fast.cli.main import main
 from sendvae_fast.compare import compare, timeline
@@ -190,15 +191,6 @@ def wait_for(condition, what):
     while not condition():
         assert time.monotonic() < deadline_s, what
         time.sleep(0.1)
-
-
-def is_running(pid):
-    """Whether there is such a process that has not ended (one whose end nobody looked at is a zombie)."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_workers_end_with_the_demo(tmp_path):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from process_state import is_running
 
 import sendvae_fast
 
@@ -42,13 +43,6 @@ if __name__ == "__main__":
         source = Waits(Path("x"), ["a", "b"])
         list(examine_parts(source, [(0, np.arange(2)), (1, np.arange(2))], num_workers=2))
 """
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def wait_for(condition, seconds, complaint):

@@ -166,9 +166,9 @@ def correlation_with_distance(
 
 
 def correlation_of_differences(
-    results: Sequence[Result], control_of: Mapping[str, str | None], key: str, distance: str = "frechet"
+    results: Sequence[Result], control_of: Mapping[str, str | None], key: str
 ) -> Correlation | None:
-    """Pearson of a measure with a distance, both minus those of the control with the same seed.
+    """Pearson of a measure with the Fréchet distance, both minus those of the control with the same seed.
 
     None where fewer than three points have one. `control_of`: by variant.
     """
@@ -176,6 +176,6 @@ def correlation_of_differences(
     for result in results:
         control = variants.get(control_of[result["variant"]] or "", {}).get(result["seed"])
         if control is not None:
-            estimates = {name: difference(MEASURES[name], {0: result}, {0: control}) for name in (key, distance)}
+            estimates = {name: difference(MEASURES[name], {0: result}, {0: control}) for name in (key, "frechet")}
             table[result["point"]] = {name: found.value for name, found in estimates.items() if found is not None}
-    return correlations(table, distance).get(key) if len(table) > 2 else None
+    return correlations(table, "frechet").get(key) if len(table) > 2 else None

@@ -53,7 +53,8 @@ class Watchdog:
         self._distributed, self._store, self._folder = distributed, distributed.store, folder
         self._limit_s, self._start_limit_s = limit_s, start_limit_s
         self._step, self._doing, self._longest_s = 0, "starting", 0.0
-        self._since = self._looked = time.monotonic()
+        self._clock, self._looked, self._stopped_s = threading.Lock(), time.monotonic(), 0.0
+        self._since = self._now()
         self._ended = threading.Event()
         # Two, as one that writes to the store of a host that was cut off waits with it.
         self._threads = [
@@ -70,7 +71,7 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave; a collective that failed because a rank is gone becomes an error that names the rank."""
-        self._doing, self._since = "ending", time.monotonic()
+        self._doing, self._since = "ending", self._now()
         silent = self._silent_ranks() if isinstance(error, RuntimeError) else []
         self._ended.set()
         for thread in self._threads:
@@ -90,9 +91,9 @@ class Watchdog:
     @contextmanager
     def pausing(self, doing: str) -> Iterator[None]:
         """Context for what is not a step and may take long: "saving"."""
-        self._doing, self._since = doing, time.monotonic()
+        self._doing, self._since = doing, self._now()
         yield
-        self._doing, self._since = "training", time.monotonic()
+        self._doing, self._since = "training", self._now()
 
     def _beat(self) -> None:
         count = 0
@@ -110,12 +111,13 @@ class Watchdog:
                 return
 
     def _now(self) -> float:
-        """The time; what this process was stopped for (SIGSTOP, a suspended job or machine) counts as no waiting."""
-        now = time.monotonic()
-        if now - self._looked > SILENT_S:
-            self._since += now - self._looked
-        self._looked = now
-        return now
+        """Seconds of a clock that stands still while this process is stopped (SIGSTOP, a suspended job or machine)."""
+        with self._clock:
+            now = time.monotonic()
+            if now - self._looked > SILENT_S:
+                self._stopped_s += now - self._looked
+            self._looked = now
+            return now - self._stopped_s
 
     def _show(self, count: int) -> None:
         if self._store is not None:

@@ -7,10 +7,10 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import forks
 import pytest
+from process_state import state_of
 
 from sendvae_fast.engine import flight_record, watchdog
 from sendvae_fast.engine.distributed import Distributed
@@ -174,6 +174,7 @@ with watchdog.Watchdog(Distributed(), 1.0, 600.0, Path(sys.argv[1])) as dog:
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_was_stopped_goes_on(tmp_path):
     """As Slurm stops a job that others go before, and a host a virtual machine."""
     with forks.start(["-c", STEPS, tmp_path]) as process:
@@ -198,11 +199,6 @@ def test_ranks_that_were_stopped_together_go_on(tmp_path):
             time.sleep(0.3)
         codes = [rank.wait() for rank in ranks]
     assert codes == [0, 0], (tmp_path / "errors.txt").read_text()
-
-
-def state_of(pid):
-    """The letter that ps gives a process."""
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def test_what_is_no_step_has_a_limit_of_its_own(exits, tmp_path, capsys):

@@ -14,6 +14,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from process_state import is_running
 from ranks import Outcomes, assert_same, run_to_the_end, start, tensors, train, wait
 from scenarios import FAULT_STEP, STEPS, at_fault_step, die
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -210,19 +211,15 @@ def chaos(folder: Path, outcomes: Outcomes, seconds_and_seed: str) -> None:
 
 def _wait_for_steps(count, progress, pids):
     """Wait until a run has begun so many steps, or has ended."""
-    while int.from_bytes(progress[:], "little") < count and not all(map(_has_ended, pids)):
+    while int.from_bytes(progress[:], "little") < count and any(map(is_running, pids)):
         time.sleep(0.005)
-
-
-def _has_ended(pid):
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def _harm(draw, pids):
     """Send a signal to one rank or both; what was sent, and whether it came too late."""
     what = draw.choice(["SIGKILL", "SIGKILL", "SIGTERM", "SIGTERM", "SIGSTOP", "SIGABRT", "SIGKILL of both"])
     victims = pids if what.endswith("both") else [draw.choice(pids)]
-    alive = [pid for pid in victims if not _has_ended(pid)]
+    alive = [pid for pid in victims if is_running(pid)]
     for pid in alive:
         os.kill(pid, getattr(signal, what.split()[0]))
     return what if alive else what + TOO_LATE
